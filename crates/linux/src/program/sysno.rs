@@ -1,0 +1,102 @@
+//! Names and numbers of the system calls that programs use.
+
+macro_rules! sysno {
+    ($($name:ident = $number:ident)*) => {
+        /// A system call, by its kernel name.
+        #[allow(non_camel_case_types, missing_docs, reason = "the names are the kernel's")]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Sysno { $($name),* }
+
+        impl Sysno {
+            /// The kernel's name.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => stringify!($name)),* }
+            }
+
+            /// The number in the native calling convention.
+            #[must_use]
+            pub const fn number(self) -> u64 {
+                let number = match self { $(Self::$name => libc::$number),* };
+                number.cast_unsigned()
+            }
+        }
+    };
+}
+
+sysno! {
+    arch_prctl = SYS_arch_prctl
+    brk = SYS_brk
+    capset = SYS_capset
+    chdir = SYS_chdir
+    chroot = SYS_chroot
+    clock_nanosleep = SYS_clock_nanosleep
+    clone3 = SYS_clone3
+    close = SYS_close
+    close_range = SYS_close_range
+    dup2 = SYS_dup2
+    dup3 = SYS_dup3
+    exit_group = SYS_exit_group
+    fchdir = SYS_fchdir
+    fcntl = SYS_fcntl
+    flock = SYS_flock
+    fork = SYS_fork
+    ftruncate = SYS_ftruncate
+    futex = SYS_futex
+    getitimer = SYS_getitimer
+    getpgid = SYS_getpgid
+    getpid = SYS_getpid
+    getppid = SYS_getppid
+    getrlimit = SYS_getrlimit
+    getsid = SYS_getsid
+    gettid = SYS_gettid
+    ioctl = SYS_ioctl
+    ioprio_set = SYS_ioprio_set
+    kill = SYS_kill
+    lseek = SYS_lseek
+    madvise = SYS_madvise
+    membarrier = SYS_membarrier
+    memfd_create = SYS_memfd_create
+    mincore = SYS_mincore
+    mlock2 = SYS_mlock2
+    mmap = SYS_mmap
+    mprotect = SYS_mprotect
+    mremap = SYS_mremap
+    munmap = SYS_munmap
+    openat = SYS_openat
+    personality = SYS_personality
+    pipe2 = SYS_pipe2
+    prctl = SYS_prctl
+    pread64 = SYS_pread64
+    prlimit64 = SYS_prlimit64
+    pwrite64 = SYS_pwrite64
+    read = SYS_read
+    rseq = SYS_rseq
+    rt_sigaction = SYS_rt_sigaction
+    rt_sigpending = SYS_rt_sigpending
+    rt_sigprocmask = SYS_rt_sigprocmask
+    rt_sigqueueinfo = SYS_rt_sigqueueinfo
+    rt_sigreturn = SYS_rt_sigreturn
+    rt_tgsigqueueinfo = SYS_rt_tgsigqueueinfo
+    sched_setaffinity = SYS_sched_setaffinity
+    sched_setattr = SYS_sched_setattr
+    seccomp = SYS_seccomp
+    set_robust_list = SYS_set_robust_list
+    set_tid_address = SYS_set_tid_address
+    setgroups = SYS_setgroups
+    setitimer = SYS_setitimer
+    setns = SYS_setns
+    setpgid = SYS_setpgid
+    setpriority = SYS_setpriority
+    setresgid = SYS_setresgid
+    setresuid = SYS_setresuid
+    setsid = SYS_setsid
+    sigaltstack = SYS_sigaltstack
+    tgkill = SYS_tgkill
+    timer_gettime = SYS_timer_gettime
+    umask = SYS_umask
+    vmsplice = SYS_vmsplice
+    wait4 = SYS_wait4
+    write = SYS_write
+    writev = SYS_writev
+}
