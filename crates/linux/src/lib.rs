@@ -5,5 +5,8 @@
 //! `/proc`, page maps. Nothing here knows about images.
 
 pub mod addr;
+pub mod attributes;
 pub mod executor;
+pub mod fork;
 pub mod program;
+pub mod seed;
