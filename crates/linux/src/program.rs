@@ -297,7 +297,6 @@ impl Program {
     }
 
     /// Adds a system call to a track. Unless told otherwise, only [`Accept::Success`] lets the program go on.
-    #[expect(clippy::must_use_candidate, reason = "the builder is for details")]
     pub fn call<const N: usize>(&mut self, track: TrackRef, nr: Sysno, args: [Value; N]) -> CallBuilder<'_> {
         self.push(track, Action::Call(nr), &args)
     }
