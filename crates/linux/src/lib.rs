@@ -5,8 +5,18 @@
 //! `/proc`, page maps. Nothing here knows about images.
 
 pub mod addr;
+pub mod arch;
 pub mod attributes;
+pub mod cpu;
 pub mod executor;
 pub mod fork;
+pub mod host;
+pub mod kcmp;
+pub mod memory;
+pub mod pagemap;
+pub mod proc;
 pub mod program;
+pub mod ptrace;
+pub mod remote;
 pub mod seed;
+pub mod signal;

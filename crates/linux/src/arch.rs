@@ -1,0 +1,3 @@
+//! What is particular to one processor architecture. Only x86-64 so far.
+
+pub mod x86_64;

@@ -1,0 +1,148 @@
+//! Tracing: the states of a tracee as types.
+//!
+//! A [`Stopped`] tracee can be read, changed and resumed; resuming consumes it and gives a [`Running`] one, which can only be
+//! interrupted and waited for. A tracee that ended is a value, [`Event::Exited`], never an error text. One that is killed while
+//! it is stopped answers with errors that say so ([`PtraceError::is_gone`]); resuming it still works and its end comes from
+//! [`Running::wait`].
+//!
+//! All tracees are seized (`PTRACE_SEIZE`): nothing is sent to them, and when the tracer dies the kernel lets them go on. They
+//! belong to the *thread* that seized them; the types cannot leave it.
+//!
+//! # Safety
+//! The unsafe blocks are system calls whose pointers are to locals that outlive the call, with their true lengths; the kernel
+//! writes within those only.
+
+#![allow(unsafe_code, reason = "ptrace and waitpid, see Safety above")]
+
+mod stopped;
+mod wait;
+
+use std::io;
+use std::marker::PhantomData;
+
+use crate::signal::SigInfo;
+
+pub use stopped::{Detached, RseqConfiguration};
+
+/// A request to the kernel about a tracee failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} failed for pid {tid}: {source}")]
+pub struct PtraceError {
+    /// The request, as the kernel names it.
+    pub operation: &'static str,
+    /// The thread.
+    pub tid: i32,
+    /// What the kernel said.
+    pub source: io::Error,
+}
+
+impl PtraceError {
+    pub(crate) fn last(operation: &'static str, tid: i32) -> Self {
+        Self { operation, tid, source: io::Error::last_os_error() }
+    }
+
+    /// Whether the tracee no longer exists (or, for [`seize`], never did).
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.source.raw_os_error() == Some(libc::ESRCH)
+    }
+}
+
+/// How tracees are seized.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Kill the tracee when the tracer ends: for processes that are still being built.
+    pub exit_kill: bool,
+}
+
+/// How a thread or process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// By `exit`, with this status.
+    Code(i32),
+    /// Killed by this signal.
+    Signal(i32),
+    /// It is gone, and the kernel has not told how: another thread's `execve` replaced it, or it is the leader of a process of
+    /// which other threads are still to be waited for.
+    Unknown,
+}
+
+/// Why a tracee stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// `PTRACE_EVENT_STOP`: interrupted by us, or a notice of a changed job control state. The stop is inside the kernel's signal
+    /// handling: an interrupted call restarts from here.
+    EventStop,
+    /// The process is stopped by this signal (`SIGSTOP`, `SIGTSTP`, `SIGTTIN`, `SIGTTOU`).
+    Group(i32),
+    /// A signal is about to be delivered; unless it is passed on when the tracee is resumed, it is dropped.
+    Signal(SigInfo),
+    /// At the entry of a system call.
+    SyscallEnter,
+    /// At the exit of a system call.
+    SyscallExit,
+    /// Another `PTRACE_EVENT_*`.
+    Event(i32),
+}
+
+/// What happened to a running tracee.
+#[derive(Debug)]
+pub enum Event {
+    /// It stopped.
+    Stopped(Stopped, StopReason),
+    /// The thread with this id ended.
+    Exited(i32, ExitStatus),
+}
+
+/// What [`Running::try_wait`] found.
+#[derive(Debug)]
+pub enum Poll {
+    /// It stopped or ended.
+    Ready(Event),
+    /// It runs on.
+    Pending(Running),
+}
+
+/// A tracee that runs, or runs as far as we know.
+#[derive(Debug)]
+#[must_use = "a running tracee is to be waited for"]
+pub struct Running {
+    tid: i32,
+    thread_bound: PhantomData<*const ()>,
+}
+
+/// A tracee that is stopped and waits for us.
+#[derive(Debug)]
+#[must_use = "a stopped tracee waits to be resumed"]
+pub struct Stopped {
+    tid: i32,
+    thread_bound: PhantomData<*const ()>,
+}
+
+/// Begins to trace thread `tid` without stopping it.
+///
+/// # Errors
+/// When there is no such thread ([`PtraceError::is_gone`]), another process traces it, or we may not (EPERM).
+pub fn seize(tid: i32, options: Options) -> Result<Running, PtraceError> {
+    let mut flags = libc::PTRACE_O_TRACESYSGOOD;
+    if options.exit_kill {
+        flags |= libc::PTRACE_O_EXITKILL;
+    }
+    // SAFETY: PTRACE_SEIZE takes numbers only.
+    let result = unsafe { libc::ptrace(libc::PTRACE_SEIZE, tid, 0usize, i64::from(flags)) };
+    if result == -1 {
+        return Err(PtraceError::last("PTRACE_SEIZE", tid));
+    }
+    Ok(Running { tid, thread_bound: PhantomData })
+}
+
+/// The robust futex list of any thread we may trace: its address and the length of its head, in bytes.
+///
+/// # Errors
+/// When the thread is gone or we may not ask.
+pub fn robust_list(tid: i32) -> Result<(u64, u64), PtraceError> {
+    let (mut head, mut len) = (0u64, 0u64);
+    // SAFETY: both pointers are to locals of the size the kernel writes.
+    let result = unsafe { libc::syscall(libc::SYS_get_robust_list, tid, &raw mut head, &raw mut len) };
+    if result == -1 { Err(PtraceError::last("get_robust_list", tid)) } else { Ok((head, len)) }
+}

@@ -1,0 +1,145 @@
+//! Waiting for tracees.
+
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use super::{Event, ExitStatus, Poll, PtraceError, Running, StopReason, Stopped};
+
+/// `si_code` of [`libc::PTRACE_EVENT_STOP`] and the other events stand above the signal in the wait status.
+const EVENT_SHIFT: i32 = 16;
+/// Set in the stop signal of system call stops by `PTRACE_O_TRACESYSGOOD`.
+const SYSCALL_STOP: i32 = libc::SIGTRAP | 0x80;
+const PTRACE_EVENT_STOP: i32 = 128;
+/// Between looks at a leader that cannot be reaped yet.
+const LEADER_PAUSE: Duration = Duration::from_micros(200);
+
+impl Running {
+    /// The thread's id.
+    #[must_use]
+    pub const fn tid(&self) -> i32 {
+        self.tid
+    }
+
+    /// Asks the tracee to stop, to be seen by [`Running::wait`]. For one that is gone this does nothing: waiting tells.
+    ///
+    /// # Errors
+    /// When the tracee is not ours any more.
+    pub fn interrupt(&self) -> Result<(), PtraceError> {
+        // SAFETY: PTRACE_INTERRUPT takes no pointers.
+        let result = unsafe { libc::ptrace(libc::PTRACE_INTERRUPT, self.tid, 0usize, 0usize) };
+        if result == 0 {
+            return Ok(());
+        }
+        let error = PtraceError::last("PTRACE_INTERRUPT", self.tid);
+        if error.is_gone() { Ok(()) } else { Err(error) }
+    }
+
+    /// Waits until the tracee stops or ends.
+    ///
+    /// The kernel does not report a process's leader as dead before all its other threads are reaped. Where that would mean to
+    /// wait for ever, the leader is reported with [`ExitStatus::Unknown`].
+    ///
+    /// # Errors
+    /// When waiting itself fails.
+    pub fn wait(self) -> Result<Event, PtraceError> {
+        if !self.is_leader() {
+            return match self.poll(0)? {
+                Poll::Ready(event) => Ok(event),
+                Poll::Pending(running) => Ok(Event::Exited(running.tid, ExitStatus::Unknown)),
+            };
+        }
+        let mut running = self;
+        loop {
+            running = match running.try_wait()? {
+                Poll::Ready(event) => return Ok(event),
+                Poll::Pending(running) => running,
+            };
+            if peek_any() == Some(running.tid) {
+                continue;
+            }
+            if running.is_zombie() {
+                return match running.try_wait()? {
+                    Poll::Ready(event) => Ok(event),
+                    Poll::Pending(running) => Ok(Event::Exited(running.tid, ExitStatus::Unknown)),
+                };
+            }
+            std::thread::sleep(LEADER_PAUSE);
+        }
+    }
+
+    /// Looks whether the tracee has stopped or ended, without waiting.
+    ///
+    /// # Errors
+    /// When waiting itself fails.
+    pub fn try_wait(self) -> Result<Poll, PtraceError> {
+        self.poll(libc::WNOHANG)
+    }
+
+    fn poll(self, flags: i32) -> Result<Poll, PtraceError> {
+        let mut status = 0;
+        // SAFETY: the status is a local.
+        let result = unsafe { libc::waitpid(self.tid, &raw mut status, flags | libc::__WALL) };
+        match result {
+            0 => Ok(Poll::Pending(self)),
+            -1 => {
+                let error = PtraceError::last("waitpid", self.tid);
+                match error.source.raw_os_error() {
+                    Some(libc::ECHILD) => Ok(Poll::Ready(Event::Exited(self.tid, ExitStatus::Unknown))),
+                    Some(libc::EINTR) => self.poll(flags),
+                    _ => Err(error),
+                }
+            }
+            _ => self.event(status).map(Poll::Ready),
+        }
+    }
+
+    fn event(self, status: i32) -> Result<Event, PtraceError> {
+        if libc::WIFEXITED(status) {
+            return Ok(Event::Exited(self.tid, ExitStatus::Code(libc::WEXITSTATUS(status))));
+        }
+        if libc::WIFSIGNALED(status) {
+            return Ok(Event::Exited(self.tid, ExitStatus::Signal(libc::WTERMSIG(status))));
+        }
+        let stopped = Stopped { tid: self.tid, thread_bound: PhantomData };
+        let signal = libc::WSTOPSIG(status);
+        let reason = match status >> EVENT_SHIFT {
+            PTRACE_EVENT_STOP if signal == libc::SIGTRAP => StopReason::EventStop,
+            PTRACE_EVENT_STOP => StopReason::Group(signal),
+            0 if signal == SYSCALL_STOP => match stopped.at_syscall_entry() {
+                Ok(true) => StopReason::SyscallEnter,
+                Ok(false) => StopReason::SyscallExit,
+                Err(error) if error.is_gone() => return stopped.into_running().wait(),
+                Err(error) => return Err(error),
+            },
+            0 => match stopped.siginfo() {
+                Ok(info) => StopReason::Signal(info),
+                Err(error) if error.is_gone() => return stopped.into_running().wait(),
+                Err(error) => return Err(error),
+            },
+            event => StopReason::Event(event),
+        };
+        Ok(Event::Stopped(stopped, reason))
+    }
+
+    fn is_leader(&self) -> bool {
+        // SAFETY: signal 0 is not sent, only looked up: it exists for the leader's id as group id alone.
+        unsafe { libc::syscall(libc::SYS_tgkill, self.tid, self.tid, 0) == 0 }
+    }
+
+    fn is_zombie(&self) -> bool {
+        let Ok(stat) = std::fs::read(format!("/proc/{}/stat", self.tid)) else { return true };
+        let Some(end) = stat.iter().rposition(|&byte| byte == b')') else { return false };
+        matches!(stat.get(end + 2), Some(b'Z' | b'X'))
+    }
+}
+
+/// Waits until any tracee or child of this thread has something to tell, and says which, without taking the news.
+fn peek_any() -> Option<i32> {
+    const FLAGS: i32 = libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT | libc::__WALL | libc::__WNOTHREAD;
+    // SAFETY: an all-zero siginfo_t is valid.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the siginfo_t is a local.
+    let result = unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, FLAGS) };
+    // SAFETY: waitid filled in the members of SIGCHLD's variant.
+    (result == 0).then(|| unsafe { info.si_pid() })
+}
