@@ -1,0 +1,99 @@
+//! kcmp(2): whether two tasks share a kernel object.
+//!
+//! # Safety
+//! The one unsafe block is a system call that takes and returns numbers only and touches no memory of ours.
+
+#![allow(unsafe_code, reason = "kcmp has no safe wrapper, see Safety above")]
+
+use std::cmp::Ordering;
+use std::io;
+
+/// What two tasks may share. The numbers are the kernel's `KCMP_*`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Shared {
+    /// Address space.
+    Memory = 1,
+    /// Table of file descriptors.
+    Files = 2,
+    /// Working directory, root and umask.
+    Fs = 3,
+    /// Signal handlers.
+    SignalHandlers = 4,
+    /// I/O context.
+    Io = 5,
+    /// System V semaphore undo list.
+    SemaphoreUndo = 6,
+}
+
+const KCMP_FILE: u8 = 0;
+
+/// Compares the objects two tasks (process or thread ids) have: equal means one and the same.
+///
+/// The order is arbitrary but total until the next boot, so that many can be sorted instead of compared in pairs.
+///
+/// # Errors
+/// `ESRCH` when a task is gone, `EPERM` when we may not trace both, `ENOSYS` on a kernel without kcmp.
+pub fn compare(what: Shared, first: i32, second: i32) -> io::Result<Ordering> {
+    kcmp(first, second, what as u8, 0, 0)
+}
+
+/// Whether two descriptors refer to the same open file description, as an order to sort by: equal means the same.
+///
+/// # Errors
+/// As [`compare`]; `EBADF` when a descriptor is not open.
+pub fn same_file(first: i32, first_fd: i32, second: i32, second_fd: i32) -> io::Result<Ordering> {
+    let number = |fd| u64::try_from(fd).map_err(|_| io::Error::from_raw_os_error(libc::EBADF));
+    kcmp(first, second, KCMP_FILE, number(first_fd)?, number(second_fd)?)
+}
+
+fn kcmp(first: i32, second: i32, what: u8, index1: u64, index2: u64) -> io::Result<Ordering> {
+    // SAFETY: kcmp with these kinds takes numbers only; the kernel checks them all.
+    let result =
+        unsafe { libc::syscall(libc::SYS_kcmp, first, second, libc::c_int::from(what), index1, index2) };
+    match result {
+        0 => Ok(Ordering::Equal),
+        1 => Ok(Ordering::Less),
+        2 => Ok(Ordering::Greater),
+        -1 => Err(io::Error::last_os_error()),
+        // 3: different, but in no order.
+        _ => Err(io::Error::other("kcmp gives no order")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn duplicates_are_the_same_file() {
+        let own = std::process::id().cast_signed();
+        let (reader, writer) = io::pipe().unwrap();
+        let twin = reader.try_clone().unwrap();
+        let same = |a: i32, b: i32| same_file(own, a, own, b).unwrap();
+        assert_eq!(same(reader.as_raw_fd(), twin.as_raw_fd()), Ordering::Equal);
+        let order = same(reader.as_raw_fd(), writer.as_raw_fd());
+        assert_ne!(order, Ordering::Equal);
+        assert_eq!(same(writer.as_raw_fd(), reader.as_raw_fd()), order.reverse());
+        let error = same_file(own, 999_999, own, 0).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+        assert!(same_file(own, -1, own, 0).is_err());
+    }
+
+    #[test]
+    fn threads_share_and_children_do_not() {
+        let own = std::process::id().cast_signed();
+        let tid = rustix::thread::gettid().as_raw_nonzero().get();
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let pid = child.id().cast_signed();
+        for what in [Shared::Memory, Shared::Files, Shared::Fs, Shared::SignalHandlers] {
+            assert_eq!(compare(what, own, tid).unwrap(), Ordering::Equal);
+            assert_ne!(compare(what, own, pid).unwrap(), Ordering::Equal);
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(compare(Shared::Memory, own, pid).unwrap_err().raw_os_error(), Some(libc::ESRCH));
+    }
+}

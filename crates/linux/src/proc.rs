@@ -1,0 +1,181 @@
+//! `/proc/PID`: what the kernel tells about a process without its help.
+//!
+//! A [`Proc`] holds the directory open, so that it never speaks of another process that got the same id later: once its process is
+//! gone, every read fails with [`ProcError::Gone`]. The same type stands for a thread (`/proc/PID/task/TID`).
+//! Parsing is kept apart from reading: every file has a `parse` function that takes bytes.
+
+mod error;
+mod fdinfo;
+mod fds;
+mod limits;
+mod link;
+mod maps;
+mod misc;
+mod stat;
+mod status;
+mod task;
+mod text;
+mod timers;
+
+pub use error::ProcError;
+pub use fdinfo::{FdInfo, Lock, LockKind};
+pub use fds::Fd;
+pub use limits::{Limit, RESOURCES, parse_limits};
+pub use link::{FileStat, Link};
+pub use maps::{Mapping, MappingKind, VmFlags, parse_maps, parse_smaps};
+pub use stat::Stat;
+pub use status::{Capabilities, Status};
+pub use task::{children_by_scan, descendants, processes};
+pub use text::ParseError;
+pub use timers::{PosixTimer, parse_timers};
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+/// The directory of a process or a thread, held open.
+#[derive(Debug)]
+pub struct Proc {
+    id: i32,
+    directory: OwnedFd,
+}
+
+impl Proc {
+    /// Opens `/proc/PID`.
+    ///
+    /// # Errors
+    /// [`ProcError::Gone`] when there is no such process.
+    pub fn open(pid: i32) -> Result<Self, ProcError> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::open(format!("/proc/{pid}"), flags, Mode::empty()) {
+            Ok(directory) => Ok(Self { id: pid, directory }),
+            Err(Errno::NOENT | Errno::SRCH) => Err(ProcError::Gone { pid, file: String::new() }),
+            Err(errno) => Err(ProcError::new(pid, "", errno)),
+        }
+    }
+
+    /// Opens `/proc/self`.
+    ///
+    /// # Errors
+    /// When `/proc` is not mounted.
+    pub fn own() -> Result<Self, ProcError> {
+        Self::open(rustix::process::getpid().as_raw_nonzero().get())
+    }
+
+    /// Opens the thread `tid` of this process (`task/TID`).
+    ///
+    /// # Errors
+    /// [`ProcError::Gone`] when the thread or the process is gone.
+    pub fn thread(&self, tid: i32) -> Result<Self, ProcError> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let file = format!("task/{tid}");
+        match rustix::fs::openat(&self.directory, &file, flags, Mode::empty()) {
+            Ok(directory) => Ok(Self { id: tid, directory }),
+            Err(Errno::NOENT | Errno::SRCH) => Err(ProcError::Gone { pid: self.id, file }),
+            Err(errno) => Err(ProcError::new(self.id, file, errno)),
+        }
+    }
+
+    /// The id this was opened with: of the process, or of the thread.
+    #[must_use]
+    pub const fn id(&self) -> i32 {
+        self.id
+    }
+
+    /// Whether the process (or thread) still exists; a zombie does.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        rustix::fs::accessat(
+            &self.directory,
+            "stat",
+            rustix::fs::Access::EXISTS,
+            rustix::fs::AtFlags::empty(),
+        )
+        .is_ok()
+    }
+
+    /// Opens a file of the directory, for instance `mem` or `pagemap`. Close-on-exec is added to `flags`.
+    ///
+    /// # Errors
+    /// As [`ProcError`] tells apart.
+    pub fn open_file(&self, file: &str, flags: OFlags) -> Result<File, ProcError> {
+        rustix::fs::openat(&self.directory, file, flags | OFlags::CLOEXEC, Mode::empty())
+            .map(File::from)
+            .map_err(|errno| self.error(file, errno))
+    }
+
+    /// The whole of a file of the directory.
+    ///
+    /// # Errors
+    /// As [`ProcError`] tells apart.
+    pub fn read(&self, file: &str) -> Result<Vec<u8>, ProcError> {
+        let mut bytes = Vec::new();
+        self.read_into(file, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Like [`Proc::read`], into a buffer that is cleared first and can be used again.
+    ///
+    /// # Errors
+    /// As [`ProcError`] tells apart.
+    pub fn read_into(&self, file: &str, bytes: &mut Vec<u8>) -> Result<(), ProcError> {
+        bytes.clear();
+        let mut opened = self.open_file(file, OFlags::RDONLY)?;
+        opened.read_to_end(bytes).map_err(|source| ProcError::from_io(self.id, file, source))?;
+        Ok(())
+    }
+
+    /// Names this process and `file` in the error of a system call; finds out what a missing file means.
+    fn error(&self, file: &str, errno: Errno) -> ProcError {
+        if errno == Errno::NOENT && !self.exists() {
+            return ProcError::Gone { pid: self.id, file: file.to_owned() };
+        }
+        ProcError::new(self.id, file, errno)
+    }
+
+    /// Names this process and `file` in what a parser could not understand.
+    fn malformed(&self, file: &str) -> impl FnOnce(ParseError) -> ProcError + use<> {
+        let (pid, file) = (self.id, file.to_owned());
+        move |ParseError(detail)| ProcError::Malformed { pid, file, detail }
+    }
+}
+
+impl AsFd for Proc {
+    /// The directory (`O_PATH`).
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_ended_is_gone() {
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let proc = Proc::open(i32::try_from(child.id()).unwrap()).unwrap();
+        assert!(proc.exists());
+        assert!(matches!(proc.read("no_such_file"), Err(ProcError::Missing { .. })));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!proc.exists());
+        let error = proc.read("stat").unwrap_err();
+        assert!(error.is_gone(), "{error}");
+        assert!(proc.stat().unwrap_err().is_gone());
+        assert!(proc.threads().unwrap_err().is_gone());
+        assert!(Proc::open(proc.id()).unwrap_err().is_gone());
+        assert!(error.to_string().contains(&format!("pid {}", proc.id())), "{error}");
+    }
+
+    #[test]
+    fn permission_denied_is_told_apart() {
+        assert!(ProcError::new(1, "mem", Errno::ACCESS).is_denied());
+        assert!(ProcError::new(1, "mem", Errno::PERM).is_denied());
+        assert!(!ProcError::new(1, "mem", Errno::IO).is_denied());
+        assert!(ProcError::new(1, "mem", Errno::SRCH).is_gone());
+    }
+}
