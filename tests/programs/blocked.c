@@ -7,7 +7,7 @@
 #include <sys/select.h>
 #include <sys/time.h>
 
-static const double LASTS = 2.0;
+static const double LASTS = 1.25;
 static int pipe_ends[2];
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t condition = PTHREAD_COND_INITIALIZER;
@@ -35,14 +35,14 @@ static void slept(double started) {
 }
 
 static void do_sleep(const char *kind) {
-    struct timespec whole = {(time_t)LASTS, 0}, rest = {77, 77};
+    struct timespec whole = {(time_t)LASTS, (long)((LASTS - (time_t)LASTS) * 1e9)}, rest = {77, 77};
     double started = probe_now();
     if (!strcmp(kind, "nanosleep")) CHECK(nanosleep(&whole, &rest) == 0, "nanosleep: %s", strerror(errno));
     if (!strcmp(kind, "nanosleep_null")) CHECK(syscall(SYS_nanosleep, &whole, NULL) == 0, "nanosleep: %s", strerror(errno));
     if (!strcmp(kind, "clock_nanosleep")) CHECK(clock_nanosleep(CLOCK_MONOTONIC, 0, &whole, NULL) == 0, "clock_nanosleep failed");
     if (!strcmp(kind, "poll_timeout")) CHECK(poll(NULL, 0, (int)(LASTS * 1000)) == 0, "poll: %s", strerror(errno));
     if (!strcmp(kind, "select_timeout")) {
-        struct timeval time = {(time_t)LASTS, 0};
+        struct timeval time = {(time_t)LASTS, (suseconds_t)((LASTS - (time_t)LASTS) * 1e6)};
         CHECK(select(0, NULL, NULL, NULL, &time) == 0, "select: %s", strerror(errno));
     }
     if (!strcmp(kind, "futex_timeout"))

@@ -30,7 +30,7 @@ static void *work(void *argument) {
         PTRY(pthread_mutex_unlock(&mutex));
         me->rounds++;
         progress[me->number]++;
-        if (me->rounds % 16 == 0) {
+        if (me->rounds % 4 == 0) {
             struct timespec moment = {0, 1000000};
             CHECK(nanosleep(&moment, NULL) == 0, "nanosleep was interrupted: %s", strerror(errno));
         }

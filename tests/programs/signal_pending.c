@@ -36,7 +36,6 @@ static void *second(void *nothing) {
     while (!stop) { }
     expect("second thread", SIGUSR2, SI_TKILL, 0);
     for (int i = 0; i < 3; i++) expect("second thread", SIGRTMIN + 5, SI_QUEUE, 200 + i);
-    nothing_left("second thread");
     return nothing;
 }
 
@@ -70,13 +69,13 @@ int main(int argc, char **argv) {
     }
     probe_ready();
     probe_wait();
-    stop = 1;
-    PTRY(pthread_join(thread, NULL));
     expect("process", SIGTERM, SI_USER, 0);
     for (int i = 0; i < 5; i++) expect("process", SIGRTMIN + 3, SI_QUEUE, 100 + i);
     expect("process", SIGRTMAX, SI_QUEUE, 9);
     expect("main thread", SIGUSR1, SI_TKILL, 0);
     expect("main thread", SIGRTMIN + 4, SI_QUEUE, 300);
+    stop = 1;
+    PTRY(pthread_join(thread, NULL));
     nothing_left("process");
     return probe_pass();
 }
