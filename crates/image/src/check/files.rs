@@ -1,0 +1,92 @@
+//! Whether files, descriptors, pipes and locks make sense and lead to one another.
+
+use std::collections::HashSet;
+
+use super::{ascending, ensure, invalid, path};
+use crate::records::open_file::Kind;
+use crate::records::{FileIdentity, OpenFile, file_lock};
+use crate::{Image, ImageError};
+
+/// Standard input, output, error.
+const STANDARD_STREAMS: u32 = 3;
+const NANOSECONDS: u32 = 1_000_000_000;
+
+pub(super) fn check(image: &Image) -> Result<(), ImageError> {
+    for (index, file) in image.mapped_files.iter().enumerate() {
+        identity(file.identity.as_ref(), &format!("MappedFile {index}"))?;
+    }
+    ascending(image.pipes.iter().map(|pipe| pipe.id), "Pipe", "id")?;
+    for pipe in &image.pipes {
+        let fits = u32::try_from(pipe.content.len()).is_ok_and(|length| length <= pipe.capacity);
+        ensure!(fits, format!("Pipe {}", pipe.id), "{} bytes in {}", pipe.content.len(), pipe.capacity);
+    }
+    let pipes: HashSet<u32> = image.pipes.iter().map(|pipe| pipe.id).collect();
+    ascending(image.open_files.iter().map(|file| file.id), "OpenFile", "id")?;
+    for file in &image.open_files {
+        open_file(file, &pipes)?;
+    }
+    descriptors(image)
+}
+
+pub(super) fn identity(identity: Option<&FileIdentity>, record: &str) -> Result<(), ImageError> {
+    let Some(identity) = identity else {
+        return Err(invalid(record, "no identity".to_owned()));
+    };
+    path(&identity.path, record, "path")?;
+    ensure!(identity.mtime_ns < NANOSECONDS, record, "{} nanoseconds in a time", identity.mtime_ns);
+    Ok(())
+}
+
+fn open_file(file: &OpenFile, pipes: &HashSet<u32>) -> Result<(), ImageError> {
+    let record = &format!("OpenFile {}", file.id);
+    match &file.kind {
+        None => Err(invalid(record, "of unknown kind".to_owned())),
+        Some(Kind::Regular(regular)) => {
+            position(regular.position, record)?;
+            identity(regular.identity.as_ref(), record)
+        }
+        Some(Kind::Directory(directory)) => identity(directory.identity.as_ref(), record),
+        Some(Kind::Device(device)) => path(&device.path, record, "path"),
+        Some(Kind::Pipe(end)) => {
+            ensure!(pipes.contains(&end.pipe), record, "refers to pipe {}, which is not there", end.pipe);
+            Ok(())
+        }
+        Some(Kind::Outside(outside)) => {
+            let stream = outside.standard_stream;
+            ensure!(stream < STANDARD_STREAMS, record, "there is no standard stream {stream}");
+            ensure!(!outside.description.contains(&0), record, "its description has a zero byte in it");
+            Ok(())
+        }
+    }
+}
+
+/// Offsets are signed in Linux.
+fn position(position: u64, record: &str) -> Result<(), ImageError> {
+    ensure!(i64::try_from(position).is_ok(), record, "position {position} is impossible");
+    Ok(())
+}
+
+fn descriptors(image: &Image) -> Result<(), ImageError> {
+    let process = &image.process;
+    let files: HashSet<u32> = image.open_files.iter().map(|file| file.id).collect();
+    ascending(process.descriptors.iter().map(|descriptor| descriptor.fd), "Process", "descriptor")?;
+    for descriptor in &process.descriptors {
+        let (fd, file) = (descriptor.fd, descriptor.file);
+        ensure!(fd >= 0, "Process", "descriptor {fd} is impossible");
+        ensure!(
+            files.contains(&file),
+            "Process",
+            "descriptor {fd} refers to file {file}, which is not there"
+        );
+    }
+    let open: HashSet<i32> = process.descriptors.iter().map(|descriptor| descriptor.fd).collect();
+    for lock in &process.locks {
+        let fd = lock.fd;
+        ensure!(open.contains(&fd), "Process", "lock through descriptor {fd}, which is not open");
+        let known = file_lock::Type::try_from(lock.r#type).is_ok();
+        ensure!(known, "Process", "lock of unknown type {}", lock.r#type);
+        position(lock.start, "Process")?;
+        position(lock.length, "Process")?;
+    }
+    Ok(())
+}

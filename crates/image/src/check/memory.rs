@@ -1,0 +1,177 @@
+//! Whether mappings, extents and shared memory make sense and fit together.
+
+use std::collections::HashMap;
+
+use super::files::identity;
+use super::{ascending, ensure, invalid};
+use crate::records::vma::Backing;
+use crate::records::{AddressSpace, Extent, MmFields, SharedMemory, Vma};
+use crate::{Image, ImageError, PAGE_SIZE};
+
+/// The first address that a program cannot have memory at. The kernel's vsyscall page above it is never stored.
+pub const TASK_SIZE: u64 = 0x7fff_ffff_f000;
+
+/// PROT_READ, PROT_WRITE and PROT_EXEC.
+const PROTECTIONS: u32 = 7;
+/// ANON_VMA_NAME_MAX_LEN without the zero.
+const MAX_NAME: usize = 79;
+/// Bytes of an auxiliary vector's entry, and a bound on all of them.
+const AUXV_ENTRY: usize = 16;
+const MAX_AUXV: usize = 4096;
+
+const RECORD: &str = "Process";
+
+pub(super) fn check(image: &Image) -> Result<(), ImageError> {
+    let Some(memory) = &image.process.memory else {
+        return Err(invalid(RECORD, "no memory".to_owned()));
+    };
+    fields(memory.fields.as_ref())?;
+    let auxv = memory.auxv.len();
+    let whole = auxv.is_multiple_of(AUXV_ENTRY) && auxv <= MAX_AUXV;
+    ensure!(whole, RECORD, "an auxiliary vector of {auxv} bytes is impossible");
+    identity(memory.exe.as_ref().and_then(|exe| exe.identity.as_ref()), "Process, exe")?;
+    let objects = objects(&image.shared_memory)?;
+    vmas(memory, image.mapped_files.len(), &objects)?;
+    owned_extents(memory)?;
+    stream(image, memory)
+}
+
+fn fields(fields: Option<&MmFields>) -> Result<(), ImageError> {
+    let Some(fields) = fields else {
+        return Err(invalid(RECORD, "no fields of the address space".to_owned()));
+    };
+    let ranges = [
+        ("code", fields.start_code, fields.end_code),
+        ("data", fields.start_data, fields.end_data),
+        ("brk", fields.start_brk, fields.brk),
+        ("stack", fields.start_stack, fields.start_stack),
+        ("arguments", fields.arg_start, fields.arg_end),
+        ("environment", fields.env_start, fields.env_end),
+    ];
+    for (name, start, end) in ranges {
+        ensure!(start <= end && end <= TASK_SIZE, RECORD, "{name} from {start:#x} to {end:#x} is impossible");
+    }
+    Ok(())
+}
+
+/// Sizes of the shared memory objects by id.
+fn objects(objects: &[SharedMemory]) -> Result<HashMap<u32, u64>, ImageError> {
+    ascending(objects.iter().map(|object| object.id), "SharedMemory", "id")?;
+    for object in objects {
+        let record = &format!("SharedMemory {}", object.id);
+        let size =
+            object.size.checked_next_multiple_of(PAGE_SIZE).filter(|size| i64::try_from(*size).is_ok());
+        let Some(size) = size else {
+            return Err(invalid(record, format!("a size of {} bytes is impossible", object.size)));
+        };
+        extents(&object.pages, record)?;
+        let end = object.pages.last().and_then(Extent::end).unwrap_or(0);
+        ensure!(end <= size, record, "pages up to {end:#x} in an object of {size:#x} bytes");
+    }
+    Ok(objects.iter().map(|object| (object.id, object.size)).collect())
+}
+
+fn vmas(memory: &AddressSpace, files: usize, objects: &HashMap<u32, u64>) -> Result<(), ImageError> {
+    let mut end = 0;
+    for (index, vma) in memory.vmas.iter().enumerate() {
+        let record = || format!("Process, mapping {index} ({:#x}-{:#x})", vma.start, vma.end);
+        let aligned = [vma.start, vma.end, vma.offset].iter().all(|number| number.is_multiple_of(PAGE_SIZE));
+        ensure!(aligned, record(), "not page-aligned (offset {:#x})", vma.offset);
+        ensure!(vma.start < vma.end, record(), "empty");
+        ensure!(vma.end <= TASK_SIZE, record(), "above the end of the address space, {TASK_SIZE:#x}");
+        ensure!(end <= vma.start, record(), "begins below the end of the one before, {end:#x}");
+        end = vma.end;
+        one_vma(vma, files, objects).map_err(|detail| invalid(record(), detail))?;
+    }
+    Ok(())
+}
+
+/// What can be said about a mapping alone.
+fn one_vma(vma: &Vma, files: usize, objects: &HashMap<u32, u64>) -> Result<(), String> {
+    let Ok(backing) = Backing::try_from(vma.backing) else {
+        return Err(format!("unknown backing {}", vma.backing));
+    };
+    let leads_somewhere = match backing {
+        Backing::File => usize::try_from(vma.object).is_ok_and(|object| object < files),
+        Backing::SharedMemory => objects.contains_key(&vma.object),
+        Backing::Anonymous | Backing::Vdso | Backing::Vvar | Backing::VvarVclock => true,
+    };
+    if !leads_somewhere {
+        return Err(format!("refers to object {}, which is not there", vma.object));
+    }
+    if vma.shared && backing == Backing::Anonymous {
+        return Err("shared, but refers to no shared memory".to_owned());
+    }
+    let offset_end = vma.offset.checked_add(vma.length());
+    if offset_end.is_none_or(|end| i64::try_from(end).is_err()) {
+        return Err(format!("offset {:#x} is impossible", vma.offset));
+    }
+    if vma.protection & !PROTECTIONS != 0 {
+        return Err(format!("protection {:#x} is impossible", vma.protection));
+    }
+    if vma.name.len() > MAX_NAME || vma.name.contains(&0) {
+        return Err(format!("name {:?} is impossible", String::from_utf8_lossy(&vma.name)));
+    }
+    Ok(())
+}
+
+/// Checks that extents are whole pages, in order, apart from one another.
+fn extents(extents: &[Extent], record: &str) -> Result<(), ImageError> {
+    let mut last = 0;
+    for extent in extents {
+        let (address, length) = (extent.address, extent.length);
+        let numbers = [address, length, extent.stream_offset];
+        let whole = length > 0 && numbers.iter().all(|number| number.is_multiple_of(PAGE_SIZE));
+        ensure!(
+            whole,
+            record,
+            "extent {address:#x}+{length:#x} at {:#x} is not whole pages",
+            extent.stream_offset
+        );
+        ensure!(
+            last <= address,
+            record,
+            "extent {address:#x} begins below {last:#x}, the end of the one before"
+        );
+        let Some(end) = extent.end() else {
+            return Err(invalid(record, format!("extent {address:#x}+{length:#x} is too long")));
+        };
+        last = end;
+    }
+    Ok(())
+}
+
+/// Checks that each extent of the process lies in one private mapping.
+fn owned_extents(memory: &AddressSpace) -> Result<(), ImageError> {
+    extents(&memory.pages, RECORD)?;
+    let mut vmas = memory.vmas.iter().peekable();
+    for extent in &memory.pages {
+        let end = extent.end().unwrap_or(u64::MAX);
+        while vmas.next_if(|vma| vma.end <= extent.address).is_some() {}
+        let owner = vmas.peek().filter(|vma| vma.start <= extent.address && end <= vma.end);
+        ensure!(
+            owner.is_some_and(|vma| vma.may_own_pages()),
+            RECORD,
+            "extent {:#x}+{:#x} does not lie in one private mapping",
+            extent.address,
+            extent.length
+        );
+    }
+    Ok(())
+}
+
+/// Checks that the extents of all objects together are the page stream, each byte once.
+fn stream(image: &Image, memory: &AddressSpace) -> Result<(), ImageError> {
+    let shared = image.shared_memory.iter().flat_map(|object| &object.pages);
+    let mut runs: Vec<(u64, u64)> =
+        memory.pages.iter().chain(shared).map(|extent| (extent.stream_offset, extent.length)).collect();
+    runs.sort_unstable();
+    let mut end = 0;
+    for (offset, length) in runs {
+        ensure!(offset == end, "PageStream", "an extent begins at {offset:#x}, {end:#x} expected");
+        end = offset.saturating_add(length);
+    }
+    let length = image.stream.stream_length;
+    ensure!(end == length, "PageStream", "extents have {end:#x} bytes, the stream has {length:#x}");
+    Ok(())
+}

@@ -1,0 +1,135 @@
+//! Whether the process and its threads make sense.
+
+use std::ops::RangeInclusive;
+
+use super::{ascending, ensure, invalid, path};
+use crate::ImageError;
+use crate::records::{Credentials, PendingSignal, Process, Thread};
+
+/// Highest process or thread id: the kernel's own limit.
+pub const MAX_PID: i32 = 1 << 22;
+/// Most threads in an image.
+pub const MAX_THREADS: usize = 100_000;
+/// Words of `struct user_regs_struct`.
+pub const REGISTER_COUNT: usize = 27;
+/// Bytes of an xsave area: at least legacy area and header, at most a generous bound.
+pub const XSTATE_LENGTHS: RangeInclusive<usize> = 576..=64 << 10;
+/// Bytes of a `siginfo_t`.
+pub const SIGINFO_LENGTH: usize = 128;
+
+const SIGNALS: RangeInclusive<u32> = 1..=64;
+const SIGKILL: u32 = 9;
+const SIGSTOP: u32 = 19;
+/// RLIM_NLIMITS.
+const LIMIT_COUNT: u32 = 16;
+/// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF.
+const TIMER_COUNT: u32 = 3;
+/// TASK_COMM_LEN without the zero.
+const MAX_COMM: usize = 15;
+/// NGROUPS_MAX.
+const MAX_GROUPS: usize = 65_536;
+/// Bytes of the CPU mask of 64 Ki processors.
+const MAX_AFFINITY: usize = 8192;
+
+const RECORD: &str = "Process";
+
+pub(super) fn check(process: &Process) -> Result<(), ImageError> {
+    ensure!((1..=MAX_PID).contains(&process.pid), RECORD, "pid {} is impossible", process.pid);
+    for (name, id) in [("ppid", process.ppid), ("pgid", process.pgid), ("sid", process.sid)] {
+        // 0: an ancestor, group or session outside the pid namespace.
+        ensure!((0..=MAX_PID).contains(&id), RECORD, "{name} {id} is impossible");
+    }
+    for (name, value) in [("exe", &process.exe), ("cwd", &process.cwd), ("root", &process.root)] {
+        path(value, RECORD, name)?;
+    }
+    comm(&process.comm, RECORD)?;
+    ensure!(process.umask <= 0o777, RECORD, "umask {:#o} is impossible", process.umask);
+    limits(process)?;
+    signals(process)?;
+    credentials(process.credentials.as_ref())?;
+    threads(process)
+}
+
+fn comm(comm: &[u8], record: &str) -> Result<(), ImageError> {
+    let fits = comm.len() <= MAX_COMM && !comm.contains(&0);
+    ensure!(fits, record, "comm {:?} is impossible", String::from_utf8_lossy(comm));
+    Ok(())
+}
+
+fn limits(process: &Process) -> Result<(), ImageError> {
+    ascending(process.limits.iter().map(|limit| limit.resource), RECORD, "limit of resource")?;
+    for limit in &process.limits {
+        let resource = limit.resource;
+        ensure!(resource < LIMIT_COUNT, RECORD, "limit of unknown resource {resource}");
+        let (soft, hard) = (limit.soft, limit.hard);
+        ensure!(soft <= hard, RECORD, "limit of resource {resource}: soft {soft} above hard {hard}");
+    }
+    ascending(process.interval_timers.iter().map(|timer| timer.which), RECORD, "interval timer")?;
+    for timer in &process.interval_timers {
+        ensure!(timer.which < TIMER_COUNT, RECORD, "unknown interval timer {}", timer.which);
+    }
+    Ok(())
+}
+
+fn signals(process: &Process) -> Result<(), ImageError> {
+    ascending(process.actions.iter().map(|action| action.signal), RECORD, "action of signal")?;
+    for action in &process.actions {
+        let signal = action.signal;
+        let possible = SIGNALS.contains(&signal) && signal != SIGKILL && signal != SIGSTOP;
+        ensure!(possible, RECORD, "signal {signal} cannot have an action");
+    }
+    pending(&process.pending, RECORD)
+}
+
+fn pending(pending: &[PendingSignal], record: &str) -> Result<(), ImageError> {
+    for signal in pending {
+        let length = signal.siginfo.len();
+        ensure!(length == SIGINFO_LENGTH, record, "siginfo of {length} bytes, {SIGINFO_LENGTH} expected");
+        let number = signal.signal().and_then(|number| u32::try_from(number).ok());
+        ensure!(
+            number.is_some_and(|number| SIGNALS.contains(&number)),
+            record,
+            "pending signal {:?} is impossible",
+            signal.signal()
+        );
+    }
+    Ok(())
+}
+
+fn credentials(credentials: Option<&Credentials>) -> Result<(), ImageError> {
+    let Some(credentials) = credentials else {
+        return Err(invalid(RECORD, "no credentials".to_owned()));
+    };
+    for (name, ids) in [("user", &credentials.uids), ("group", &credentials.gids)] {
+        ensure!(ids.len() == 4, RECORD, "{} {name} ids, 4 expected", ids.len());
+    }
+    let groups = credentials.groups.len();
+    ensure!(groups <= MAX_GROUPS, RECORD, "{groups} groups, at most {MAX_GROUPS} are possible");
+    Ok(())
+}
+
+fn threads(process: &Process) -> Result<(), ImageError> {
+    let count = process.threads.len();
+    ensure!((1..=MAX_THREADS).contains(&count), RECORD, "{count} threads, 1 to {MAX_THREADS} are possible");
+    ascending(process.threads.iter().map(|thread| thread.tid), RECORD, "thread")?;
+    let leader = process.threads.iter().any(|thread| thread.tid == process.pid);
+    ensure!(leader, RECORD, "no thread has the id of the process, {}", process.pid);
+    process.threads.iter().try_for_each(|one| thread(one, process.pid))
+}
+
+fn thread(thread: &Thread, pid: i32) -> Result<(), ImageError> {
+    let tid = thread.tid;
+    let record = &format!("Process {pid}, thread {tid}");
+    ensure!((1..=MAX_PID).contains(&tid), record, "its id is impossible");
+    comm(&thread.comm, record)?;
+    let registers = thread.registers.len();
+    ensure!(registers == REGISTER_COUNT, record, "{registers} registers, {REGISTER_COUNT} expected");
+    let xstate = thread.xstate.len();
+    ensure!(XSTATE_LENGTHS.contains(&xstate), record, "an xsave area of {xstate} bytes is impossible");
+    pending(&thread.pending, record)?;
+    let death = thread.parent_death_signal;
+    ensure!(death == 0 || SIGNALS.contains(&death), record, "parent death signal {death} is impossible");
+    let affinity = thread.affinity.len();
+    ensure!(affinity <= MAX_AFFINITY, record, "a CPU mask of {affinity} bytes is impossible");
+    Ok(())
+}

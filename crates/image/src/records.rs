@@ -1,0 +1,150 @@
+//! The messages of `proto/records.proto`, and what is worth asking them.
+
+mod generated {
+    #![allow(
+        missing_docs,
+        clippy::pedantic,
+        reason = "made by prost-build; the documentation is in records.proto"
+    )]
+    include!(concat!(env!("OUT_DIR"), "/rewake.image.v1.rs"));
+}
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+pub use generated::*;
+pub use prost::Message;
+
+/// `Limit.soft` and `Limit.hard` of a resource without limit.
+pub const UNLIMITED: u64 = u64::MAX;
+
+/// What a frame of the file `records` holds. [`RecordKind::number`] belongs to the format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RecordKind {
+    /// [`Manifest`], exactly one.
+    Manifest,
+    /// [`Process`], exactly one.
+    Process,
+    /// [`MappedFile`]; `Vma.object` counts them in their order.
+    MappedFile,
+    /// [`SharedMemory`].
+    SharedMemory,
+    /// [`OpenFile`].
+    OpenFile,
+    /// [`Pipe`].
+    Pipe,
+    /// [`PageStream`], exactly one.
+    PageStream,
+}
+
+impl RecordKind {
+    /// Every kind this version knows.
+    pub const ALL: [Self; 7] = [
+        Self::Manifest,
+        Self::Process,
+        Self::MappedFile,
+        Self::SharedMemory,
+        Self::OpenFile,
+        Self::Pipe,
+        Self::PageStream,
+    ];
+
+    /// The kind with that number, if this version knows it.
+    #[must_use]
+    pub fn from_number(number: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.number() == number)
+    }
+
+    /// The number that stands in a frame.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::Manifest => 1,
+            Self::Process => 2,
+            Self::MappedFile => 3,
+            Self::SharedMemory => 4,
+            Self::OpenFile => 5,
+            Self::Pipe => 6,
+            Self::PageStream => 7,
+        }
+    }
+
+    /// The name of the message, as in `records.proto`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Manifest => "Manifest",
+            Self::Process => "Process",
+            Self::MappedFile => "MappedFile",
+            Self::SharedMemory => "SharedMemory",
+            Self::OpenFile => "OpenFile",
+            Self::Pipe => "Pipe",
+            Self::PageStream => "PageStream",
+        }
+    }
+}
+
+/// A path as it stands in a record.
+#[must_use]
+pub fn path_of(bytes: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(bytes))
+}
+
+impl Vma {
+    /// Bytes the mapping covers; 0 for a nonsensical one.
+    #[must_use]
+    pub const fn length(&self) -> u64 {
+        self.end.saturating_sub(self.start)
+    }
+
+    /// Whether pages of this mapping may be in the image on their own: private memory, not the kernel's own mappings.
+    /// Shared memory has its content in [`SharedMemory`], a shared file in the file.
+    #[must_use]
+    pub fn may_own_pages(&self) -> bool {
+        use vma::Backing::{Anonymous, File, SharedMemory};
+        !self.shared && matches!(vma::Backing::try_from(self.backing), Ok(Anonymous | File | SharedMemory))
+    }
+}
+
+impl Extent {
+    /// The address behind the last byte; `None` when it leaves 64 bits.
+    #[must_use]
+    pub const fn end(&self) -> Option<u64> {
+        self.address.checked_add(self.length)
+    }
+
+    /// The offset in the page stream behind the last byte; `None` when it leaves 64 bits.
+    #[must_use]
+    pub const fn stream_end(&self) -> Option<u64> {
+        self.stream_offset.checked_add(self.length)
+    }
+}
+
+impl PendingSignal {
+    /// `si_signo`; `None` when the record is too short to have one.
+    #[must_use]
+    pub fn signal(&self) -> Option<i32> {
+        self.siginfo.first_chunk::<4>().map(|bytes| i32::from_le_bytes(*bytes))
+    }
+}
+
+impl FileIdentity {
+    /// Where the file was.
+    #[must_use]
+    pub fn as_path(&self) -> &Path {
+        path_of(&self.path)
+    }
+}
+
+impl OpenFile {
+    /// The identity of the file or directory behind it; `None` for devices, pipes and outside streams.
+    #[must_use]
+    pub const fn identity(&self) -> Option<&FileIdentity> {
+        match &self.kind {
+            Some(open_file::Kind::Regular(RegularFile { identity, .. }))
+            | Some(open_file::Kind::Directory(Directory { identity, .. })) => identity.as_ref(),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! A small valid image with something of everything, to test with.
