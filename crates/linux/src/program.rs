@@ -188,28 +188,24 @@ pub struct CallBuilder<'a> {
 
 impl CallBuilder<'_> {
     /// Sets which results let the program go on; [`Accept::Success`] if never called.
-    #[must_use]
     pub fn accept(self, accept: Accept) -> Self {
         self.call.accept = accept;
         self
     }
 
     /// Makes EINTR mean: again.
-    #[must_use]
     pub fn retry(self) -> Self {
         self.call.retry = true;
         self
     }
 
     /// Names the object the call is about.
-    #[must_use]
     pub fn note(self, note: impl Into<String>) -> Self {
         self.call.note = note.into();
         self
     }
 
     /// The call's name, to refer to its result.
-    #[expect(clippy::must_use_candidate, reason = "ends a chain whose effect is the call itself")]
     pub fn done(self) -> CallRef {
         self.at
     }

@@ -1,1 +1,191 @@
-//! Placeholder.
+//! Image to live process.
+//!
+//! | phase | module | what |
+//! |---|---|---|
+//! | open | [`rewake_image`] | header, records and their meaning are checked |
+//! | host | [`host`] | CPU and files must be what the image needs |
+//! | survey | [`survey`] | what the plan has to know of the process it will run in |
+//! | plan | [`plan`](mod@plan) | records to a program of system calls, checked against a model of the address space |
+//! | run | [`run`] | a seed process walks the program; meanwhile every block of pages is verified |
+//! | release | [`release`] | the threads get their registers, the program is unmapped, all go |
+//!
+//! Up to the end of *release* everything can fail, and then nothing is left of the new process. This crate has no unsafe code and
+//! knows nothing of the capture: only the image joins them.
+
+pub mod error;
+pub mod host;
+pub mod interrupted;
+pub mod plan;
+mod release;
+mod run;
+mod survey;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rewake_image::{Image, PageReader};
+
+pub use error::RestoreError;
+
+/// What to do about files that are no longer what they were.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnChanged {
+    /// Refuse, naming them.
+    #[default]
+    Error,
+    /// Put back the files the program had open for writing.
+    Restore,
+    /// Go on with the files as they are.
+    AsIs,
+}
+
+/// Where the process ids come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pids {
+    /// The same ids if permitted, else namespaces.
+    #[default]
+    Auto,
+    /// The same ids or an error.
+    Same,
+    /// Fresh pid and user namespaces.
+    Namespace,
+}
+
+/// What to resume and how.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The image, not a store.
+    pub dir: PathBuf,
+    /// Policy for changed files.
+    pub on_changed: OnChanged,
+    /// Policy for process ids.
+    pub pids: Pids,
+    /// Whether the program becomes leader of a session of its own (`--detach`).
+    pub new_session: bool,
+}
+
+/// How far a restore is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// A phase begins.
+    Phase(&'static str),
+    /// Bytes of the page stream that are verified.
+    Pages {
+        /// So many.
+        done: u64,
+        /// Of so many.
+        total: u64,
+    },
+    /// The process is complete and about to be let go: the moment to give it the terminal.
+    Ready {
+        /// Its id, also of its group or session.
+        pid: i32,
+    },
+}
+
+/// A program that runs again.
+#[derive(Clone, Debug)]
+pub struct Restored {
+    /// Its id; it is our child, in a process group of its own.
+    pub pid: i32,
+    /// Its threads.
+    pub threads: usize,
+    /// Bytes of memory that came from the image.
+    pub bytes: u64,
+    /// From the call to the moment the program was let go.
+    pub total: Duration,
+}
+
+/// The plan as text, without carrying anything out.
+///
+/// # Errors
+/// As [`resume`], up to the plan.
+pub fn listing(options: &Options) -> Result<String, RestoreError> {
+    let image = Image::open(&options.dir)?;
+    let (plan, _) = survey::plan_here(&image, options)?;
+    Ok(plan.program.listing())
+}
+
+/// Makes the image's process live again, as our child.
+///
+/// Must be called while this process has one thread.
+///
+/// # Errors
+/// One cause; nothing of the new process is left.
+pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Restored, RestoreError> {
+    let started = Instant::now();
+    let mut phase = Phases::new(progress);
+    let image = phase.run("open", || Ok(Image::open(&options.dir)?))?;
+    phase.run("host", || {
+        refuse_unbuilt(options, &image)?;
+        host::check_cpu(&image)?;
+        host::check_files(&image, options.on_changed)
+    })?;
+    let reader = PageReader::open(&options.dir, &image.stream)?;
+    let (plan, site) = phase.run("plan", || survey::plan_here(&image, options))?;
+    let pages = phase.run("pages", || run::page_source(&image, &reader))?;
+    let mut seed = phase.run("start", || run::start(&image, &plan, &site, &pages))?;
+    phase.begin("memory");
+    run::verify(&image, &reader, &mut *phase.progress)?;
+    phase.run("park", || seed.wait_parked())?;
+    phase.begin("release");
+    let memory = release::PageMemory::new(&image, &pages);
+    let pid = release::release(&image, seed, &memory, &mut *phase.progress)?;
+    phase.end();
+    Ok(Restored {
+        pid,
+        threads: image.process.threads.len(),
+        bytes: image.stream.stream_length,
+        total: started.elapsed(),
+    })
+}
+
+/// What the contract names and is not built yet is refused, never done half.
+fn refuse_unbuilt(options: &Options, image: &Image) -> Result<(), RestoreError> {
+    let refuse = |object: &str, reason: &str| {
+        let (object, reason) = (object.into(), reason.into());
+        Err(RestoreError::Unsupported { pid: image.process.pid, object, reason })
+    };
+    if options.on_changed == OnChanged::Restore {
+        return refuse("--on-changed restore", "putting files back is not built yet; use --on-changed as-is");
+    }
+    if options.pids == Pids::Namespace {
+        return refuse("--pids namespace", "namespaces of its own are not built yet; use --pids same");
+    }
+    Ok(())
+}
+
+/// Runs and times the phases.
+struct Phases<'a> {
+    progress: &'a mut dyn FnMut(Progress),
+    current: Option<(&'static str, Instant)>,
+}
+
+impl<'a> Phases<'a> {
+    fn new(progress: &'a mut dyn FnMut(Progress)) -> Self {
+        Self { progress, current: None }
+    }
+
+    fn begin(&mut self, name: &'static str) {
+        self.end();
+        (self.progress)(Progress::Phase(name));
+        self.current = Some((name, Instant::now()));
+    }
+
+    fn end(&mut self) {
+        if let Some((name, since)) = self.current.take() {
+            tracing::debug!(phase = name, ms = since.elapsed().as_secs_f64() * 1e3, "done");
+        }
+    }
+
+    fn run<T>(
+        &mut self,
+        name: &'static str,
+        work: impl FnOnce() -> Result<T, RestoreError>,
+    ) -> Result<T, RestoreError> {
+        self.begin(name);
+        let result = work();
+        self.end();
+        result
+    }
+}

@@ -47,6 +47,7 @@ sysno! {
     getpgid = SYS_getpgid
     getpid = SYS_getpid
     getppid = SYS_getppid
+    getpriority = SYS_getpriority
     getrlimit = SYS_getrlimit
     getsid = SYS_getsid
     gettid = SYS_gettid
@@ -63,11 +64,13 @@ sysno! {
     mprotect = SYS_mprotect
     mremap = SYS_mremap
     munmap = SYS_munmap
+    nanosleep = SYS_nanosleep
     openat = SYS_openat
     personality = SYS_personality
     pipe2 = SYS_pipe2
     prctl = SYS_prctl
     pread64 = SYS_pread64
+    preadv = SYS_preadv
     prlimit64 = SYS_prlimit64
     pwrite64 = SYS_pwrite64
     read = SYS_read
@@ -80,6 +83,7 @@ sysno! {
     rt_tgsigqueueinfo = SYS_rt_tgsigqueueinfo
     sched_setaffinity = SYS_sched_setaffinity
     sched_setattr = SYS_sched_setattr
+    sched_yield = SYS_sched_yield
     seccomp = SYS_seccomp
     set_robust_list = SYS_set_robust_list
     set_tid_address = SYS_set_tid_address

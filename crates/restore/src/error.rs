@@ -1,0 +1,129 @@
+//! What can go wrong in a restore, each with one cause and, where there is one, a remedy.
+
+use std::io;
+
+use rewake_image::ImageError;
+
+/// A restore that failed. Nothing it made is left.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The image cannot be used.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The image asks for something that cannot be done.
+    #[error("resume failed for pid {pid} ({object}): {reason}")]
+    Unsupported {
+        /// The process in the image.
+        pid: i32,
+        /// What it has.
+        object: String,
+        /// Why that cannot be.
+        reason: String,
+    },
+    /// This host lacks what the program may be using.
+    #[error("resume failed for pid {pid} (CPU): this host lacks {missing}")]
+    Cpu {
+        /// The process in the image.
+        pid: i32,
+        /// Features or state components, by name.
+        missing: String,
+    },
+    /// Files are no longer what they were.
+    #[error("resume failed for pid {pid} (files): {}", list(changes))]
+    Changed {
+        /// The process in the image.
+        pid: i32,
+        /// Each file and what is different.
+        changes: Vec<String>,
+    },
+    /// The process id belongs to somebody else.
+    #[error("clone3 failed for pid {pid} (process id): taken by {owner}")]
+    PidTaken {
+        /// The id wanted.
+        pid: i32,
+        /// Who has it: id, name, state.
+        owner: String,
+    },
+    /// We may not choose the process id.
+    #[error("clone3 failed for pid {pid} (process id): choosing it is not permitted")]
+    PidForbidden {
+        /// The id wanted.
+        pid: i32,
+    },
+    /// An entry of the planned program was not accepted.
+    #[error("{operation} failed for pid {pid} ({object}): {source}")]
+    Entry {
+        /// The system call.
+        operation: String,
+        /// The process in the image.
+        pid: i32,
+        /// What was being restored.
+        object: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The new process died before it was complete.
+    #[error("resume failed for pid {pid} (new process): {reason}")]
+    Died {
+        /// The process in the image.
+        pid: i32,
+        /// How.
+        reason: String,
+    },
+    /// Something else the kernel refused.
+    #[error("{operation} failed for pid {pid} ({object}): {source}")]
+    System {
+        /// What was tried.
+        operation: &'static str,
+        /// The process in the image.
+        pid: i32,
+        /// On what.
+        object: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+fn list(changes: &[String]) -> String {
+    changes.join("; ")
+}
+
+impl RestoreError {
+    /// What the user can do about it, in one line.
+    #[must_use]
+    pub fn remedy(&self) -> Option<String> {
+        let text = match self {
+            Self::Image(source) => return source.remedy().map(Into::into),
+            Self::Cpu { .. } => {
+                "resume on a host whose CPU has these (`rewake show DIR` lists what is needed)"
+            }
+            Self::Changed { .. } => {
+                "put the files back as they were, or go on with them as they are: --on-changed as-is"
+            }
+            Self::PidTaken { .. } => "end that process or wait for its end, then resume again",
+            Self::PidForbidden { .. } => {
+                "run as root or give the binary the capability: setcap cap_checkpoint_restore,cap_sys_ptrace+eip"
+            }
+            Self::Entry { source, operation, .. } => return entry_remedy(operation, source),
+            Self::Unsupported { .. } | Self::Died { .. } | Self::System { .. } => return None,
+        };
+        Some(text.to_owned())
+    }
+}
+
+fn entry_remedy(operation: &str, source: &io::Error) -> Option<String> {
+    let text = match (operation, source.raw_os_error()?) {
+        ("clone3", libc::EEXIST) => {
+            "a thread id is taken: end its owner or wait for its end, then resume again"
+        }
+        ("prlimit64", libc::EPERM) => "raise the limit in the shell first (ulimit), or resume as root",
+        ("openat" | "chdir", libc::ENOENT) => "put the file or folder back in its place",
+        ("openat" | "chdir", libc::EACCES) => "resume as a user who may open it",
+        (_, libc::ENOMEM) => "free memory, or raise the limits (ulimit -v, cgroup), then resume again",
+        ("fcntl" | "flock", libc::EAGAIN | libc::EACCES) => {
+            "another process holds the lock: wait until it lets go"
+        }
+        _ => return None,
+    };
+    Some(text.to_owned())
+}

@@ -1,0 +1,185 @@
+//! What the host must offer, checked before anything is created.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+
+use rewake_image::Image;
+use rewake_image::records::{Cpu, FileIdentity, open_file};
+use rewake_linux::{cpu, host};
+
+use crate::OnChanged;
+use crate::error::RestoreError;
+
+/// First bits of an xsave area's header: which components hold something.
+const XSTATE_BV: usize = 512;
+
+/// Refuses, by name, what this host's CPU lacks.
+///
+/// # Errors
+/// [`RestoreError::Cpu`] with everything that is missing.
+pub fn check_cpu(image: &Image) -> Result<(), RestoreError> {
+    let Some(wanted) = &image.manifest.cpu else { return Ok(()) };
+    let own = own_cpu().map_err(|source| RestoreError::System {
+        operation: "survey",
+        pid: image.process.pid,
+        object: "CPU of this host".into(),
+        source,
+    })?;
+    let missing = missing(wanted, &own, used_components(image));
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(RestoreError::Cpu { pid: image.process.pid, missing: missing.join(", ") })
+}
+
+fn own_cpu() -> io::Result<Cpu> {
+    let own = cpu::Cpu::here()?;
+    Ok(Cpu {
+        features: own.features,
+        xcr0: own.xcr0,
+        components: own
+            .components
+            .iter()
+            .map(|part| rewake_image::records::XsaveComponent {
+                index: part.index,
+                offset: part.offset,
+                size: part.size,
+            })
+            .collect(),
+        ..Cpu::default()
+    })
+}
+
+/// Components that any thread's saved state really holds.
+fn used_components(image: &Image) -> u64 {
+    image
+        .process
+        .threads
+        .iter()
+        .filter_map(|thread| thread.xstate.get(XSTATE_BV..XSTATE_BV + 8)?.first_chunk::<8>())
+        .fold(0, |all, bits| all | u64::from_le_bytes(*bits))
+}
+
+fn missing(wanted: &Cpu, own: &Cpu, used: u64) -> Vec<String> {
+    let have: BTreeSet<&String> = own.features.iter().collect();
+    let mut missing: Vec<String> =
+        wanted.features.iter().filter(|feature| !have.contains(feature)).cloned().collect();
+    for index in 2..63 {
+        if used & 1 << index == 0 {
+            continue;
+        }
+        let find = |cpu: &Cpu| cpu.components.iter().find(|part| part.index == index).copied();
+        match (find(wanted), find(own)) {
+            (Some(wanted), Some(own)) if own.offset == wanted.offset && own.size == wanted.size => {}
+            (None, _) => {}
+            _ => missing.push(format!("xsave state component {index} at the same place")),
+        }
+    }
+    missing
+}
+
+/// Compares every file the image refers to with what is there now.
+///
+/// # Errors
+/// [`RestoreError::Changed`] with all differences; none if `on_changed` says to go on with the files as they are, unless one is
+/// gone: then there is nothing to go on with.
+pub fn check_files(image: &Image, on_changed: OnChanged) -> Result<(), RestoreError> {
+    let same_host = is_same_host(image);
+    let open = image.open_files.iter().filter_map(|file| match file.kind.as_ref()? {
+        open_file::Kind::Regular(regular) => regular.identity.as_ref(),
+        _ => None,
+    });
+    let exe = image.process.memory.as_ref().and_then(|memory| memory.exe.as_ref());
+    let mapped = image.mapped_files.iter().chain(exe).filter_map(|file| file.identity.as_ref());
+    let mut changes: Vec<String> = Vec::new();
+    for identity in open.chain(mapped) {
+        if let Some(change) = difference(identity, same_host, on_changed)
+            && !changes.contains(&change)
+        {
+            changes.push(change);
+        }
+    }
+    if changes.is_empty() {
+        return Ok(());
+    }
+    Err(RestoreError::Changed { pid: image.process.pid, changes })
+}
+
+fn is_same_host(image: &Image) -> bool {
+    let Some(then) = &image.manifest.host else { return false };
+    let Ok(now) = host::Host::here() else { return false };
+    let machine_id = now.machine_id.unwrap_or_default();
+    then.machine_id == machine_id && (!machine_id.is_empty() || then.hostname == now.hostname)
+}
+
+/// Device and inode name a file on its own host only; elsewhere size and time of change have to do.
+fn difference(identity: &FileIdentity, same_host: bool, on_changed: OnChanged) -> Option<String> {
+    let path = identity.as_path();
+    let say = |what: String| Some(format!("{} {what}", path.display()));
+    let now = match std::fs::metadata(path) {
+        Ok(now) => now,
+        Err(error) => return say(format!("cannot be used: {error}")),
+    };
+    if on_changed == OnChanged::AsIs {
+        return None;
+    }
+    if same_host && (now.dev(), now.ino()) != (identity.device, identity.inode) {
+        return say("was replaced by another file since".into());
+    }
+    if now.len() != identity.size {
+        return say(format!("changed since: {} bytes, was {}", now.len(), identity.size));
+    }
+    if (now.mtime(), now.mtime_nsec()) != (identity.mtime_s, identity.mtime_ns.into()) {
+        return say("changed since: written at another time".into());
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rewake_image::records::XsaveComponent;
+
+    #[test]
+    fn a_missing_feature_is_named() {
+        let wanted = Cpu { features: vec!["avx2".into(), "avx512f".into()], ..Cpu::default() };
+        let own = Cpu { features: vec!["avx2".into()], ..Cpu::default() };
+        assert_eq!(missing(&wanted, &own, 0), ["avx512f"]);
+        assert!(missing(&own, &wanted, 0).is_empty());
+    }
+
+    #[test]
+    fn only_components_in_use_matter() {
+        let part = |offset| XsaveComponent { index: 9, offset, size: 8 };
+        let wanted = Cpu { components: vec![part(2688)], ..Cpu::default() };
+        let own = Cpu { components: vec![part(2432)], ..Cpu::default() };
+        assert!(missing(&wanted, &own, 0).is_empty());
+        assert_eq!(missing(&wanted, &own, 1 << 9).len(), 1);
+    }
+
+    #[test]
+    fn a_changed_file_is_told_apart() {
+        let path = std::env::temp_dir().join(format!("rewake-host-test-{}", std::process::id()));
+        std::fs::write(&path, b"before").expect("a file");
+        let now = std::fs::metadata(&path).expect("its facts");
+        let mut identity = FileIdentity {
+            path: path.to_str().expect("a name").into(),
+            device: now.dev(),
+            inode: now.ino(),
+            size: now.len(),
+            mtime_s: now.mtime(),
+            mtime_ns: u32::try_from(now.mtime_nsec()).expect("below a second"),
+            mode: 0,
+        };
+        assert_eq!(difference(&identity, true, OnChanged::Error), None);
+        identity.inode += 1;
+        assert!(difference(&identity, true, OnChanged::Error).expect("another").contains("replaced"));
+        assert_eq!(difference(&identity, false, OnChanged::Error), None);
+        identity.size += 1;
+        assert!(difference(&identity, false, OnChanged::Error).expect("another").contains("was 7"));
+        assert_eq!(difference(&identity, false, OnChanged::AsIs), None);
+        std::fs::remove_file(&path).expect("removed");
+        assert!(difference(&identity, false, OnChanged::AsIs).expect("gone").contains("cannot be used"));
+    }
+}

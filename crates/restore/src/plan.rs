@@ -1,0 +1,127 @@
+//! Image to program: the whole restore of a process as one flat list of system calls per thread.
+//!
+//! Planning is pure: [`plan`] reads records and a [`Site`] (what has to be known of the process that will walk the program) and
+//! touches nothing. The order is fixed and is the architecture of a restore:
+//!
+//! 1. *birth*: die with the parent, wait for the tracer, leave libc's registrations, own process group;
+//! 2. *files* are opened, out of the way ([`files`]);
+//! 3. *memory*: everything of the seed goes, the image's mappings come and are filled ([`memory`]);
+//! 4. *process*: fields of the address space, dispositions, attributes ([`process`], [`signals`]);
+//! 5. *files* take their numbers;
+//! 6. *threads* are cloned with their ids ([`threads`]), pending signals queued, limits and timers set;
+//! 7. all threads park; the tracer gives them their registers and lets them go.
+
+pub mod check;
+mod files;
+mod memory;
+mod process;
+mod signals;
+mod threads;
+
+use rewake_image::Image;
+use rewake_image::records::Process;
+use rewake_linux::addr::RemoteAddr;
+use rewake_linux::program::{DataRef, Program, TrackRef};
+use rewake_linux::seed::OwnRseq;
+
+use crate::error::RestoreError;
+
+pub use memory::{Special, free_gap};
+
+/// End of the part of the address space that programs use (four-level page tables), in bytes.
+pub const TASK_SIZE: u64 = 0x7fff_ffff_f000;
+
+/// What a plan has to know of the process that will walk it.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// Where the program itself lies: never unmapped by it.
+    pub stage: RemoteAddr,
+    /// Bytes there.
+    pub stage_len: u64,
+    /// Free room for the seed's vdso and its data pages while the rest goes; directly behind the stage.
+    pub aside: RemoteAddr,
+    /// The seed's vdso and data pages.
+    pub specials: Vec<Special>,
+    /// Lowest descriptor that neither the image nor `resume` uses; see [`Site::stream`], [`Site::pages`], [`Site::spare`].
+    pub fd_base: i32,
+    /// Pid of `resume`, as the seed sees it.
+    pub parent: i32,
+    /// `resume`'s own limits, soft and hard, by resource.
+    pub limits: Vec<(u64, u64)>,
+    /// The registration to leave.
+    pub rseq: Option<OwnRseq>,
+    /// Whether the program becomes leader of a session of its own.
+    pub new_session: bool,
+}
+
+impl Site {
+    /// `resume`'s own standard stream, moved out of the way.
+    #[must_use]
+    pub fn stream(&self, index: u32) -> i32 {
+        self.fd_base + i32::try_from(index.min(2)).unwrap_or(2)
+    }
+
+    /// The page stream.
+    #[must_use]
+    pub fn pages(&self) -> i32 {
+        self.fd_base + 3
+    }
+
+    /// First of the numbers at which opened files wait for theirs.
+    #[must_use]
+    pub fn spare(&self) -> i32 {
+        self.fd_base + 4
+    }
+}
+
+/// A planned restore.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What the new process does.
+    pub program: Program,
+    /// The track of the thread whose id is the pid; the others follow in order of the image's threads.
+    pub leader: TrackRef,
+    /// Barrier of the leader and the tracer (2 parties) that the program begins with.
+    pub gate: DataRef,
+    /// Counts the threads that have done everything.
+    pub parked: DataRef,
+}
+
+struct Planner<'a> {
+    image: &'a Image,
+    process: &'a Process,
+    site: &'a Site,
+    program: Program,
+    leader: TrackRef,
+    gate: DataRef,
+    parked: DataRef,
+    never: DataRef,
+}
+
+/// Plans the restore of the image's process at `site`.
+///
+/// # Errors
+/// What the image asks for and no program can do, by name.
+pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
+    let mut program = Program::new();
+    let leader = program.track(format!("leader {}", image.process.pid));
+    let (gate, parked, never) = (program.zeros(4), program.zeros(4), program.zeros(4));
+    let mut planner = Planner { image, process: &image.process, site, program, leader, gate, parked, never };
+    planner.birth();
+    planner.open_files()?;
+    planner.memory()?;
+    planner.mm_fields();
+    planner.dispositions();
+    planner.attributes();
+    planner.install_descriptors();
+    planner.threads()?;
+    planner.last_things()?;
+    planner.park_leader()?;
+    Ok(Plan { program: planner.program, leader, gate, parked })
+}
+
+/// Arguments of a call, each converted to a [`Value`](rewake_linux::program::Value).
+macro_rules! args {
+    ($($arg:expr),* $(,)?) => { [$(rewake_linux::program::Value::from($arg)),*] };
+}
+use args;

@@ -1,0 +1,228 @@
+//! A model of what a program does to the address space, walked before any program runs and by the property tests.
+//!
+//! It holds that a program never touches memory it has given away or not yet made, never maps over something, never unmaps what
+//! it runs from, and leaves nothing of the seed.
+
+use std::collections::BTreeMap;
+
+use rewake_linux::program::{Action, Call, Program, Sysno, Value};
+
+use super::{Plan, Site, TASK_SIZE};
+
+const WRITE: u64 = libc::PROT_WRITE.cast_unsigned() as u64;
+const FIXED: u64 = libc::MAP_FIXED.cast_unsigned() as u64;
+const NOREPLACE: u64 = libc::MAP_FIXED_NOREPLACE.cast_unsigned() as u64;
+const PR_SET_VMA: u64 = 0x5356_4d41;
+
+/// An entry that breaks the rules.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("entry {track}.{index} {line}: {reason}")]
+pub struct Violation {
+    /// The track.
+    pub track: usize,
+    /// The entry's place there.
+    pub index: usize,
+    /// The entry, as in a listing.
+    pub line: String,
+    /// What is wrong.
+    pub reason: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Range {
+    end: u64,
+    writable: bool,
+    /// The seed's own, from before the program.
+    seed: bool,
+}
+
+/// Mapped ranges by start; they do not overlap.
+#[derive(Debug, Default)]
+struct Model {
+    ranges: BTreeMap<u64, Range>,
+}
+
+impl Model {
+    fn new(site: &Site) -> Self {
+        let mut model = Self::default();
+        let aside: u64 = site.specials.iter().map(|special| special.len).sum();
+        let seed = |end| Range { end, writable: true, seed: true };
+        let stage_end = site.stage.get() + site.stage_len;
+        model.ranges.insert(0, seed(site.stage.get()));
+        model.ranges.insert(site.stage.get(), Range { end: stage_end, writable: true, seed: false });
+        model.ranges.insert(site.aside.get() + aside, seed(TASK_SIZE));
+        model
+    }
+
+    /// Cuts ranges so that none crosses `at`.
+    fn split(&mut self, at: u64) {
+        if let Some((_, range)) = self.ranges.range_mut(..at).next_back()
+            && range.end > at
+        {
+            let rest = *range;
+            range.end = at;
+            self.ranges.insert(at, rest);
+        }
+    }
+
+    fn remove(&mut self, start: u64, end: u64) {
+        self.split(start);
+        self.split(end);
+        let inside: Vec<u64> = self.ranges.range(start..end).map(|(at, _)| *at).collect();
+        for at in inside {
+            self.ranges.remove(&at);
+        }
+    }
+
+    fn is_free(&self, start: u64, end: u64) -> bool {
+        self.ranges.range(..end).next_back().is_none_or(|(_, range)| range.end <= start)
+    }
+
+    /// Whether all of it is mapped (and writable).
+    fn covers(&self, start: u64, end: u64, writable: bool) -> bool {
+        let mut at = start;
+        while at < end {
+            match self.ranges.range(..=at).next_back() {
+                Some((_, range)) if range.end > at && (range.writable || !writable) && !range.seed => {
+                    at = range.end
+                }
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    fn set_writable(&mut self, start: u64, end: u64, writable: bool) {
+        self.split(start);
+        self.split(end);
+        for (_, range) in self.ranges.range_mut(start..end) {
+            range.writable = writable;
+        }
+    }
+}
+
+/// Walks the plan's tracks in order.
+///
+/// # Errors
+/// The first entry that breaks the rules.
+pub fn check(plan: &Plan, site: &Site) -> Result<(), Violation> {
+    let mut model = Model::new(site);
+    let stage = (site.stage.get(), site.stage.get() + site.stage_len);
+    for (track, entries) in plan.program.tracks().iter().enumerate() {
+        for (index, call) in entries.calls.iter().enumerate() {
+            let step = Step { program: &plan.program, call, stage };
+            step.walk(&mut model).map_err(|reason| Violation {
+                track,
+                index,
+                line: plan.program.line(call),
+                reason,
+            })?;
+        }
+    }
+    match model.ranges.iter().find(|(_, range)| range.seed) {
+        None => Ok(()),
+        Some((start, _)) => Err(Violation {
+            track: 0,
+            index: 0,
+            line: "end".into(),
+            reason: format!("memory of the seed is left at {start:#x}"),
+        }),
+    }
+}
+
+struct Step<'a> {
+    program: &'a Program,
+    call: &'a Call,
+    stage: (u64, u64),
+}
+
+impl Step<'_> {
+    fn constant(&self, index: usize) -> u64 {
+        match self.call.args.get(index) {
+            Some(Value::Const(value)) => *value,
+            _ => 0,
+        }
+    }
+
+    fn walk(&self, model: &mut Model) -> Result<(), String> {
+        let Action::Call(nr) = self.call.action else { return Ok(()) };
+        let (first, second) = (self.constant(0), self.constant(1));
+        match nr {
+            Sysno::munmap => {
+                let end = first.checked_add(second).ok_or("wraps around")?;
+                if first < self.stage.1 && self.stage.0 < end {
+                    return Err("unmaps what it runs from".into());
+                }
+                model.remove(first, end);
+                Ok(())
+            }
+            Sysno::mmap => self.mmap(model),
+            Sysno::mremap => self.mremap(model),
+            Sysno::preadv => {
+                self.parts().into_iter().try_for_each(|(start, len)| used(model, start, len, true))
+            }
+            Sysno::mprotect => {
+                used(model, first, second, false)?;
+                model.set_writable(first, first + second, self.constant(2) & WRITE != 0);
+                Ok(())
+            }
+            Sysno::madvise | Sysno::mlock2 => used(model, first, second, false),
+            Sysno::prctl if first == PR_SET_VMA => used(model, self.constant(2), self.constant(3), false),
+            // Registered here, written by the kernel when the thread next goes to user mode.
+            Sysno::rseq if self.constant(2) == 0 => used(model, first, second, true),
+            Sysno::nanosleep => used(model, second, 16, true),
+            Sysno::clock_nanosleep => used(model, self.constant(3), 16, true),
+            _ => Ok(()),
+        }
+    }
+
+    fn mmap(&self, model: &mut Model) -> Result<(), String> {
+        let (start, len, flags) = (self.constant(0), self.constant(1), self.constant(3));
+        let end = start.checked_add(len).filter(|end| *end <= TASK_SIZE).ok_or("leaves the address space")?;
+        if flags & (FIXED | NOREPLACE) != NOREPLACE {
+            return Err("might replace a mapping".into());
+        }
+        if len == 0 || !model.is_free(start, end) {
+            return Err("maps over a mapping".into());
+        }
+        model.ranges.insert(start, Range { end, writable: self.constant(2) & WRITE != 0, seed: false });
+        Ok(())
+    }
+
+    fn mremap(&self, model: &mut Model) -> Result<(), String> {
+        let [old, old_len, len] = [0, 1, 2].map(|index| self.constant(index));
+        let new = self.constant(4);
+        let end = new.checked_add(len).filter(|end| *end <= TASK_SIZE).ok_or("leaves the address space")?;
+        if len == 0 || !model.is_free(new, end) {
+            return Err("moves over a mapping".into());
+        }
+        // What the seed itself brought may be moved; a length of 0 maps a shared object once more.
+        let seeds =
+            model.ranges.range(..=old).next_back().is_some_and(|(_, range)| range.seed && range.end > old);
+        if !seeds {
+            used(model, old, len, false)?;
+        }
+        if old_len != 0 {
+            model.remove(old, old + old_len);
+        }
+        model.ranges.insert(new, Range { end, writable: true, seed: false });
+        Ok(())
+    }
+
+    /// The `iovec`s of a read.
+    fn parts(&self) -> Vec<(u64, u64)> {
+        let Some(Value::Data(data)) = self.call.args.get(1) else { return Vec::new() };
+        let bytes = &self.program.data()[data.offset..data.offset + data.len];
+        let word = |bytes: &[u8]| bytes.first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+        bytes.chunks_exact(16).map(|part| (word(part), word(&part[8..]))).collect()
+    }
+}
+
+fn used(model: &Model, start: u64, len: u64, writable: bool) -> Result<(), String> {
+    let end = start.checked_add(len).ok_or("wraps around")?;
+    if model.covers(start, end, writable) {
+        return Ok(());
+    }
+    let how = if writable { "not there to be written" } else { "not there" };
+    Err(format!("memory {start:#x}-{end:#x} is {how}"))
+}

@@ -1,0 +1,143 @@
+//! What belongs to the process as a whole: birth, fields of the address space, attributes, limits.
+
+use rewake_linux::program::{Accept, Sysno};
+
+use super::{Planner, args};
+use crate::error::RestoreError;
+
+const PR_SET_PDEATHSIG: i32 = 1;
+const PR_SET_DUMPABLE: i32 = 4;
+const PR_SET_MM: i32 = 35;
+const PR_SET_MM_MAP: i32 = 14;
+const PR_SET_CHILD_SUBREAPER: i32 = 36;
+const PR_SET_THP_DISABLE: i32 = 41;
+const RSEQ_UNREGISTER: i32 = 1;
+/// Sizes that libc registers: the original 32 bytes, then what newer kernels' features need.
+const RSEQ_SIZES: [u32; 3] = [32, 64, 96];
+const SIGKILL: i32 = 9;
+/// Exit status of a seed that could not go on; nobody but `resume` sees it.
+const FAILED: i32 = 125;
+
+impl Planner<'_> {
+    pub(super) fn birth(&mut self) {
+        let Self { program, leader, site, .. } = self;
+        program.call(*leader, Sysno::prctl, args![PR_SET_PDEATHSIG, SIGKILL]).note("die with resume");
+        // The parent may have died before it could be asked to take us along.
+        let parent = site.parent.unsigned_abs().into();
+        program
+            .call(*leader, Sysno::getppid, args![])
+            .accept(Accept::Exactly(parent))
+            .note("resume is still there");
+        program.barrier(*leader, self.gate, 2).note("resume traces us");
+        if let Some(rseq) = site.rseq {
+            for size in RSEQ_SIZES {
+                let args = args![rseq.address, size, RSEQ_UNREGISTER, rseq.signature];
+                program
+                    .call(*leader, Sysno::rseq, args)
+                    .accept(Accept::Any)
+                    .note("leave libc's registration");
+            }
+        }
+        program.call(*leader, Sysno::set_robust_list, args![0, 24]).note("no robust list");
+        if site.new_session || self.process.sid == self.process.pid {
+            program.call(*leader, Sysno::setsid, args![]).note("own session");
+        } else {
+            program.call(*leader, Sysno::setpgid, args![0, 0]).note("own process group");
+        }
+    }
+
+    pub(super) fn mm_fields(&mut self) {
+        let Some(memory) = &self.process.memory else { return };
+        let fields = memory.fields.unwrap_or_default();
+        let auxv = self.program.bytes(&memory.auxv);
+        let auxv_len = u64::try_from(memory.auxv.len()).expect("image lengths are checked");
+        // struct prctl_mm_map; the executable waits at descriptor 0, the lowest free.
+        let exe_fd: u64 = if memory.exe.is_some() { 0 } else { u32::MAX.into() };
+        let map = self.program.words(&[
+            fields.start_code,
+            fields.end_code,
+            fields.start_data,
+            fields.end_data,
+            fields.start_brk,
+            fields.brk,
+            fields.start_stack,
+            fields.arg_start,
+            fields.arg_end,
+            fields.env_start,
+            fields.env_end,
+            0,
+            auxv_len | exe_fd << 32,
+        ]);
+        self.program.point(map, 88, auxv);
+        if let Some(exe) = memory.exe.as_ref().and_then(|exe| exe.identity.as_ref()) {
+            self.open_mapped(exe, libc::O_RDONLY);
+        }
+        let args = args![PR_SET_MM, PR_SET_MM_MAP, map, 104, 0];
+        self.program
+            .call(self.leader, Sysno::prctl, args)
+            .note("fields of the address space and /proc/PID/exe");
+        if memory.exe.is_some() {
+            self.program.call(self.leader, Sysno::close, args![0]);
+        }
+    }
+
+    pub(super) fn attributes(&mut self) {
+        let Self { program, leader, process, .. } = self;
+        let leader = *leader;
+        let cwd = program.string(&process.cwd);
+        let note = format!("working folder {}", String::from_utf8_lossy(&process.cwd));
+        program.call(leader, Sysno::chdir, args![cwd]).note(note);
+        program.call(leader, Sysno::umask, args![process.umask]);
+        program.call(leader, Sysno::personality, args![process.personality]).note("personality");
+        let dumpable = i32::from(process.dumpable);
+        program.call(leader, Sysno::prctl, args![PR_SET_DUMPABLE, dumpable]).note("dumpable");
+        let subreaper = i32::from(process.child_subreaper);
+        program.call(leader, Sysno::prctl, args![PR_SET_CHILD_SUBREAPER, subreaper]).note("child subreaper");
+        let thp = i32::from(process.thp_disabled);
+        program
+            .call(leader, Sysno::prctl, args![PR_SET_THP_DISABLE, thp, 0, 0, 0])
+            .note("huge pages disabled");
+        for bit in 0..32 {
+            let command = 1u32 << bit;
+            if process.membarrier & command != 0 {
+                program.call(leader, Sysno::membarrier, args![command, 0, 0]).note("membarrier registration");
+            }
+        }
+    }
+
+    /// What must come after everything else has been opened, cloned and closed.
+    pub(super) fn last_things(&mut self) -> Result<(), RestoreError> {
+        self.pending_signals();
+        self.locks()?;
+        self.limits();
+        for timer in &self.process.interval_timers {
+            let split = |us: u64| [us / 1_000_000, us % 1_000_000];
+            let words = [split(timer.interval_us), split(timer.remaining_us)].concat();
+            let value = self.program.words(&words);
+            let args = args![timer.which, value, 0];
+            self.program.call(self.leader, Sysno::setitimer, args).note("interval timer");
+        }
+        Ok(())
+    }
+
+    fn limits(&mut self) {
+        for limit in &self.process.limits {
+            let own = self.site.limits.get(usize::try_from(limit.resource).unwrap_or(usize::MAX)).copied();
+            if own == Some((limit.soft, limit.hard)) {
+                continue;
+            }
+            let new = self.program.words(&[limit.soft, limit.hard]);
+            let note = format!("limit {} to {} of {}", limit.resource, limit.soft, limit.hard);
+            self.program.call(self.leader, Sysno::prlimit64, args![0, limit.resource, new, 0]).note(note);
+        }
+    }
+
+    pub(super) fn park_leader(&mut self) -> Result<(), RestoreError> {
+        let thread = self.leader_thread()?;
+        self.thread_state(self.leader, thread);
+        self.park(self.leader, thread);
+        self.program.on_failure(self.leader);
+        self.program.call(self.leader, Sysno::exit_group, args![FAILED]).accept(Accept::Any);
+        Ok(())
+    }
+}

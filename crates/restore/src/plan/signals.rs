@@ -1,0 +1,49 @@
+//! Dispositions and pending signals.
+
+use rewake_image::records::PendingSignal;
+use rewake_linux::program::Sysno;
+
+use super::{Planner, args};
+
+const SIGKILL: u32 = 9;
+const SIGSTOP: u32 = 19;
+const HIGHEST: u32 = 64;
+const MASK_SIZE: i32 = 8;
+
+impl Planner<'_> {
+    /// All of them, also the defaults: the seed has `resume`'s.
+    pub(super) fn dispositions(&mut self) {
+        for signal in (1..=HIGHEST).filter(|signal| ![SIGKILL, SIGSTOP].contains(signal)) {
+            let found = self.process.actions.iter().find(|action| action.signal == signal);
+            let action = found.copied().unwrap_or_default();
+            // struct kernel_sigaction
+            let words = [action.handler, action.flags, action.restorer, action.mask];
+            let data = self.program.words(&words);
+            let args = args![signal, data, 0, MASK_SIZE];
+            self.program.call(self.leader, Sysno::rt_sigaction, args).note(format!("signal {signal}"));
+        }
+    }
+
+    /// Queued while all signals are blocked; delivered once the threads have their masks back.
+    pub(super) fn pending_signals(&mut self) {
+        let pid = self.process.pid;
+        for pending in &self.process.pending {
+            let (signal, info) = self.siginfo(pending);
+            let call = self.program.call(self.leader, Sysno::rt_sigqueueinfo, args![pid, signal, info]);
+            call.note(format!("pending signal {signal}"));
+        }
+        for thread in &self.process.threads {
+            for pending in &thread.pending {
+                let (signal, info) = self.siginfo(pending);
+                let args = args![pid, thread.tid, signal, info];
+                let call = self.program.call(self.leader, Sysno::rt_tgsigqueueinfo, args);
+                call.note(format!("pending signal {signal} of thread {}", thread.tid));
+            }
+        }
+    }
+
+    fn siginfo(&mut self, pending: &PendingSignal) -> (i32, rewake_linux::program::DataRef) {
+        let signal = pending.siginfo.first_chunk::<4>().map_or(0, |bytes| i32::from_le_bytes(*bytes));
+        (signal, self.program.bytes(&pending.siginfo))
+    }
+}

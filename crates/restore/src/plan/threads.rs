@@ -1,0 +1,129 @@
+//! Threads: cloned with their ids, each sets its own state and parks.
+
+use rewake_image::records::Thread;
+use rewake_linux::program::{Accept, Sysno, TrackRef, Value};
+
+use super::{Planner, args};
+use crate::error::RestoreError;
+use crate::interrupted::{GoOn, go_on};
+
+const PR_SET_PDEATHSIG: i32 = 1;
+const PR_SET_NAME: i32 = 15;
+const PR_SET_TIMERSLACK: i32 = 29;
+const IOPRIO_WHO_PROCESS: i32 = 1;
+const SS_ONSTACK: u32 = 1;
+const SS_DISABLE: u32 = 2;
+/// VM, FS, FILES, SIGHAND, THREAD, SYSVSEM: what makes a thread.
+const CLONE_THREAD_FLAGS: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000;
+/// Parties that never come: the thread waits for the tracer.
+const NEVER: u32 = u32::MAX;
+const FAILED: i32 = 125;
+
+impl<'a> Planner<'a> {
+    pub(super) fn leader_thread(&self) -> Result<&'a Thread, RestoreError> {
+        let pid = self.process.pid;
+        let found = self.process.threads.iter().find(|thread| thread.tid == pid);
+        found.ok_or_else(|| RestoreError::Unsupported {
+            pid,
+            object: "leader thread".into(),
+            reason: "it had exited before the capture; such a process cannot be resumed yet".into(),
+        })
+    }
+
+    pub(super) fn threads(&mut self) -> Result<(), RestoreError> {
+        let process = self.process;
+        for thread in process.threads.iter().filter(|thread| thread.tid != process.pid) {
+            let track = self.program.track(format!("thread {}", thread.tid));
+            let tid = self.program.bytes(&thread.tid.to_le_bytes());
+            // struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size
+            let clone = self.program.words(&[CLONE_THREAD_FLAGS, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+            self.program.point(clone, 64, tid);
+            self.program.spawn(self.leader, track, clone).note(format!("thread {}", thread.tid));
+            self.thread_state(track, thread);
+            self.park(track, thread);
+            self.program.on_failure(track);
+            self.program.call(track, Sysno::exit_group, args![FAILED]).accept(Accept::Any);
+        }
+        Ok(())
+    }
+
+    /// What a thread can only set for itself.
+    pub(super) fn thread_state(&mut self, track: TrackRef, thread: &Thread) {
+        let program = &mut self.program;
+        let mut name = thread.comm.clone();
+        name.truncate(15);
+        let name = program.string(&name);
+        program.call(track, Sysno::prctl, args![PR_SET_NAME, name]).note("name");
+        program.call(track, Sysno::set_tid_address, args![thread.clear_child_tid]).accept(Accept::Any);
+        if thread.robust_list != 0 {
+            let args = args![thread.robust_list, thread.robust_list_len];
+            program.call(track, Sysno::set_robust_list, args).note("robust list");
+        }
+        if let Some(rseq) = thread.rseq.filter(|rseq| rseq.address != 0) {
+            let args = args![rseq.address, rseq.size, 0, rseq.signature];
+            program.call(track, Sysno::rseq, args).note("restartable sequences");
+        }
+        let stack = thread.alternate_stack.unwrap_or_default();
+        // On it or not is seen by the stack pointer; none at all has to be said.
+        let flags = if stack.size == 0 { SS_DISABLE } else { stack.flags & !SS_ONSTACK };
+        let stack = program.words(&[stack.address, flags.into(), stack.size]);
+        program.call(track, Sysno::sigaltstack, args![stack, 0]).note("alternate signal stack");
+        if thread.timer_slack_ns != 0 {
+            program
+                .call(track, Sysno::prctl, args![PR_SET_TIMERSLACK, thread.timer_slack_ns])
+                .note("timer slack");
+        }
+        self.scheduling(track, thread);
+        let death = thread.parent_death_signal;
+        self.program.call(track, Sysno::prctl, args![PR_SET_PDEATHSIG, death]).note("parent death signal");
+    }
+
+    fn scheduling(&mut self, track: TrackRef, thread: &Thread) {
+        let program = &mut self.program;
+        if let Some(sched) = thread.scheduling {
+            // struct sched_attr, version 0
+            let nice = u64::from(sched.nice.cast_unsigned());
+            let attr = program.words(&[
+                48 | u64::from(sched.policy) << 32,
+                sched.flags,
+                nice | u64::from(sched.priority) << 32,
+                sched.runtime_ns,
+                sched.deadline_ns,
+                sched.period_ns,
+            ]);
+            let note = format!("scheduling policy {}, nice {}", sched.policy, sched.nice);
+            program.call(track, Sysno::sched_setattr, args![0, attr, 0]).note(note);
+        }
+        if !thread.affinity.is_empty() {
+            let len = u64::try_from(thread.affinity.len()).expect("image lengths are checked");
+            let mask = program.bytes(&thread.affinity);
+            // A host without any of these CPUs keeps what it gives.
+            let accept = Accept::SuccessOr(libc::EINVAL);
+            program
+                .call(track, Sysno::sched_setaffinity, args![0, len, mask])
+                .accept(accept)
+                .note("CPU affinity");
+        }
+        if thread.io_priority != 0 {
+            let args = args![IOPRIO_WHO_PROCESS, 0, thread.io_priority];
+            program.call(track, Sysno::ioprio_set, args).note("I/O priority");
+        }
+    }
+
+    /// Says that all is done and waits for the tracer, in the sleep the thread was in or at the barrier.
+    pub(super) fn park(&mut self, track: TrackRef, thread: &Thread) {
+        if let GoOn::Sleeping(sleep) = go_on(thread) {
+            self.program.barrier(track, self.parked, 1).note("ready");
+            let left = Value::from(sleep.remaining);
+            let args = [Value::from(sleep.clock), Value::from(0), left, left];
+            let call = match sleep.call {
+                Sysno::nanosleep => self.program.call(track, sleep.call, [left, left]),
+                call => self.program.call(track, call, args),
+            };
+            call.accept(Accept::Any).note("the time that was left");
+            self.program.barrier(track, self.never, NEVER).note("the tracer lets go");
+        } else {
+            self.program.barrier(track, self.parked, NEVER).note("ready; the tracer lets go");
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! The end of a restore: all threads are parked; they get their registers, the program is unmapped, and all go.
+//!
+//! Until the leader is detached, last of all, our death is the new process's too (`PTRACE_O_EXITKILL`).
+
+mod registers;
+
+use std::time::Duration;
+
+use rewake_image::Image;
+use rewake_image::records::{Thread, vma::Backing};
+use rewake_linux::addr::RemoteAddr;
+use rewake_linux::arch::x86_64::Registers;
+use rewake_linux::memory::ProcessMemory;
+use rewake_linux::program::Sysno;
+use rewake_linux::ptrace::{self, Event, PtraceError, Running, StopReason, Stopped};
+use rewake_linux::signal::SignalSet;
+
+use crate::Progress;
+use crate::error::RestoreError;
+use crate::interrupted::{self, GoOn};
+use crate::run::Seed;
+
+pub use registers::PageMemory;
+
+/// Looks at a thread that has not yet come into its sleep, and how long between two.
+const SLEEP_TRIES: u32 = 50;
+const SLEEP_PAUSE: Duration = Duration::from_millis(1);
+const SYSCALL: [u8; 2] = [0x0f, 0x05];
+const PROT_EXEC: u32 = libc::PROT_EXEC.cast_unsigned();
+
+/// A thread at the gate, with what the image says of it.
+struct Parked<'a> {
+    tracee: Stopped,
+    thread: &'a Thread,
+}
+
+/// Gives all threads their registers and lets them go.
+///
+/// # Errors
+/// When the new process dies meanwhile or ptrace is refused; nothing of it is left.
+pub fn release(
+    image: &Image,
+    mut seed: Seed<'_>,
+    pages: &PageMemory<'_>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<i32, RestoreError> {
+    let pid = seed.pid();
+    let leader = seed.take_leader()?;
+    let work = Release { image, seed: &seed, pages };
+    let mut parked = work.stop_all(leader)?;
+    for at in 0..parked.len() {
+        let Parked { tracee, thread } = parked.swap_remove(at);
+        let tracee = work.put_to_sleep(tracee, thread)?;
+        parked.push(Parked { tracee, thread });
+        let last = parked.len() - 1;
+        parked.swap(at, last);
+    }
+    let Parked { tracee, thread } = parked.swap_remove(0);
+    // Registers are read before the leader makes one more call: they tell whether it sleeps.
+    let leader_registers = work.registers_of(&tracee, thread)?;
+    let tracee = work.unmap_program(tracee)?;
+    work.set_state(&tracee, thread, &leader_registers)?;
+    for other in &parked {
+        let registers = work.registers_of(&other.tracee, other.thread)?;
+        work.set_state(&other.tracee, other.thread, &registers)?;
+    }
+    progress(Progress::Ready { pid });
+    for other in parked {
+        other.tracee.detach(0).map_err(|error| work.refused(error))?;
+    }
+    tracee.detach(0).map_err(|error| work.refused(error))?;
+    seed.let_go();
+    Ok(pid)
+}
+
+struct Release<'a> {
+    image: &'a Image,
+    seed: &'a Seed<'a>,
+    pages: &'a PageMemory<'a>,
+}
+
+impl<'a> Release<'a> {
+    fn refused(&self, error: PtraceError) -> RestoreError {
+        RestoreError::System {
+            operation: error.operation,
+            pid: self.seed.pid(),
+            object: format!("thread {}", error.tid),
+            source: error.source,
+        }
+    }
+
+    /// All threads in a stop of ours, the leader first.
+    fn stop_all(&self, leader: Running) -> Result<Vec<Parked<'a>>, RestoreError> {
+        let threads = &self.image.process.threads;
+        let options = ptrace::Options { exit_kill: true };
+        let first = threads.iter().find(|thread| thread.tid == leader.tid());
+        let mut running = vec![(leader, first.ok_or_else(|| self.seed.died("it has no leader"))?)];
+        for thread in threads.iter().filter(|thread| thread.tid != self.seed.pid()) {
+            running.push((ptrace::seize(thread.tid, options).map_err(|error| self.refused(error))?, thread));
+        }
+        for (tracee, _) in &running {
+            tracee.interrupt().map_err(|error| self.refused(error))?;
+        }
+        running
+            .into_iter()
+            .map(|(tracee, thread)| Ok(Parked { tracee: self.stop(tracee)?, thread }))
+            .collect()
+    }
+
+    /// Waits for the stop that was asked for. All signals are blocked, so that nothing else can come but death.
+    fn stop(&self, running: Running) -> Result<Stopped, RestoreError> {
+        match running.wait().map_err(|error| self.refused(error))? {
+            Event::Stopped(stopped, StopReason::EventStop) => Ok(stopped),
+            Event::Stopped(_, reason) => Err(self.seed.died(&format!("unexpected stop: {reason:?}"))),
+            Event::Exited(tid, _) => Err(self.seed.died(&format!("thread {tid} ended"))),
+        }
+    }
+
+    /// A thread that goes on in a sleep made for it is let run until it is in it (or has slept).
+    fn put_to_sleep(&self, mut tracee: Stopped, thread: &Thread) -> Result<Stopped, RestoreError> {
+        let GoOn::Sleeping(sleep) = interrupted::go_on(thread) else { return Ok(tracee) };
+        for _ in 0..SLEEP_TRIES {
+            let now = tracee.registers().map_err(|error| self.refused(error))?;
+            if interrupted::is_asleep(&now, &sleep) || now.system_call() == Some(Sysno::futex.number()) {
+                break;
+            }
+            let running = tracee.cont(0).map_err(|error| self.refused(error))?;
+            std::thread::sleep(SLEEP_PAUSE);
+            running.interrupt().map_err(|error| self.refused(error))?;
+            tracee = self.stop(running)?;
+        }
+        Ok(tracee)
+    }
+
+    fn registers_of(&self, tracee: &Stopped, thread: &Thread) -> Result<Registers, RestoreError> {
+        let now = tracee.registers().map_err(|error| self.refused(error))?;
+        let memory =
+            ProcessMemory::open(self.seed.pid()).map_err(|error| self.seed.died(&error.to_string()))?;
+        Ok(registers::to_go_on_with(&self.image.process, thread, &now, self.pages, &memory))
+    }
+
+    fn set_state(
+        &self,
+        tracee: &Stopped,
+        thread: &Thread,
+        registers: &Registers,
+    ) -> Result<(), RestoreError> {
+        let refused = |error| self.refused(error);
+        let own = tracee.xstate().map_err(refused)?;
+        let state =
+            registers::xstate(thread, &own).ok_or_else(|| self.seed.died("its FPU state is malformed"))?;
+        tracee.set_xstate(&state).map_err(refused)?;
+        tracee.set_registers(registers).map_err(refused)?;
+        tracee.set_signal_mask(SignalSet::from_bits(thread.signal_mask)).map_err(refused)
+    }
+
+    /// The last of the restore's own memory goes by a call through an instruction of the program's own memory.
+    fn unmap_program(&self, tracee: Stopped) -> Result<Stopped, RestoreError> {
+        let refused = |error| self.refused(error);
+        let mut registers = tracee.registers().map_err(refused)?;
+        let (stage, len) = self.seed.stage();
+        registers.set_rip(self.syscall_instruction()?.get());
+        registers.set_call(Sysno::munmap.number(), [stage.get(), len, 0, 0, 0, 0]);
+        tracee.set_registers(&registers).map_err(refused)?;
+        let running = tracee.syscall().map_err(refused)?;
+        let entered = match running.wait().map_err(refused)? {
+            Event::Stopped(stopped, StopReason::SyscallEnter) => stopped,
+            other => return Err(self.seed.died(&format!("unexpected event: {other:?}"))),
+        };
+        // A stop in the kernel's signal handling: from here it restarts the call that the registers speak of.
+        entered.interrupt_next().map_err(refused)?;
+        let stopped = self.stop(entered.cont(0).map_err(refused)?)?;
+        let result = stopped.registers().map_err(refused)?.rax().cast_signed();
+        if result == 0 { Ok(stopped) } else { Err(self.seed.died(&format!("munmap returned {result}"))) }
+    }
+
+    /// A `syscall` instruction in the new process, in its vdso or else in any of its code.
+    fn syscall_instruction(&self) -> Result<RemoteAddr, RestoreError> {
+        let memory =
+            ProcessMemory::open(self.seed.pid()).map_err(|error| self.seed.died(&error.to_string()))?;
+        let vmas = self.image.process.memory.iter().flat_map(|memory| &memory.vmas);
+        let mut code: Vec<_> = vmas.filter(|vma| vma.protection & PROT_EXEC != 0).collect();
+        code.sort_by_key(|vma| vma.backing() != Backing::Vdso);
+        for vma in code {
+            let start = RemoteAddr::new(vma.start);
+            let mut bytes = vec![0; usize::try_from(vma.end - vma.start).unwrap_or_default()];
+            let read = memory.read_at(start, &mut bytes).unwrap_or_default();
+            if let Some(at) = bytes[..read].windows(2).position(|pair| pair == SYSCALL) {
+                return Ok(start + u64::try_from(at).unwrap_or_default());
+            }
+        }
+        Err(self.seed.died("it has no syscall instruction to unmap the restore's program with"))
+    }
+}

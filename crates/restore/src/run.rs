@@ -1,0 +1,271 @@
+//! A seed process walks the program; meanwhile every block of the page stream is verified.
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rewake_image::records::page_stream::Compression;
+use rewake_image::{Image, PageReader};
+use rewake_linux::proc::Proc;
+use rewake_linux::program::{Action, Assembled};
+use rewake_linux::ptrace::{self, Event, ExitStatus, Poll, Running, StopReason};
+use rewake_linux::seed::SharedStage;
+
+use crate::Progress;
+use crate::error::RestoreError;
+use crate::plan::{Plan, Site};
+
+/// How long a dead process may keep its id before its parent takes note of it.
+const ZOMBIE_PATIENCE: Duration = Duration::from_secs(2);
+/// Pause between two looks at a seed that is busy.
+const POLL: Duration = Duration::from_micros(100);
+
+/// The process being made. Dropped before its release it is killed, and nothing is left.
+#[derive(Debug)]
+pub struct Seed<'a> {
+    pid: i32,
+    plan: &'a Plan,
+    threads: u32,
+    assembled: Assembled,
+    stage: SharedStage,
+    leader: Option<Running>,
+}
+
+/// The page stream as the seed reads it: the image's own file, or its content unpacked and verified into memory.
+///
+/// # Errors
+/// A damaged block, or no memory.
+pub fn page_source(image: &Image, reader: &PageReader) -> Result<OwnedFd, RestoreError> {
+    let system = |operation, source| RestoreError::System {
+        operation,
+        pid: image.process.pid,
+        object: "page stream".into(),
+        source,
+    };
+    if image.stream.compression() == Compression::None {
+        return reader.file().as_fd().try_clone_to_owned().map_err(|source| system("dup", source));
+    }
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let memory = rustix::fs::memfd_create("rewake-pages", flags)
+        .map_err(|errno| system("memfd_create", errno.into()))?;
+    let mut file = File::from(memory);
+    let mut buffer = reader.buffer()?;
+    for block in 0..reader.blocks() {
+        let bytes = reader.read_block(block, &mut buffer)?;
+        file.write_all(bytes).map_err(|source| system("write", source))?;
+    }
+    file.seek(SeekFrom::Start(0)).map_err(|source| system("lseek", source))?;
+    Ok(file.into())
+}
+
+/// Verifies every block of the stream while the seed fills its memory from the same pages of the file cache.
+///
+/// # Errors
+/// The first damaged block.
+pub fn verify(
+    image: &Image,
+    reader: &PageReader,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(), RestoreError> {
+    let total = image.stream.stream_length;
+    if image.stream.compression() != Compression::None {
+        return Ok(());
+    }
+    let mut buffer = reader.buffer()?;
+    let mut done = 0;
+    for block in 0..reader.blocks() {
+        done += u64::try_from(reader.read_block(block, &mut buffer)?.len()).unwrap_or_default();
+        progress(Progress::Pages { done, total });
+    }
+    Ok(())
+}
+
+/// Clones the seed and lets it begin.
+///
+/// # Errors
+/// When the id is taken or may not be chosen, or the kernel refuses something else.
+pub fn start<'a>(
+    image: &Image,
+    plan: &'a Plan,
+    site: &Site,
+    pages: &OwnedFd,
+) -> Result<Seed<'a>, RestoreError> {
+    let pid = image.process.pid;
+    let system = |operation, object: &str, source| RestoreError::System {
+        operation,
+        pid,
+        object: object.into(),
+        source,
+    };
+    let helpers = helper_descriptors(site, pages).map_err(|source| system("dup", "descriptors", source))?;
+    let assembled = plan.program.assemble(site.stage);
+    let stage = SharedStage::map(site.stage, site.stage_len, &assembled);
+    let stage = stage.map_err(|source| system("mmap", "program of the restore", source))?;
+    let pid = clone_seed(&stage, &assembled, plan, pid)?;
+    drop(helpers);
+    let leader = ptrace::seize(pid, ptrace::Options { exit_kill: true });
+    let threads = u32::try_from(image.process.threads.len()).expect("image counts are checked");
+    let mut seed = Seed { pid, plan, threads, assembled, stage, leader: None };
+    seed.leader = Some(leader.map_err(|error| system("PTRACE_SEIZE", "new process", error.source))?);
+    seed.stage.arrive(&seed.assembled, plan.gate);
+    Ok(seed)
+}
+
+/// Our standard streams and the page stream at the numbers the plan expects them at; the seed inherits them.
+fn helper_descriptors(site: &Site, pages: &OwnedFd) -> io::Result<Vec<OwnedFd>> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    let streams =
+        [io::stdin().as_fd().as_raw_fd(), io::stdout().as_fd().as_raw_fd(), io::stderr().as_fd().as_raw_fd()];
+    let mut helpers = Vec::new();
+    for (index, _) in (0u32..).zip(streams) {
+        let min = site.stream(index);
+        let own = match index {
+            0 => rustix::io::fcntl_dupfd_cloexec(io::stdin(), min),
+            1 => rustix::io::fcntl_dupfd_cloexec(io::stdout(), min),
+            _ => rustix::io::fcntl_dupfd_cloexec(io::stderr(), min),
+        };
+        // A stream that was closed when we were started is as good as nothing.
+        helpers.push(own.or_else(|_| rustix::io::fcntl_dupfd_cloexec(&null, min))?);
+    }
+    helpers.push(rustix::io::fcntl_dupfd_cloexec(pages, site.pages())?);
+    for (helper, expected) in helpers.iter().zip(site.fd_base..) {
+        if helper.as_raw_fd() != expected {
+            return Err(io::Error::other(format!("descriptor {expected} is in use")));
+        }
+    }
+    Ok(helpers)
+}
+
+fn clone_seed(
+    stage: &SharedStage,
+    assembled: &Assembled,
+    plan: &Plan,
+    pid: i32,
+) -> Result<i32, RestoreError> {
+    let started = Instant::now();
+    loop {
+        let error = match stage.clone_seed(assembled, plan.leader, Some(pid)) {
+            Ok(pid) => return Ok(pid),
+            Err(error) => error,
+        };
+        match error.raw_os_error() {
+            Some(libc::EEXIST) => {
+                let (owner, zombie) = owner_of(pid);
+                if !zombie || started.elapsed() > ZOMBIE_PATIENCE {
+                    return Err(RestoreError::PidTaken { pid, owner });
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Some(libc::EPERM) => return Err(RestoreError::PidForbidden { pid }),
+            _ => {
+                let object = "new process".into();
+                return Err(RestoreError::System { operation: "clone3", pid, object, source: error });
+            }
+        }
+    }
+}
+
+/// Who has an id, for people, and whether it is only a zombie (or gone already). It may be a thread's, or that of a group or
+/// session whose leader is gone.
+fn owner_of(pid: i32) -> (String, bool) {
+    let Ok(stat) = Proc::open(pid).and_then(|proc| proc.stat()) else {
+        return (format!("{pid} (a process that just ended, or the name of a group or session)"), true);
+    };
+    let name = String::from_utf8_lossy(&stat.comm).into_owned();
+    let state = stat.state;
+    (format!("{pid} ({name}, state {state}, parent {})", stat.ppid), matches!(state, 'Z' | 'X'))
+}
+
+impl Seed<'_> {
+    /// The new process's id.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Waits until all threads have done everything and wait to be let go.
+    ///
+    /// # Errors
+    /// The entry that failed, or how the process died.
+    pub fn wait_parked(&mut self) -> Result<(), RestoreError> {
+        while self.stage.arrived(&self.assembled, self.plan.parked) < self.threads {
+            if let Some(failure) = self.failure() {
+                return Err(failure);
+            }
+            let leader = self.leader.take().ok_or_else(|| self.died("it is gone"))?;
+            match leader.try_wait().map_err(|error| self.died(&error.to_string()))? {
+                Poll::Pending(leader) => self.leader = Some(leader),
+                Poll::Ready(Event::Exited(_, status)) => {
+                    return Err(self.failure().unwrap_or_else(|| self.died(&describe(status))));
+                }
+                Poll::Ready(Event::Stopped(stopped, reason)) => {
+                    // The entries cause no signal that does not end the process; let it have what came from outside.
+                    let signal = if let StopReason::Signal(info) = reason { info.signal() } else { 0 };
+                    let leader = stopped.cont(signal).map_err(|error| self.died(&error.to_string()))?;
+                    self.leader = Some(leader);
+                }
+            }
+            std::thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
+    /// Hands the parked process over to the release, which owns the leader's tracing from then on.
+    pub fn take_leader(&mut self) -> Result<Running, RestoreError> {
+        self.leader.take().ok_or_else(|| self.died("it is gone"))
+    }
+
+    /// The range of the program in the new process.
+    pub fn stage(&self) -> (rewake_linux::addr::RemoteAddr, u64) {
+        self.stage.range()
+    }
+
+    /// The new process is on its own: dropping the seed kills nothing any more.
+    pub fn let_go(mut self) {
+        self.pid = 0;
+    }
+
+    pub fn died(&self, reason: &str) -> RestoreError {
+        RestoreError::Died { pid: self.pid, reason: reason.to_owned() }
+    }
+
+    fn failure(&self) -> Option<RestoreError> {
+        let failure = self.assembled.failure(&self.stage.snapshot())?;
+        let call = self.plan.program.get(failure.at);
+        let operation = match call.action {
+            Action::Call(nr) => nr.name(),
+            Action::Spawn(_) => "clone3",
+            Action::Barrier => "barrier",
+        };
+        let source = match i32::try_from(failure.result) {
+            Ok(errno @ -4095..=-1) => io::Error::from_raw_os_error(-errno),
+            _ => io::Error::other(format!("unexpected result {}", failure.result)),
+        };
+        let (operation, object) = (operation.to_owned(), object_of(self.plan, failure.at, &call.note));
+        Some(RestoreError::Entry { operation, pid: self.pid, object, source })
+    }
+}
+
+fn object_of(plan: &Plan, at: rewake_linux::program::CallRef, note: &str) -> String {
+    let track = &plan.program.tracks()[at.track.index()].name;
+    if note.is_empty() { format!("{track}, entry {}", at.index) } else { note.to_owned() }
+}
+
+impl Drop for Seed<'_> {
+    fn drop(&mut self) {
+        let Some(pid) = rustix::process::Pid::from_raw(self.pid) else { return };
+        // Also when it is gone already: it is our child and nobody else has waited for it, so the id is still its.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        while matches!(rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()), Ok(Some((_, status))) if status.stopped())
+        {
+        }
+    }
+}
+
+fn describe(status: ExitStatus) -> String {
+    match status {
+        ExitStatus::Code(code) => format!("it ended with status {code}"),
+        ExitStatus::Signal(signal) => format!("it was killed by signal {signal}"),
+        ExitStatus::Unknown => "it is gone".to_owned(),
+    }
+}
