@@ -1,134 +1,29 @@
 //! Facts about the processor that a program may have built on: instruction sets and the layout of saved registers.
 //!
 //! # Safety
-//! The unsafe blocks execute `cpuid` and `xgetbv`, which read registers of the processor and touch no memory.
+//! The unsafe blocks execute `xgetbv`, which reads a register of the processor and touches no memory.
 
-#![allow(unsafe_code, reason = "instructions without a safe wrapper, see Safety above")]
+#![allow(unsafe_code, reason = "an instruction without a safe wrapper, see Safety above")]
 
 use std::arch::x86_64::{__cpuid_count, _xgetbv};
 use std::io;
 
 /// Extensions that a program may have chosen its code by, as `/proc/cpuinfo` names them. Others (bugs, frequencies, features of the
 /// supervisor) are of no concern to a program.
+#[rustfmt::skip]
 pub const ISA_FEATURES: &[&str] = &[
-    "fpu",
-    "tsc",
-    "cx8",
-    "cmov",
-    "mmx",
-    "fxsr",
-    "sse",
-    "sse2",
-    "syscall",
-    "mmxext",
-    "rdtscp",
-    "lm",
-    "3dnowext",
-    "3dnow",
-    "pni",
-    "pclmulqdq",
-    "ssse3",
-    "fma",
-    "cx16",
-    "sse4_1",
-    "sse4_2",
-    "movbe",
-    "popcnt",
-    "aes",
-    "xsave",
-    "avx",
-    "f16c",
-    "rdrand",
-    "lahf_lm",
-    "abm",
-    "sse4a",
-    "misalignsse",
-    "3dnowprefetch",
-    "xop",
-    "fma4",
-    "tbm",
-    "mwaitx",
-    "fsgsbase",
-    "bmi1",
-    "hle",
-    "avx2",
-    "bmi2",
-    "erms",
-    "rtm",
-    "mpx",
-    "avx512f",
-    "avx512dq",
-    "rdseed",
-    "adx",
-    "avx512ifma",
-    "clflush",
-    "clflushopt",
-    "clwb",
-    "avx512pf",
-    "avx512er",
-    "avx512cd",
-    "sha_ni",
-    "avx512bw",
-    "avx512vl",
-    "xsaveopt",
-    "xsavec",
-    "xgetbv1",
-    "xsaves",
-    "sha512",
-    "sm3",
-    "sm4",
-    "avx_vnni",
-    "avx512_bf16",
-    "cmpccxadd",
-    "fzrm",
-    "fsrs",
-    "fsrc",
-    "avx_ifma",
-    "clzero",
-    "rdpru",
-    "wbnoinvd",
-    "avx512vbmi",
-    "pku",
-    "ospke",
-    "waitpkg",
-    "avx512_vbmi2",
-    "gfni",
-    "vaes",
-    "vpclmulqdq",
-    "avx512_vnni",
-    "avx512_bitalg",
-    "avx512_vpopcntdq",
-    "rdpid",
-    "cldemote",
-    "movdiri",
-    "movdir64b",
-    "enqcmd",
-    "avx512_4vnniw",
-    "avx512_4fmaps",
-    "fsrm",
-    "avx512_vp2intersect",
-    "serialize",
-    "tsxldtrk",
-    "user_shstk",
-    "amx_bf16",
-    "avx512_fp16",
-    "amx_tile",
-    "amx_int8",
-    "amx_fp16",
-    "amx_complex",
-    "avx_vnni_int8",
-    "avx_ne_convert",
-    "avx_vnni_int16",
-    "prefetchi",
-    "avx10",
-    "apx",
-    "raoint",
-    "uintr",
-    "kl",
-    "aeskle",
-    "widekl",
-    "umwait",
-    "lwp",
+    "fpu", "tsc", "cx8", "cmov", "mmx", "fxsr", "sse", "sse2", "syscall", "mmxext", "rdtscp", "lm",
+    "3dnowext", "3dnow", "pni", "pclmulqdq", "ssse3", "fma", "cx16", "sse4_1", "sse4_2", "movbe", "popcnt",
+    "aes", "xsave", "avx", "f16c", "rdrand", "lahf_lm", "abm", "sse4a", "misalignsse", "3dnowprefetch", "xop",
+    "fma4", "tbm", "mwaitx", "fsgsbase", "bmi1", "hle", "avx2", "bmi2", "erms", "rtm", "mpx", "avx512f",
+    "avx512dq", "rdseed", "adx", "avx512ifma", "clflush", "clflushopt", "clwb", "avx512pf", "avx512er",
+    "avx512cd", "sha_ni", "avx512bw", "avx512vl", "xsaveopt", "xsavec", "xgetbv1", "xsaves", "sha512", "sm3",
+    "sm4", "avx_vnni", "avx512_bf16", "cmpccxadd", "fzrm", "fsrs", "fsrc", "avx_ifma", "clzero", "rdpru",
+    "wbnoinvd", "avx512vbmi", "pku", "ospke", "waitpkg", "avx512_vbmi2", "gfni", "vaes", "vpclmulqdq",
+    "avx512_vnni", "avx512_bitalg", "avx512_vpopcntdq", "rdpid", "cldemote", "movdiri", "movdir64b", "enqcmd",
+    "avx512_4vnniw", "avx512_4fmaps", "fsrm", "avx512_vp2intersect", "serialize", "tsxldtrk", "user_shstk",
+    "amx_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_fp16", "amx_complex", "avx_vnni_int8",
+    "avx_ne_convert", "avx_vnni_int16", "prefetchi", "apx", "aeskle", "widekl", "lwp",
 ];
 
 /// Where a state component lies in the standard (not compacted) xsave area.
@@ -199,16 +94,12 @@ impl Cpu {
     fn ask_xsave(&mut self) {
         self.xcr0 = xcr0();
         // EBX is the size for what XCR0 enables now, ECX for what the processor could.
-        self.xsave_size = cpuid(0xd, 0).ebx;
+        self.xsave_size = __cpuid_count(0xd, 0).ebx;
         for index in (2..63).filter(|index| self.xcr0 & (1 << index) != 0) {
-            let leaf = cpuid(0xd, index);
+            let leaf = __cpuid_count(0xd, index);
             self.components.push(XsaveComponent { index, offset: leaf.ebx, size: leaf.eax });
         }
     }
-}
-
-fn cpuid(leaf: u32, subleaf: u32) -> std::arch::x86_64::CpuidResult {
-    __cpuid_count(leaf, subleaf)
 }
 
 /// XCR0. Only called when the kernel announces xsave, which it does after it enabled the instruction.

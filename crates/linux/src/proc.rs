@@ -2,6 +2,9 @@
 //!
 //! A [`Proc`] holds the directory open, so that it never speaks of another process that got the same id later: once its process is
 //! gone, every read fails with [`ProcError::Gone`]. The same type stands for a thread (`/proc/PID/task/TID`).
+//! When the first thread of a process has ended (a zombie while others go on), `/proc/PID` shows no memory, links or descriptors:
+//! [`Proc::open_living`] looks through a thread that lives.
+//!
 //! Parsing is kept apart from reading: every file has a `parse` function that takes bytes.
 
 mod error;
@@ -55,6 +58,31 @@ impl Proc {
             Err(Errno::NOENT | Errno::SRCH) => Err(ProcError::Gone { pid, file: String::new() }),
             Err(errno) => Err(ProcError::new(pid, "", errno)),
         }
+    }
+
+    /// Opens the directory of a process in a way that shows its memory, links and descriptors even when its first thread has ended:
+    /// then it is `/proc/TID` of a thread that lives, and [`Proc::id`] is that thread's. For a zombie it is the zombie's.
+    ///
+    /// # Errors
+    /// [`ProcError::Gone`] when there is no such process; otherwise as [`ProcError`] tells apart.
+    pub fn open_living(pid: i32) -> Result<Self, ProcError> {
+        let ended = |state| matches!(state, 'Z' | 'X');
+        let leader = Self::open(pid)?;
+        if !ended(leader.stat()?.state) {
+            return Ok(leader);
+        }
+        for tid in leader.threads()? {
+            // Every thread has a directory there, though listings of /proc leave them out.
+            match Self::open(tid).and_then(|thread| Ok((thread.status()?, thread))) {
+                Ok((status, thread)) if status.tgid == pid && !ended(char::from(status.state)) => {
+                    return Ok(thread);
+                }
+                Ok(_) => {}
+                Err(error) if error.is_gone() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(leader)
     }
 
     /// Opens `/proc/self`.
@@ -169,6 +197,23 @@ mod tests {
         assert!(proc.threads().unwrap_err().is_gone());
         assert!(Proc::open(proc.id()).unwrap_err().is_gone());
         assert!(error.to_string().contains(&format!("pid {}", proc.id())), "{error}");
+    }
+
+    #[test]
+    fn a_zombie_has_nothing_left() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let proc = Proc::open(i32::try_from(child.id()).unwrap()).unwrap();
+        while proc.stat().unwrap().state != 'Z' {
+            std::thread::yield_now();
+        }
+        assert!(proc.exists());
+        assert_eq!(proc.maps().unwrap(), []);
+        let status = proc.status().unwrap();
+        assert_eq!((status.state, status.has_memory, status.umask), (b'Z', false, None));
+        assert_eq!(proc.cmdline().unwrap(), b"");
+        assert!(!proc.exe().unwrap_err().is_gone());
+        assert_eq!(Proc::open_living(proc.id()).unwrap().id(), proc.id());
+        child.wait().unwrap();
     }
 
     #[test]

@@ -42,7 +42,23 @@ impl FileStat {
         self.mode & libc::S_IFMT
     }
 
-    /// Of an open file or a path, for comparisons with what a link said.
+    /// Of the file that a path leads to, links followed.
+    ///
+    /// # Errors
+    /// What `stat` says.
+    pub fn of_path(path: &[u8]) -> std::io::Result<Self> {
+        Ok(Self::from_stat(&rustix::fs::stat(path)?))
+    }
+
+    /// Of an open file.
+    ///
+    /// # Errors
+    /// What `fstat` says.
+    pub fn of_file(file: impl std::os::fd::AsFd) -> std::io::Result<Self> {
+        Ok(Self::from_stat(&rustix::fs::fstat(file)?))
+    }
+
+    /// Of what a system call told, for comparisons with what a link said.
     #[must_use]
     pub fn from_stat(stat: &Stat) -> Self {
         Self {
@@ -101,8 +117,7 @@ impl Proc {
 /// Tells a deleted file from one whose name ends like that.
 fn judge(shown: Vec<u8>, stat: FileStat) -> Link {
     let leads_here = |path: &[u8]| {
-        path.starts_with(b"/")
-            && rustix::fs::stat(path).is_ok_and(|found| FileStat::from_stat(&found).same_file(&stat))
+        path.starts_with(b"/") && FileStat::of_path(path).is_ok_and(|found| found.same_file(&stat))
     };
     if leads_here(&shown) {
         return Link { target: shown, deleted: false, reachable: true, stat };

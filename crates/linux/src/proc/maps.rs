@@ -8,7 +8,7 @@ use std::fs::File;
 use rustix::fs::OFlags;
 
 use super::text::{ParseError, next_line, take_byte, take_digits, take_hex, words};
-use super::{Link, Proc, ProcError};
+use super::{FileStat, Link, Proc, ProcError};
 use crate::addr::RemoteAddr;
 
 /// One mapping of an address space.
@@ -419,10 +419,26 @@ impl Proc {
 
     /// The file behind a mapping, by the kernel's own link `map_files/START-END`: exact path, whether it is deleted, stat.
     ///
+    /// Following the link takes `CAP_CHECKPOINT_RESTORE` or `CAP_SYS_ADMIN` in the first user namespace; without them the file is
+    /// looked up by the path that the link shows and must have the mapping's inode.
+    ///
     /// # Errors
-    /// [`ProcError::Denied`] without `CAP_CHECKPOINT_RESTORE` or `CAP_SYS_ADMIN` in the first user namespace.
+    /// [`ProcError::Denied`] when neither way leads to the file; otherwise as [`ProcError`] tells apart.
     pub fn mapped_file(&self, mapping: &Mapping) -> Result<Link, ProcError> {
-        self.link(&mapping.map_file())
+        let file = mapping.map_file();
+        match self.link(&file) {
+            Err(error) if error.is_denied() => {
+                let target = self.link_text(&file)?;
+                match FileStat::of_path(&target) {
+                    // The device is not compared: some file systems show another one in maps than to stat.
+                    Ok(stat) if stat.inode == mapping.inode => {
+                        Ok(Link { target, deleted: false, reachable: true, stat })
+                    }
+                    _ => Err(error),
+                }
+            }
+            result => result,
+        }
     }
 
     /// Opens the file behind a mapping anew: also shared anonymous memory, memfds and deleted files.
