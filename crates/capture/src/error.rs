@@ -52,7 +52,12 @@ fn refusal(obstacles: &[Obstacle]) -> String {
         [only] => format!("capture refused for {only}"),
         [first, rest @ ..] => {
             let pid = first.pid;
-            let mut text = format!("capture refused for pid {pid} for {} reasons: ({}): {}", rest.len() + 1, first.object, first.reason);
+            let mut text = format!(
+                "capture refused for pid {pid} for {} reasons: ({}): {}",
+                rest.len() + 1,
+                first.object,
+                first.reason
+            );
             for other in rest {
                 text.push_str(&format!("; ({}): {}", other.object, other.reason));
             }
@@ -89,7 +94,12 @@ impl CaptureError {
     }
 
     /// A step that failed.
-    pub(crate) fn failed(operation: impl Into<String>, pid: i32, object: impl Into<String>, source: impl Into<Source>) -> Self {
+    pub(crate) fn failed(
+        operation: impl Into<String>,
+        pid: i32,
+        object: impl Into<String>,
+        source: impl Into<Source>,
+    ) -> Self {
         let (operation, object, source) = (operation.into(), object.into(), source.into());
         Self::Failed { operation, pid, object, source, remedy: None }
     }
@@ -134,13 +144,20 @@ mod tests {
             .during("write", 12, "pages")
             .unwrap_err()
             .advise("make room");
-        assert_eq!(error.to_string(), "write failed for pid 12 (pages): No space left on device (os error 28)");
+        assert_eq!(
+            error.to_string(),
+            "write failed for pid 12 (pages): No space left on device (os error 28)"
+        );
         assert_eq!(error.remedy().as_deref(), Some("make room"));
     }
 
     #[test]
     fn a_refusal_lists_every_obstacle_and_each_remedy_once() {
-        let error = CaptureError::Refused(vec![obstacle("a", "close it"), obstacle("b", "close it"), obstacle("c", "")]);
+        let error = CaptureError::Refused(vec![
+            obstacle("a", "close it"),
+            obstacle("b", "close it"),
+            obstacle("c", ""),
+        ]);
         assert_eq!(error.to_string(), "capture refused for pid 7 for 3 reasons: (a): no; (b): no; (c): no");
         assert_eq!(error.remedy().as_deref(), Some("close it"));
         assert_eq!(error.obstacles().len(), 3);

@@ -3,7 +3,20 @@
 //! [`capture`] runs the phases in order: preflight, freeze, ask, memory, files, pages, thaw, commit. It leaves the target as it was,
 //! whatever fails and whoever is killed meanwhile: the process that holds the target is not the caller but its guardian.
 
+mod ask;
+mod capture;
+mod commit;
 mod error;
+mod files;
+mod findings;
+mod freeze;
+mod guardian;
+mod memory;
+mod pages;
+mod preflight;
+mod process;
+mod signals;
+mod threads;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -85,8 +98,7 @@ pub enum Progress {
 /// When there is no image: the target has state that cannot be captured, or a step failed. The target then goes on as if nothing had
 /// happened.
 pub fn capture(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Summary, CaptureError> {
-    let _ = (options, progress);
-    Err(CaptureError::Refused(Vec::new()))
+    capture::run(options, progress)
 }
 
 /// Everything that can be known to stand in the way of a capture, without touching the target. What only the freeze can tell (state
@@ -95,8 +107,7 @@ pub fn capture(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<
 /// # Errors
 /// When the look itself fails.
 pub fn obstacles(options: &Options) -> Result<Vec<Obstacle>, CaptureError> {
-    let _ = options;
-    Ok(Vec::new())
+    Ok(preflight::look(options)?.into_obstacles())
 }
 
 /// Where the image of `pid` goes when nobody says: `./rewake-PID-N`, with the first N from 1 that is free.

@@ -54,7 +54,15 @@ pub fn scheduling(tid: i32) -> io::Result<Scheduling> {
     // SAFETY: the kernel writes at most `size` bytes, which is the size of `attr`.
     check(unsafe { libc::syscall(libc::SYS_sched_getattr, tid, &raw mut attr, size, 0) })?;
     let SchedAttr { policy, flags, nice, priority, runtime, deadline, period, .. } = attr;
-    Ok(Scheduling { policy, flags, nice, priority, runtime_ns: runtime, deadline_ns: deadline, period_ns: period })
+    Ok(Scheduling {
+        policy,
+        flags,
+        nice,
+        priority,
+        runtime_ns: runtime,
+        deadline_ns: deadline,
+        period_ns: period,
+    })
 }
 
 /// The processors a thread may run on: little-endian bits, as long as the kernel's mask.
@@ -64,7 +72,8 @@ pub fn scheduling(tid: i32) -> io::Result<Scheduling> {
 pub fn affinity(tid: i32) -> io::Result<Vec<u8>> {
     let mut mask = vec![0u8; 4096];
     // SAFETY: the kernel writes at most `mask.len()` bytes into `mask`.
-    let len = check(unsafe { libc::syscall(libc::SYS_sched_getaffinity, tid, mask.len(), mask.as_mut_ptr()) })?;
+    let len =
+        check(unsafe { libc::syscall(libc::SYS_sched_getaffinity, tid, mask.len(), mask.as_mut_ptr()) })?;
     mask.truncate(usize::try_from(len).map_err(io::Error::other)?);
     Ok(mask)
 }
@@ -78,15 +87,4 @@ pub fn io_priority(tid: i32) -> io::Result<u32> {
     // SAFETY: the call takes two numbers.
     let priority = check(unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, tid) })?;
     u32::try_from(priority).map_err(io::Error::other)
-}
-
-/// Address and length of a thread's list of robust futexes; (0, _) when it has none.
-///
-/// # Errors
-/// When there is no such thread, or no permission to trace it.
-pub fn robust_list(tid: i32) -> io::Result<(u64, u64)> {
-    let (mut head, mut len) = (0u64, 0u64);
-    // SAFETY: the kernel writes one pointer and one size, eight bytes each, into the two variables.
-    check(unsafe { libc::syscall(libc::SYS_get_robust_list, tid, &raw mut head, &raw mut len) })?;
-    Ok((head, len))
 }

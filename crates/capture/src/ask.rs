@@ -1,0 +1,191 @@
+//! What only the target itself can tell: one program of system calls, with a track for every thread.
+//!
+//! Nothing of it stays in the target: afterwards its registers, masks and memory are as they were.
+
+use std::collections::BTreeMap;
+
+use rewake_image::records::{Process, Thread};
+use rewake_linux::program::{Accept, CallRef, DataRef, Program, Sysno, TrackRef, Value};
+use rewake_linux::remote::{Outcome, RemoteError, RemoteStage};
+
+use crate::error::{CaptureError, Result};
+use crate::findings::Findings;
+use crate::freeze::Frozen;
+use crate::{process, signals, threads};
+
+const PR_GET_PDEATHSIG: u32 = 2;
+const PR_GET_DUMPABLE: u32 = 3;
+const PR_GET_TSC: u32 = 25;
+const PR_GET_SECUREBITS: u32 = 27;
+const PR_GET_TIMERSLACK: u32 = 30;
+const PR_GET_CHILD_SUBREAPER: u32 = 37;
+const PR_GET_TID_ADDRESS: u32 = 40;
+const PR_GET_THP_DISABLE: u32 = 42;
+const PR_GET_MDWE: u32 = 66;
+const PR_TSC_ENABLE: u64 = 1;
+/// Any of `PR_THP_DISABLE_EXCEPT_ADVISED` and what may come, above the switch itself.
+const THP_DISABLE_FLAGS: i64 = !1;
+/// `MEMBARRIER_CMD_GET_REGISTRATIONS`, Linux 6.3.
+const MEMBARRIER_GET_REGISTRATIONS: u32 = 1 << 9;
+
+/// Where the answers about the process will be.
+struct ProcessAnswers {
+    actions: DataRef,
+    timers: DataRef,
+    brk: CallRef,
+    dumpable: CallRef,
+    subreaper: DataRef,
+    thp: CallRef,
+    mdwe: CallRef,
+    membarrier: CallRef,
+}
+
+/// Where the answers about a thread will be.
+struct ThreadAnswers {
+    stack: DataRef,
+    tid_address: DataRef,
+    death_signal: DataRef,
+    tsc: DataRef,
+    slack: CallRef,
+    securebits: CallRef,
+}
+
+impl ProcessAnswers {
+    fn ask(program: &mut Program, track: TrackRef) -> Self {
+        let subreaper = program.zeros(8);
+        let zero = Value::from(0);
+        let actions = signals::ask_actions(program, track);
+        let timers = signals::ask_timers(program, track);
+        let brk = program.call(track, Sysno::brk, [zero]).accept(Accept::Any).done();
+        prctl(program, track, PR_GET_CHILD_SUBREAPER, subreaper.into());
+        let dumpable = prctl(program, track, PR_GET_DUMPABLE, zero);
+        let thp = prctl(program, track, PR_GET_THP_DISABLE, zero);
+        let mdwe = prctl(program, track, PR_GET_MDWE, zero);
+        let args = [Value::from(MEMBARRIER_GET_REGISTRATIONS), zero, zero];
+        let membarrier = program.call(track, Sysno::membarrier, args).accept(Accept::Any).done();
+        Self { actions, timers, brk, dumpable, subreaper, thp, mdwe, membarrier }
+    }
+
+    fn tell(&self, outcome: &Outcome, process: &mut Process, findings: &mut Findings) {
+        process.actions = signals::actions(outcome, self.actions);
+        process.interval_timers = signals::timers(outcome, self.timers);
+        process.dumpable = outcome.result(self.dumpable) == 1;
+        process.child_subreaper = outcome.word(self.subreaper, 0) != 0;
+        let thp = outcome.result(self.thp).max(0);
+        process.thp_disabled = thp & 1 != 0;
+        if thp & THP_DISABLE_FLAGS != 0 {
+            findings.add(
+                "process",
+                "huge pages switched off but where advised are not supported yet",
+                "run the program without that setting",
+            );
+        }
+        if outcome.result(self.mdwe) > 0 {
+            let reason = "it may not make memory executable (PR_SET_MDWE), which is not supported yet";
+            findings.add("process", reason, "run the program without that setting");
+        }
+        // Older kernels do not tell: then nothing is registered again, and the program's call fails as it would on a new thread.
+        process.membarrier = u32::try_from(outcome.result(self.membarrier)).unwrap_or(0);
+        if let Some(fields) = process.memory.as_mut().and_then(|memory| memory.fields.as_mut()) {
+            fields.brk = outcome.result(self.brk).cast_unsigned();
+        }
+    }
+}
+
+impl ThreadAnswers {
+    fn ask(program: &mut Program, track: TrackRef) -> Self {
+        let (tid_address, death_signal, tsc) = (program.zeros(8), program.zeros(8), program.zeros(8));
+        let stack = signals::ask_stack(program, track);
+        prctl(program, track, PR_GET_TID_ADDRESS, tid_address.into());
+        prctl(program, track, PR_GET_PDEATHSIG, death_signal.into());
+        prctl(program, track, PR_GET_TSC, tsc.into());
+        let slack = prctl(program, track, PR_GET_TIMERSLACK, Value::from(0));
+        let securebits = prctl(program, track, PR_GET_SECUREBITS, Value::from(0));
+        Self { stack, tid_address, death_signal, tsc, slack, securebits }
+    }
+
+    fn tell(&self, outcome: &Outcome, thread: &mut Thread, findings: &mut Findings) {
+        thread.alternate_stack = signals::stack(outcome, self.stack);
+        thread.clear_child_tid = outcome.word(self.tid_address, 0);
+        thread.parent_death_signal = u32::try_from(outcome.word(self.death_signal, 0)).unwrap_or(0);
+        thread.timer_slack_ns = outcome.result(self.slack).max(0).cast_unsigned();
+        thread.securebits = u32::try_from(outcome.result(self.securebits)).unwrap_or(0);
+        if outcome.word(self.tsc, 0) > PR_TSC_ENABLE {
+            let reason = "it gets a signal when it reads the time stamp counter, which is not supported yet";
+            findings.add(format!("thread {}", thread.tid), reason, "run the program without that setting");
+        }
+    }
+}
+
+/// A prctl(2) whose answer may also be that the kernel does not know it.
+fn prctl(program: &mut Program, track: TrackRef, option: u32, argument: Value) -> CallRef {
+    let zero = Value::from(0);
+    let args = [Value::from(option), argument, zero, zero, zero];
+    program.call(track, Sysno::prctl, args).accept(Accept::Any).note(format!("option {option}")).done()
+}
+
+impl Frozen {
+    /// Asks the target about itself; its record without descriptors, mappings and pages.
+    ///
+    /// # Errors
+    /// When the target cannot be asked or was killed meanwhile.
+    pub(crate) fn ask(&mut self) -> Result<Process> {
+        let pid = self.proc.id();
+        let mut program = Program::new();
+        let tracks: Vec<(TrackRef, i32)> =
+            self.threads.keys().map(|tid| (program.track(format!("thread {tid}")), *tid)).collect();
+        let leader = tracks.iter().find(|(_, tid)| *tid == pid).or(tracks.first()).map(|(track, _)| *track);
+        let leader =
+            leader.ok_or_else(|| CaptureError::failed("ask", pid, "process", "it has no threads"))?;
+        let about_process = ProcessAnswers::ask(&mut program, leader);
+        let about_threads: BTreeMap<i32, ThreadAnswers> =
+            tracks.iter().map(|(track, tid)| (*tid, ThreadAnswers::ask(&mut program, *track))).collect();
+        let outcome = self.run(&program, &tracks)?;
+
+        let mut findings = Findings::new(pid);
+        let mut process = process::outside(&self.proc)?;
+        about_process.tell(&outcome, &mut process, &mut findings);
+        for (tid, stopped) in &self.threads {
+            let mut thread = threads::outside(&self.proc, stopped)?;
+            about_threads[tid].tell(&outcome, &mut thread, &mut findings);
+            process.threads.push(thread);
+        }
+        process.pending = threads::shared_pending(pid, self.threads.values())?;
+        findings.into_result()?;
+        Ok(process)
+    }
+
+    /// Runs a program in the target and puts everything back.
+    fn run(&mut self, program: &Program, tracks: &[(TrackRef, i32)]) -> Result<Outcome> {
+        let pid = self.proc.id();
+        let threads = std::mem::take(&mut self.threads).into_values().collect();
+        let mut stage = match RemoteStage::open(pid, threads) {
+            Ok(stage) => stage,
+            Err(error) => {
+                self.keep(error.threads);
+                return Err(remote_error(pid, error.source));
+            }
+        };
+        let outcome = stage.run(program, tracks);
+        let closed = stage.close();
+        self.keep(closed.threads);
+        let outcome = outcome.map_err(|error| remote_error(pid, error))?;
+        if let Some(trouble) = closed.trouble {
+            return Err(remote_error(pid, trouble));
+        }
+        if let Some((tid, status)) = closed.ended.first() {
+            let cause = format!("it was killed meanwhile ({status:?})");
+            return Err(CaptureError::failed("ask", pid, format!("thread {tid}"), cause));
+        }
+        if let Some(failure) = outcome.failure() {
+            let call = program.get(failure.at);
+            let cause = std::io::Error::from_raw_os_error(i32::try_from(-failure.result).unwrap_or(0));
+            return Err(CaptureError::failed("ask", pid, format!("{:?} {}", call.action, call.note), cause));
+        }
+        Ok(outcome)
+    }
+}
+
+fn remote_error(pid: i32, error: RemoteError) -> CaptureError {
+    CaptureError::failed("ask", pid, "process", error)
+}

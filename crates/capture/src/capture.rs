@@ -1,0 +1,202 @@
+//! The order of the phases.
+
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use rewake_image::records::{self, Manifest, Pipe, Process};
+use rewake_image::{Image, PAGE_SIZE, PageWriter, PendingImage};
+use rewake_linux::cpu::Cpu;
+use rewake_linux::host::Host;
+use rewake_linux::memory::ProcessMemory;
+use rewake_linux::proc::Proc;
+
+use crate::error::{CaptureError, During, Result};
+use crate::files::Files;
+use crate::findings::Findings;
+use crate::guardian::Guardian;
+use crate::memory::Memory;
+use crate::pages::Plan;
+use crate::{Options, Progress, Summary, commit, files, memory, pages, preflight};
+
+/// Tells the caller and the trace which phase runs, and the trace how long it took.
+struct Phases<'a> {
+    progress: &'a mut dyn FnMut(Progress),
+    current: Option<(&'static str, Instant)>,
+}
+
+impl Phases<'_> {
+    fn begin(&mut self, name: &'static str) {
+        self.end();
+        self.current = Some((name, Instant::now()));
+        (self.progress)(Progress::Phase(name));
+    }
+
+    fn end(&mut self) {
+        if let Some((phase, begin)) = self.current.take() {
+            tracing::debug!(phase, elapsed = ?begin.elapsed());
+        }
+    }
+}
+
+/// See [`crate::capture`].
+pub(crate) fn run(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Summary> {
+    let begin = Instant::now();
+    let pid = options.pid;
+    let mut phases = Phases { progress, current: None };
+    phases.begin("preflight");
+    preflight::look(options)?.into_result()?;
+    let manifest = manifest(options)?;
+    let pending = commit::create(pid, &options.dir)?;
+    let dir = pending.target().to_owned();
+    let mut guardian = Guardian::start(pid, pending.path(), options.freeze_timeout)?;
+
+    phases.begin("freeze");
+    let process = guardian.freeze()?;
+    let frozen = look_at_frozen(process, &mut phases)?;
+    let (image, paused) = write_pages(options, manifest, frozen, &pending, &mut guardian, &mut phases)?;
+
+    phases.begin("commit");
+    let bytes = commit::commit(pid, pending, &image)? + image.stream.file_length;
+    let paused = match paused {
+        Some(paused) => paused,
+        None => {
+            phases.begin("kill");
+            guardian.release(true)?
+        }
+    };
+    guardian.dismiss();
+    phases.end();
+    Ok(Summary {
+        dir,
+        pids: 1,
+        threads: image.process.threads.len(),
+        bytes,
+        memory: image.stream.stream_length,
+        paused,
+        total: begin.elapsed(),
+    })
+}
+
+/// What the front finds out while the target stands still.
+struct FrozenState {
+    proc: Proc,
+    process: Process,
+    memory: Memory,
+    files: Files,
+    pipes: Vec<Pipe>,
+    plan: Plan,
+}
+
+fn look_at_frozen(process: Process, phases: &mut Phases<'_>) -> Result<FrozenState> {
+    let pid = process.pid;
+    let proc = preflight::open(pid)?;
+    let mut findings = Findings::new(pid);
+    phases.begin("memory");
+    let memory = memory::survey(&proc, &mut findings)?;
+    let plan = pages::plan(&proc, &memory, &mut findings)?;
+    phases.begin("files");
+    let files = files::survey(&proc, &mut findings)?;
+    findings.into_result()?;
+    let pipes = files.pipes.iter().map(|pipe| pipe.read(&proc)).collect::<Result<_>>()?;
+    Ok(FrozenState { proc, process, memory, files, pipes, plan })
+}
+
+/// Writes the pages and, unless the target is to be killed, lets it go on at once. The image's records, and the pause if it is over.
+fn write_pages(
+    options: &Options,
+    manifest: Manifest,
+    frozen: FrozenState,
+    pending: &PendingImage,
+    guardian: &mut Guardian,
+    phases: &mut Phases<'_>,
+) -> Result<(Image, Option<std::time::Duration>)> {
+    let pid = options.pid;
+    phases.begin("pages");
+    let total = frozen.plan.total;
+    let writer = PageWriter::create(pending, options.compression)
+        .map_err(|error| commit::image_error("create", pid, error))?;
+    (phases.progress)(Progress::Pages { done: 0, total });
+    let progress = &mut phases.progress;
+    frozen.plan.write(pid, &writer, &mut |done| progress(Progress::Pages { done, total }))?;
+    let vdso_crc = vdso_crc(pid, &frozen.memory)?;
+    // Nothing of the target is needed any more but the promise that it is still there.
+    if !frozen.proc.exists() {
+        return Err(CaptureError::failed("read", pid, "process", "it was killed meanwhile"));
+    }
+    let paused = if options.kill {
+        None
+    } else {
+        phases.begin("thaw");
+        Some(guardian.release(false)?)
+    };
+    let stream = writer.finish().map_err(|error| commit::image_error("write", pid, error))?;
+    let FrozenState { mut process, memory, files, pipes, plan, .. } = frozen;
+    process.descriptors = files.descriptors;
+    process.locks = files.locks;
+    if let Some(record) = &mut process.memory {
+        record.vmas = memory.vmas;
+        record.pages = plan.private;
+        record.vdso_crc = vdso_crc;
+    }
+    let image = Image {
+        manifest,
+        process,
+        mapped_files: memory.files,
+        shared_memory: plan.shared,
+        open_files: files.open,
+        pipes,
+        stream,
+        unknown: Vec::new(),
+    };
+    Ok((image, paused))
+}
+
+fn vdso_crc(pid: i32, memory: &Memory) -> Result<u32> {
+    let Some((address, len)) = memory.vdso else { return Ok(0) };
+    let mut bytes = vec![0; usize::try_from(len).during("read", pid, "vdso")?];
+    let target = ProcessMemory::open(pid)
+        .map_err(|error| CaptureError::failed("open", pid, "memory", error.source))?;
+    target
+        .read_exact_at(address, &mut bytes)
+        .map_err(|error| CaptureError::failed("read", pid, "vdso", error.source))?;
+    Ok(crc32c::crc32c(&bytes))
+}
+
+/// Where and how the image is made.
+fn manifest(options: &Options) -> Result<Manifest> {
+    let pid = options.pid;
+    let host = Host::here().during("read", pid, "host")?;
+    let cpu = Cpu::here().during("read", pid, "processor")?;
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok(Manifest {
+        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        created_unix_ns: u64::try_from(created.as_nanos()).unwrap_or(0),
+        host: Some(records::Host {
+            hostname: host.hostname,
+            machine_id: host.machine_id.unwrap_or_default(),
+            boot_id: host.boot_id,
+            kernel_release: host.kernel_release,
+            architecture: host.architecture,
+        }),
+        cpu: Some(records::Cpu {
+            vendor: cpu.vendor,
+            model: cpu.model,
+            features: cpu.features,
+            xcr0: cpu.xcr0,
+            xsave_size: cpu.xsave_size,
+            components: cpu
+                .components
+                .iter()
+                .map(|part| records::XsaveComponent {
+                    index: part.index,
+                    offset: part.offset,
+                    size: part.size,
+                })
+                .collect(),
+        }),
+        root_pid: pid,
+        page_size: u32::try_from(PAGE_SIZE).expect("a page is small"),
+        // Content of files is not stored yet, whatever was asked for.
+        file_level: 0,
+        uid: rustix::process::getuid().as_raw(),
+    })
+}

@@ -1,0 +1,174 @@
+//! Descriptors, open files, pipes and locks: what goes into the image, and what cannot.
+//!
+//! The same survey serves preflight (for its findings) and the frozen target (for its records).
+
+mod kind;
+mod locks;
+mod pipes;
+
+use std::collections::HashMap;
+
+use rewake_image::records::{
+    Descriptor, Device, Directory, FileLock, OpenFile, OutsideStream, PipeEnd, RegularFile, open_file,
+};
+use rewake_linux::kcmp;
+use rewake_linux::proc::{Fd, FdInfo, Link, Proc};
+use rustix::fs::OFlags;
+
+use self::kind::Kind;
+pub(crate) use self::kind::identity;
+pub(crate) use self::pipes::PipeSource;
+use crate::error::{During, Result};
+use crate::findings::Findings;
+
+/// Everything about the target's descriptors.
+#[derive(Debug, Default)]
+pub(crate) struct Files {
+    /// Open file descriptions, by id.
+    pub(crate) open: Vec<OpenFile>,
+    /// In order of number.
+    pub(crate) descriptors: Vec<Descriptor>,
+    /// Pipes with both ends in the target.
+    pub(crate) pipes: Vec<PipeSource>,
+    /// Locks held through the descriptors.
+    pub(crate) locks: Vec<FileLock>,
+    /// Ids by first descriptor and, for streams outside the tree, which standard stream.
+    ids: HashMap<(i32, Option<u32>), u32>,
+}
+
+/// A descriptor as the kernel shows it from outside.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    pub(crate) fd: i32,
+    pub(crate) link: Link,
+    pub(crate) info: FdInfo,
+}
+
+impl Seen {
+    /// File status flags, without what belongs to the descriptor.
+    pub(crate) fn flags(&self) -> OFlags {
+        OFlags::from_bits_retain(self.info.flags) & !OFlags::CLOEXEC
+    }
+
+    /// Whether something can be written through it.
+    pub(crate) fn writes(&self) -> bool {
+        !self.flags().contains(OFlags::PATH) && self.flags() & OFlags::ACCMODE != OFlags::RDONLY
+    }
+
+    /// Whether something can be read through it.
+    pub(crate) fn reads(&self) -> bool {
+        !self.flags().contains(OFlags::PATH) && self.flags() & OFlags::ACCMODE != OFlags::WRONLY
+    }
+
+    /// For messages: `descriptor 7: /tmp/x`.
+    pub(crate) fn name(&self) -> String {
+        format!("descriptor {}: {}", self.fd, String::from_utf8_lossy(&self.link.target))
+    }
+
+    /// Device and inode.
+    pub(crate) fn inode(&self) -> (u64, u64) {
+        (self.link.stat.device, self.link.stat.inode)
+    }
+}
+
+/// Looks at every descriptor of the target.
+///
+/// # Errors
+/// When the target is gone or may not be looked at; what cannot be captured goes to `findings`.
+pub(crate) fn survey(proc: &Proc, findings: &mut Findings) -> Result<Files> {
+    let pid = proc.id();
+    let mut seen = Vec::new();
+    for Fd { fd, link } in proc.fds().during("list descriptors", pid, "fd")? {
+        match proc.fdinfo(fd) {
+            Ok(info) => seen.push(Seen { fd, link, info }),
+            // A running target opens and closes: preflight looks at what is still there.
+            Err(error) if error.is_missing() => {}
+            Err(error) => return Err(error).during("read fdinfo", pid, format!("descriptor {fd}")),
+        }
+    }
+    let firsts = descriptions(pid, &seen)?;
+    let pipes = pipes::inside(proc, &seen);
+    let mut files = Files::default();
+    for (one, &first) in seen.iter().zip(&firsts) {
+        check_flags(one, findings);
+        let kind = match kind::classify(proc, one, &seen, &firsts, &pipes) {
+            Ok(kind) => kind,
+            Err(refusal) => {
+                findings.add(one.name(), refusal.reason, refusal.remedy);
+                continue;
+            }
+        };
+        let id = files.open_file(one, first, kind);
+        let close_on_exec = one.info.close_on_exec();
+        files.descriptors.push(Descriptor { fd: one.fd, file: id, close_on_exec });
+    }
+    files.locks = locks::survey(&seen, &firsts, findings);
+    files.pipes = pipes;
+    Ok(files)
+}
+
+/// For each descriptor the first one with the same open file description.
+fn descriptions(pid: i32, seen: &[Seen]) -> Result<Vec<i32>> {
+    let mut firsts: Vec<i32> = Vec::with_capacity(seen.len());
+    let mut by_inode: HashMap<(u64, u64), Vec<i32>> = HashMap::new();
+    for one in seen {
+        let known = by_inode.entry(one.inode()).or_default();
+        let mut first = None;
+        for &candidate in known.iter() {
+            if kcmp::same_file(pid, candidate, pid, one.fd).during("kcmp", pid, one.name())?.is_eq() {
+                first = Some(candidate);
+                break;
+            }
+        }
+        if first.is_none() {
+            known.push(one.fd);
+        }
+        firsts.push(first.unwrap_or(one.fd));
+    }
+    Ok(firsts)
+}
+
+fn check_flags(one: &Seen, findings: &mut Findings) {
+    if one.info.flags & libc::O_ASYNC.cast_unsigned() != 0 {
+        findings.add(
+            one.name(),
+            "signals on input (O_ASYNC) are not supported yet",
+            "let the program finish with it, or wait for a version that supports it",
+        );
+    }
+}
+
+impl Files {
+    /// The id of the open file description behind a descriptor; a new record when it is the first of its kind.
+    fn open_file(&mut self, one: &Seen, first: i32, kind: Kind) -> u32 {
+        // Standard streams outside the tree come back one by one, even when a terminal gave all three the same description.
+        let key = (first, if let Kind::Outside(stream) = kind { Some(stream) } else { None });
+        if let Some(&known) = self.ids.get(&key) {
+            return known;
+        }
+        let id = u32::try_from(self.open.len()).expect("fewer open files than 2^32");
+        let identity = kind::identity(&one.link);
+        let kind = match kind {
+            Kind::Regular => open_file::Kind::Regular(RegularFile {
+                identity: Some(identity),
+                position: one.info.position,
+            }),
+            Kind::Directory => open_file::Kind::Directory(Directory {
+                identity: Some(identity),
+                position: one.info.position,
+            }),
+            Kind::Device => {
+                open_file::Kind::Device(Device { path: one.link.target.clone(), rdev: one.link.stat.rdev })
+            }
+            Kind::Pipe { pipe, write } => open_file::Kind::Pipe(PipeEnd { pipe, write }),
+            Kind::Outside(standard_stream) => open_file::Kind::Outside(OutsideStream {
+                description: one.link.target.clone(),
+                standard_stream,
+            }),
+        };
+        let flags = kind::reopening_flags(one).bits();
+        self.open.push(OpenFile { id, flags, kind: Some(kind), ..OpenFile::default() });
+        self.ids.insert(key, id);
+        id
+    }
+}

@@ -1,0 +1,211 @@
+//! What a descriptor leads to.
+
+use rewake_image::records::FileIdentity;
+use rewake_linux::proc::{Link, Proc};
+use rustix::fs::{FileType, OFlags};
+
+use super::Seen;
+use super::pipes::PipeSource;
+
+/// What can be captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Regular,
+    Directory,
+    Device,
+    Pipe {
+        pipe: u32,
+        write: bool,
+    },
+    /// Takes the place of this standard stream.
+    Outside(u32),
+}
+
+/// Why something cannot.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) reason: String,
+    pub(super) remedy: String,
+}
+
+fn refuse<T>(reason: impl Into<String>, remedy: impl Into<String>) -> Result<T, Refusal> {
+    Err(Refusal { reason: reason.into(), remedy: remedy.into() })
+}
+
+const LET_FINISH: &str = "capture the program at a time when it does not hold this";
+
+/// What file this is, to be found again later.
+pub(crate) fn identity(link: &Link) -> FileIdentity {
+    let stat = &link.stat;
+    FileIdentity {
+        path: link.target.clone(),
+        device: stat.device,
+        inode: stat.inode,
+        size: stat.size,
+        mtime_s: stat.mtime_s,
+        mtime_ns: stat.mtime_ns,
+        mode: stat.mode,
+    }
+}
+
+/// The flags with which the file is opened again: without those that only meant something at the first opening.
+pub(super) fn reopening_flags(one: &Seen) -> OFlags {
+    let mut flags = one.flags();
+    if FileType::from_raw_mode(one.link.stat.mode) == FileType::RegularFile {
+        flags &= !OFlags::TMPFILE;
+    }
+    flags
+}
+
+pub(super) fn classify(
+    proc: &Proc,
+    one: &Seen,
+    all: &[Seen],
+    firsts: &[i32],
+    pipes: &[PipeSource],
+) -> Result<Kind, Refusal> {
+    match FileType::from_raw_mode(one.link.stat.mode) {
+        FileType::RegularFile => named(proc, one).map(|()| Kind::Regular),
+        FileType::Directory => named(proc, one).map(|()| Kind::Directory),
+        FileType::CharacterDevice => device(proc, one, all, firsts),
+        FileType::Fifo => fifo(one, all, firsts, pipes),
+        FileType::Socket => match standard_stream(one, all, firsts) {
+            Some(stream) => Ok(Kind::Outside(stream)),
+            None => refuse(
+                "open sockets are not supported yet",
+                "close the connection first, or capture the program while it has none",
+            ),
+        },
+        FileType::BlockDevice => refuse("block devices are not supported", LET_FINISH),
+        FileType::Symlink => refuse("a symbolic link opened as such is not supported", LET_FINISH),
+        FileType::Unknown => special(one),
+    }
+}
+
+/// A file or directory must be found again under its name.
+fn named(proc: &Proc, one: &Seen) -> Result<(), Refusal> {
+    let link = &one.link;
+    if !link.target.starts_with(b"/") || (link.deleted && link.target.starts_with(b"/memfd:")) {
+        return special(one).map(|_| ());
+    }
+    if let Some(name) = virtual_file_system(proc, &format!("fd/{}", one.fd)) {
+        return refuse(format!("open files of {name} are not supported yet"), LET_FINISH);
+    }
+    if link.deleted || link.stat.links == 0 {
+        let remedy = "let the program close it, or put the file back";
+        return refuse("the file was deleted or replaced; its content cannot be kept yet", remedy);
+    }
+    if !link.reachable {
+        return refuse("the file cannot be found under its name", "make it reachable under that name");
+    }
+    Ok(())
+}
+
+/// Objects without a place in the file tree.
+fn special(one: &Seen) -> Result<Kind, Refusal> {
+    const NAMES: &[(&str, &str)] = &[
+        ("anon_inode:[eventpoll]", "epoll instances"),
+        ("anon_inode:[eventfd]", "eventfds"),
+        ("anon_inode:[timerfd]", "timerfds"),
+        ("anon_inode:[signalfd]", "signalfds"),
+        ("anon_inode:inotify", "inotify instances"),
+        ("anon_inode:[fanotify]", "fanotify groups"),
+        ("anon_inode:[pidfd]", "pidfds"),
+        ("pidfd:", "pidfds"),
+        ("anon_inode:[userfaultfd]", "userfaultfds"),
+        ("anon_inode:[io_uring]", "io_uring instances"),
+        ("anon_inode:[perf_event]", "performance counters"),
+        ("anon_inode:bpf", "BPF objects"),
+        ("/memfd:", "memfds"),
+        ("mnt:", "namespace descriptors"),
+        ("net:", "namespace descriptors"),
+        ("pid:", "namespace descriptors"),
+        ("user:", "namespace descriptors"),
+    ];
+    let link = String::from_utf8_lossy(&one.link.target);
+    let known = NAMES.iter().find(|(prefix, _)| link.starts_with(prefix));
+    let what = known.map_or("objects of this kind", |(_, name)| name);
+    refuse(format!("{what} are not supported yet"), LET_FINISH)
+}
+
+/// Files whose content is made up by the kernel as they are read, and message queues.
+fn virtual_file_system(proc: &Proc, name: &str) -> Option<&'static str> {
+    const KINDS: &[(i64, &str)] = &[
+        (0x9fa0, "/proc"),
+        (0x6265_6572, "sysfs"),
+        (0x6462_6720, "debugfs"),
+        (0x7472_6163, "tracefs"),
+        (0x6367_7270, "cgroup"),
+        (0x0027_e0eb, "cgroup"),
+        (0x7363_6673, "securityfs"),
+        (0xcafe_4a11, "bpf"),
+        (0x1980_0202, "POSIX message queues"),
+        (0x9584_58f6, "hugetlbfs"),
+    ];
+    let path =
+        rustix::fs::openat(proc, name, OFlags::PATH | OFlags::CLOEXEC, rustix::fs::Mode::empty()).ok()?;
+    let kind = i64::from(rustix::fs::fstatfs(path).ok()?.f_type);
+    KINDS.iter().find(|(magic, _)| *magic == kind).map(|(_, name)| *name)
+}
+
+/// Which devices hold no state: (major, minor) of null, zero, full, random, urandom.
+fn stateless(rdev: u64) -> bool {
+    rustix::fs::major(rdev) == 1 && matches!(rustix::fs::minor(rdev), 3 | 5 | 7 | 8 | 9)
+}
+
+fn device(proc: &Proc, one: &Seen, all: &[Seen], firsts: &[i32]) -> Result<Kind, Refusal> {
+    if stateless(one.link.stat.rdev) {
+        return named(proc, one).map(|()| Kind::Device);
+    }
+    let terminal = matches!(rustix::fs::major(one.link.stat.rdev), 4 | 5 | 136..=143 | 204 | 229);
+    match standard_stream(one, all, firsts) {
+        Some(stream) if terminal => Ok(Kind::Outside(stream)),
+        _ if terminal => refuse(
+            "a terminal is only supported as standard input, output or error",
+            "let the program close it, or start it with its standard streams on that terminal",
+        ),
+        _ => refuse("this device is not supported", LET_FINISH),
+    }
+}
+
+fn fifo(one: &Seen, all: &[Seen], firsts: &[i32], pipes: &[PipeSource]) -> Result<Kind, Refusal> {
+    if let Some(pipe) = pipes.iter().find(|pipe| pipe.inode == one.inode()) {
+        if one.flags().contains(OFlags::DIRECT) {
+            return refuse("pipes in packet mode (O_DIRECT) are not supported", LET_FINISH);
+        }
+        if one.flags() & OFlags::ACCMODE == OFlags::RDWR {
+            return refuse("a pipe opened for reading and writing at once is not supported", LET_FINISH);
+        }
+        return Ok(Kind::Pipe { pipe: pipe.id, write: one.writes() });
+    }
+    match standard_stream(one, all, firsts) {
+        Some(stream) => Ok(Kind::Outside(stream)),
+        None if one.link.target.starts_with(b"pipe:") => refuse(
+            "the other end of this pipe is outside the captured tree, and it is no standard stream",
+            "close the descriptor, or start the program without it (N>&-)",
+        ),
+        None => refuse("named pipes are not supported yet, but as standard streams", LET_FINISH),
+    }
+}
+
+/// Which standard stream of the target a descriptor is, is a duplicate of, or leads to the same object as, in the same direction.
+fn standard_stream(one: &Seen, all: &[Seen], firsts: &[i32]) -> Option<u32> {
+    if let Ok(number @ 0..=2) = u32::try_from(one.fd) {
+        return Some(number);
+    }
+    let first_of = |fd: i32| all.iter().position(|other| other.fd == fd).map(|at| firsts[at]);
+    // Output before input: a duplicate of a terminal is mostly kept for messages.
+    [1u32, 2, 0].into_iter().find(|&number| {
+        let fd = i32::try_from(number).expect("a small number");
+        let Some(stream) = all.iter().find(|other| other.fd == fd) else { return false };
+        let direction = if number == 0 { one.reads() } else { one.writes() };
+        direction
+            && (first_of(fd) == first_of(one.fd)
+                || (stream.inode() == one.inode() && direction_fits(stream, one)))
+    })
+}
+
+/// Whether all that can be done through `one` can be done through `stream`.
+fn direction_fits(stream: &Seen, one: &Seen) -> bool {
+    (stream.reads() || !one.reads()) && (stream.writes() || !one.writes())
+}

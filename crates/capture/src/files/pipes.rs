@@ -1,0 +1,99 @@
+//! Pipes with both ends in the target: found by inode, read without taking anything out.
+
+use std::collections::HashSet;
+use std::io::Read as _;
+
+use rewake_image::records::Pipe;
+use rewake_linux::proc::{self, Proc};
+use rustix::fs::{AtFlags, FileType, OFlags};
+use rustix::pipe::SpliceFlags;
+
+use super::Seen;
+use crate::error::{CaptureError, During, Result};
+
+/// A pipe whose ends are all in the target.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PipeSource {
+    pub(crate) id: u32,
+    /// Device and inode.
+    pub(crate) inode: (u64, u64),
+    /// A descriptor of the target that leads to it.
+    fd: i32,
+}
+
+/// Finds the pipes that have a reading and a writing end among `seen` and no end anywhere else.
+pub(super) fn inside(proc: &Proc, seen: &[Seen]) -> Vec<PipeSource> {
+    let ends: Vec<&Seen> = seen
+        .iter()
+        .filter(|one| {
+            FileType::from_raw_mode(one.link.stat.mode) == FileType::Fifo
+                && one.link.target.starts_with(b"pipe:")
+        })
+        .collect();
+    let mut pipes: Vec<PipeSource> = Vec::new();
+    for one in &ends {
+        let inode = one.inode();
+        let any = |test: fn(&Seen) -> bool| ends.iter().any(|other| other.inode() == inode && test(other));
+        if any(Seen::reads) && any(Seen::writes) && !pipes.iter().any(|pipe| pipe.inode == inode) {
+            pipes.push(PipeSource { id: 0, inode, fd: one.fd });
+        }
+    }
+    if !pipes.is_empty() {
+        let elsewhere = held_elsewhere(proc.id());
+        pipes.retain(|pipe| !elsewhere.contains(&pipe.inode));
+    }
+    for (id, pipe) in (0..).zip(&mut pipes) {
+        pipe.id = id;
+    }
+    pipes
+}
+
+/// Device and inode of every pipe that another process holds, as far as we may look.
+fn held_elsewhere(pid: i32) -> HashSet<(u64, u64)> {
+    let mut held = HashSet::new();
+    let others = proc::processes().unwrap_or_default().into_iter().filter(|&other| other != pid);
+    for other in others {
+        let Ok(other) = Proc::open(other) else { continue };
+        for fd in other.fd_numbers().unwrap_or_default() {
+            let name = format!("fd/{fd}");
+            let is_pipe = other.link_text(&name).is_ok_and(|link| link.starts_with(b"pipe:"));
+            if is_pipe && let Ok(stat) = rustix::fs::statat(&other, &name, AtFlags::empty()) {
+                held.insert((stat.st_dev, stat.st_ino));
+            }
+        }
+    }
+    held
+}
+
+impl PipeSource {
+    /// Capacity and content; the pipe keeps both. The target stands still.
+    ///
+    /// # Errors
+    /// When it cannot be opened, or its content does not fit into a pipe of ours.
+    pub(crate) fn read(&self, proc: &Proc) -> Result<Pipe> {
+        let (pid, object) = (proc.id(), format!("pipe at descriptor {}", self.fd));
+        let source = proc
+            .open_file(&format!("fd/{}", self.fd), OFlags::RDONLY | OFlags::NONBLOCK)
+            .during("open", pid, &object)?;
+        let capacity = rustix::pipe::fcntl_getpipe_size(&source).during("read the capacity", pid, &object)?;
+        let waiting = rustix::io::ioctl_fionread(&source).during("read the fill level", pid, &object)?;
+        let mut content = Vec::new();
+        if waiting > 0 {
+            let (mut reader, writer) = std::io::pipe().during("make a pipe", pid, &object)?;
+            rustix::pipe::fcntl_setpipe_size(&writer, capacity)
+                .during("set the capacity of a pipe", pid, &object)
+                .map_err(|error| error.advise("raise /proc/sys/fs/pipe-max-size"))?;
+            let len = usize::try_from(waiting).during("tee", pid, &object)?;
+            let copied = rustix::pipe::tee(&source, &writer, len, SpliceFlags::NONBLOCK)
+                .during("tee", pid, &object)?;
+            drop(writer);
+            reader.read_to_end(&mut content).during("read a pipe", pid, &object)?;
+            if copied != len || content.len() != len {
+                let cause = format!("{copied} of {len} bytes");
+                return Err(CaptureError::failed("tee", pid, object, cause));
+            }
+        }
+        let capacity = u32::try_from(capacity).during("read the capacity", pid, "pipe")?;
+        Ok(Pipe { id: self.id, capacity, content })
+    }
+}

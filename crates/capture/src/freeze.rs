@@ -1,0 +1,236 @@
+//! Bringing every thread of the target to rest, and letting it go again.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use rewake_linux::proc::Proc;
+use rewake_linux::ptrace::{self, Detached, Event, Poll, PtraceError, Running, StopReason, Stopped};
+
+use crate::error::{CaptureError, During, Obstacle, Result};
+use crate::findings::Findings;
+use crate::preflight;
+
+/// Between looks at threads that have not stopped yet: at first, and at most.
+const PAUSES: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(1));
+/// How long a killed target may take to vanish.
+const DEATH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The target at rest. Dropping it lets the target go on.
+#[derive(Debug)]
+pub(crate) struct Frozen {
+    pub(crate) proc: Proc,
+    /// By thread id.
+    pub(crate) threads: BTreeMap<i32, Stopped>,
+    pub(crate) begin: Instant,
+}
+
+/// Stops every thread of process `pid`.
+///
+/// # Errors
+/// When a thread does not stop within `timeout`, may not be traced, or the target has changed into something that cannot be captured.
+/// Threads that were stopped go on; one that still had to stop is let go when this process ends.
+pub(crate) fn freeze(pid: i32, timeout: Duration) -> Result<Frozen> {
+    let proc = preflight::open(pid)?;
+    let begin = Instant::now();
+    let mut frozen = Frozen { proc, threads: BTreeMap::new(), begin };
+    while frozen.stop_new_threads(begin + timeout)? {}
+    let mut findings = Findings::new(pid);
+    preflight::check_state(&frozen.proc, &mut findings)?;
+    frozen.check_registers(&mut findings)?;
+    findings.into_result()?;
+    Ok(frozen)
+}
+
+impl Frozen {
+    /// Stops threads that are not stopped yet; false when there was none.
+    fn stop_new_threads(&mut self, deadline: Instant) -> Result<bool> {
+        let pid = self.proc.id();
+        let tids = self.proc.threads().during("list threads", pid, "task")?;
+        let mut stopping = Vec::new();
+        let mut found = false;
+        for tid in tids.into_iter().filter(|tid| !self.threads.contains_key(tid)) {
+            found = true;
+            match ptrace::seize(tid, ptrace::Options::default()) {
+                Ok(running) => {
+                    running.interrupt().during("interrupt", pid, format!("thread {tid}"))?;
+                    stopping.push(running);
+                }
+                // It ended between the listing and now.
+                Err(error) if error.is_gone() => {}
+                Err(error) => return Err(seize_error(pid, tid, error)),
+            }
+        }
+        self.wait_for(stopping, deadline)?;
+        Ok(found)
+    }
+
+    fn wait_for(&mut self, mut stopping: Vec<Running>, deadline: Instant) -> Result<()> {
+        let pid = self.proc.id();
+        let mut pause = PAUSES.0;
+        while !stopping.is_empty() {
+            let mut still = Vec::with_capacity(stopping.len());
+            for running in stopping {
+                let object = format_args!("thread {}", running.tid()).to_string();
+                match running.try_wait().during("wait", pid, &object)? {
+                    Poll::Pending(running) => still.push(running),
+                    Poll::Ready(event) => still.extend(self.take(event)?),
+                }
+            }
+            stopping = still;
+            if stopping.is_empty() {
+                break;
+            }
+            if Instant::now() > deadline {
+                return Err(self.too_slow(&stopping));
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(PAUSES.1);
+        }
+        Ok(())
+    }
+
+    /// Keeps a thread that stopped as it should; one that stopped for another reason runs on towards that.
+    fn take(&mut self, event: Event) -> Result<Option<Running>> {
+        let pid = self.proc.id();
+        match event {
+            Event::Exited(tid, status) => {
+                tracing::debug!(tid, ?status, "thread ended during the freeze");
+                Ok(None)
+            }
+            Event::Stopped(stopped, StopReason::EventStop) => {
+                self.threads.insert(stopped.tid(), stopped);
+                Ok(None)
+            }
+            Event::Stopped(stopped, StopReason::Group(signal)) => {
+                self.threads.insert(stopped.tid(), stopped);
+                Err(CaptureError::Refused(vec![Obstacle {
+                    pid,
+                    object: format!("process {pid}"),
+                    reason: format!("it was stopped by signal {signal} meanwhile"),
+                    remedy: format!("let it go on first: kill -CONT {pid}"),
+                }]))
+            }
+            Event::Stopped(stopped, reason) => {
+                // A stop takes back the interruption: deliver the signal, then ask again.
+                let object = format!("thread {}", stopped.tid());
+                let signal = if let StopReason::Signal(info) = reason { info.signal() } else { 0 };
+                let running = stopped.cont(signal).during("continue", pid, &object)?;
+                running.interrupt().during("interrupt", pid, &object)?;
+                Ok(Some(running))
+            }
+        }
+    }
+
+    fn too_slow(&self, stopping: &[Running]) -> CaptureError {
+        let names: Vec<String> =
+            stopping.iter().take(3).map(|running| self.where_it_is(running.tid())).collect();
+        let object = format!("thread {}", names.join(", "));
+        let waited = self.begin.elapsed().as_secs();
+        CaptureError::failed("freeze", self.proc.id(), object, format!("did not stop within {waited} s"))
+            .advise("the thread waits in the kernel for a device or a network file system: try again later")
+    }
+
+    /// `4711 in state D at nfs_wait`.
+    fn where_it_is(&self, tid: i32) -> String {
+        let thread = self.proc.thread(tid);
+        let state = thread.as_ref().ok().and_then(|thread| thread.stat().ok()).map_or('?', |stat| stat.state);
+        let wchan = thread.ok().and_then(|thread| thread.wchan().ok()).unwrap_or_default();
+        format!("{tid} in state {state} at {}", String::from_utf8_lossy(&wchan))
+    }
+
+    /// What only a stopped thread tells.
+    fn check_registers(&self, findings: &mut Findings) -> Result<()> {
+        use rewake_linux::arch::x86_64::regs::CODE_SEGMENT_64;
+        let pid = self.proc.id();
+        if !self.threads.contains_key(&pid) {
+            let remedy = "programs without their first thread are not supported yet";
+            findings.add(format!("process {pid}"), "its first thread has ended while others run", remedy);
+        }
+        for (tid, thread) in &self.threads {
+            let object = format!("thread {tid}");
+            if thread.registers().during("read registers", pid, &object)?.cs() != CODE_SEGMENT_64 {
+                findings.add(&object, "it runs 32-bit code", "use a 64-bit build of the program");
+            }
+            if thread.dispatches_syscalls().during("ask for system call dispatch", pid, &object)? {
+                findings.add(
+                    &object,
+                    "it dispatches its system calls to itself",
+                    "run the program without that emulator",
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the target go on, or kills it; the time it stood still.
+    ///
+    /// # Errors
+    /// When it cannot be killed, or does not vanish in time.
+    pub(crate) fn release(mut self, kill: bool) -> Result<Duration> {
+        if !kill {
+            self.detach();
+            return Ok(self.begin.elapsed());
+        }
+        let pid = self.proc.id();
+        let process = rustix::process::Pid::from_raw(pid).expect("a process id is positive");
+        rustix::process::kill_process(process, rustix::process::Signal::KILL)
+            .during("kill", pid, "process")?;
+        self.reap()?;
+        let paused = self.begin.elapsed();
+        let deadline = Instant::now() + DEATH_TIMEOUT;
+        while self.proc.stat().is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X')) {
+            if Instant::now() > deadline {
+                return Err(CaptureError::failed("kill", pid, "process", "it did not end in time"));
+            }
+            std::thread::sleep(PAUSES.1);
+        }
+        Ok(paused)
+    }
+
+    /// Waits for the death of every thread, the first thread last: the kernel reports it when all others are reaped.
+    fn reap(&mut self) -> Result<()> {
+        let pid = self.proc.id();
+        let mut threads: Vec<Stopped> = std::mem::take(&mut self.threads).into_values().collect();
+        threads.sort_by_key(|thread| thread.tid() == pid);
+        for thread in threads {
+            let object = format!("thread {}", thread.tid());
+            let mut running = match thread.detach(0).during("detach", pid, &object)? {
+                Detached::Free => continue,
+                Detached::Gone(running) => running,
+            };
+            while let Event::Stopped(stopped, _) = running.wait().during("wait", pid, &object)? {
+                running = stopped.cont(0).during("continue", pid, &object)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes threads back from whoever had them meanwhile.
+    pub(crate) fn keep(&mut self, threads: Vec<Stopped>) {
+        self.threads.extend(threads.into_iter().map(|thread| (thread.tid(), thread)));
+    }
+
+    fn detach(&mut self) {
+        for (tid, thread) in std::mem::take(&mut self.threads) {
+            if let Err(error) = thread.detach(0) {
+                tracing::debug!(tid, %error, "detach");
+            }
+        }
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.detach();
+    }
+}
+
+fn seize_error(pid: i32, tid: i32, error: PtraceError) -> CaptureError {
+    let denied = error.source.raw_os_error() == Some(libc::EPERM);
+    let error = CaptureError::failed("ptrace", pid, format!("thread {tid}"), error.source);
+    if denied {
+        error.advise("run the command as the owner of the process, or as root; end any debugger first")
+    } else {
+        error
+    }
+}

@@ -1,0 +1,229 @@
+//! What the front and its guardian say to each other: frames of a kind, a length and that many bytes.
+//!
+//! Both ends are the same program, forked: there is no version, and a frame that is not understood is a broken peer.
+
+use std::io::{self, Read, Write};
+use std::time::Duration;
+
+use prost::Message as _;
+use rewake_image::records::Process;
+
+use crate::error::{CaptureError, Obstacle};
+
+/// No frame is longer: a process of a thousand threads with the largest register sets needs 12 MB.
+const MAX_FRAME: u32 = 1 << 30;
+
+/// From the front.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Request {
+    /// Stop the target and tell all about it.
+    Freeze = 1,
+    /// Let it go on.
+    Thaw = 2,
+    /// Kill it.
+    Kill = 3,
+    /// The image is committed or given up: leave.
+    Leave = 4,
+}
+
+/// From the guardian.
+#[derive(Debug)]
+pub(crate) enum Reply {
+    /// The target stands still; this is all of it but pages and descriptors.
+    Frozen(Box<Process>),
+    /// The target goes on, or is dead as asked; how long it stood still.
+    Released(Duration),
+    /// It did not work; the target goes on.
+    Failed(CaptureError),
+}
+
+/// A [`CaptureError`] on the wire.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Failure {
+    #[prost(string, tag = "1")]
+    operation: String,
+    #[prost(string, tag = "2")]
+    object: String,
+    #[prost(string, tag = "3")]
+    source: String,
+    #[prost(string, optional, tag = "4")]
+    remedy: Option<String>,
+    #[prost(int32, tag = "5")]
+    pid: i32,
+    #[prost(message, repeated, tag = "6")]
+    obstacles: Vec<WireObstacle>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct WireObstacle {
+    #[prost(int32, tag = "1")]
+    pid: i32,
+    #[prost(string, tag = "2")]
+    object: String,
+    #[prost(string, tag = "3")]
+    reason: String,
+    #[prost(string, tag = "4")]
+    remedy: String,
+}
+
+impl From<&CaptureError> for Failure {
+    fn from(error: &CaptureError) -> Self {
+        match error {
+            CaptureError::Failed { operation, pid, object, source, remedy } => Self {
+                operation: operation.clone(),
+                object: object.clone(),
+                source: source.to_string(),
+                remedy: remedy.clone(),
+                pid: *pid,
+                obstacles: Vec::new(),
+            },
+            CaptureError::Refused(obstacles) => {
+                let obstacles = obstacles.iter().cloned().map(|o| {
+                    let Obstacle { pid, object, reason, remedy } = o;
+                    WireObstacle { pid, object, reason, remedy }
+                });
+                Self { obstacles: obstacles.collect(), ..Self::default() }
+            }
+        }
+    }
+}
+
+impl From<Failure> for CaptureError {
+    fn from(failure: Failure) -> Self {
+        if !failure.obstacles.is_empty() {
+            let obstacles = failure.obstacles.into_iter().map(|o| {
+                let WireObstacle { pid, object, reason, remedy } = o;
+                Obstacle { pid, object, reason, remedy }
+            });
+            return Self::Refused(obstacles.collect());
+        }
+        let Failure { operation, object, source, remedy, pid, .. } = failure;
+        Self::Failed { operation, pid, object, source: source.into(), remedy }
+    }
+}
+
+fn write_frame(to: &mut impl Write, kind: u8, payload: &[u8]) -> io::Result<()> {
+    let len = u32::try_from(payload.len()).ok().filter(|&len| len <= MAX_FRAME);
+    let len = len.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "frame too long"))?;
+    let mut head = [kind, 0, 0, 0, 0];
+    head[1..].copy_from_slice(&len.to_le_bytes());
+    to.write_all(&head)?;
+    to.write_all(payload)
+}
+
+/// The next frame; `None` when the peer is gone.
+fn read_frame(from: &mut impl Read) -> io::Result<Option<(u8, Vec<u8>)>> {
+    let mut head = [0; 5];
+    match from.read_exact(&mut head) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        other => other?,
+    }
+    let len = u32::from_le_bytes([head[1], head[2], head[3], head[4]]);
+    if len > MAX_FRAME {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "frame too long"));
+    }
+    let mut payload = vec![0; usize::try_from(len).map_err(io::Error::other)?];
+    from.read_exact(&mut payload)?;
+    Ok(Some((head[0], payload)))
+}
+
+impl Request {
+    /// Sends it.
+    pub(crate) fn send(self, to: &mut impl Write) -> io::Result<()> {
+        write_frame(to, self as u8, &[])
+    }
+
+    /// The next request; `None` when the front is gone.
+    pub(crate) fn receive(from: &mut impl Read) -> io::Result<Option<Self>> {
+        let Some((kind, _)) = read_frame(from)? else { return Ok(None) };
+        [Self::Freeze, Self::Thaw, Self::Kill, Self::Leave]
+            .into_iter()
+            .find(|&request| request as u8 == kind)
+            .map(Some)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unknown request"))
+    }
+}
+
+const FROZEN: u8 = 1;
+const RELEASED: u8 = 2;
+const FAILED: u8 = 3;
+
+impl Reply {
+    /// Sends it.
+    pub(crate) fn send(&self, to: &mut impl Write) -> io::Result<()> {
+        match self {
+            Self::Frozen(process) => write_frame(to, FROZEN, &process.encode_to_vec()),
+            Self::Released(paused) => {
+                let paused = u64::try_from(paused.as_nanos()).unwrap_or(u64::MAX);
+                write_frame(to, RELEASED, &paused.to_le_bytes())
+            }
+            Self::Failed(error) => write_frame(to, FAILED, &Failure::from(error).encode_to_vec()),
+        }
+    }
+
+    /// The next reply; `None` when the guardian is gone.
+    pub(crate) fn receive(from: &mut impl Read) -> io::Result<Option<Self>> {
+        let Some((kind, payload)) = read_frame(from)? else { return Ok(None) };
+        let reply = match kind {
+            FROZEN => Self::Frozen(Box::new(Process::decode(payload.as_slice()).map_err(io::Error::other)?)),
+            RELEASED => {
+                let paused = payload.try_into().map_err(|_| io::ErrorKind::InvalidData)?;
+                Self::Released(Duration::from_nanos(u64::from_le_bytes(paused)))
+            }
+            FAILED => Self::Failed(Failure::decode(payload.as_slice()).map_err(io::Error::other)?.into()),
+            _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "unknown reply")),
+        };
+        Ok(Some(reply))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round_trip(reply: &Reply) -> Reply {
+        let mut wire = Vec::new();
+        reply.send(&mut wire).unwrap();
+        Reply::receive(&mut wire.as_slice()).unwrap().unwrap()
+    }
+
+    #[test]
+    fn requests_and_the_end_of_the_peer() {
+        let mut wire = Vec::new();
+        Request::Freeze.send(&mut wire).unwrap();
+        Request::Leave.send(&mut wire).unwrap();
+        let mut wire = wire.as_slice();
+        assert_eq!(Request::receive(&mut wire).unwrap(), Some(Request::Freeze));
+        assert_eq!(Request::receive(&mut wire).unwrap(), Some(Request::Leave));
+        assert_eq!(Request::receive(&mut wire).unwrap(), None);
+        assert!(Request::receive(&mut [9, 0, 0, 0, 0].as_slice()).is_err());
+    }
+
+    #[test]
+    fn errors_keep_their_text_and_remedy() {
+        let error = CaptureError::failed("freeze", 5, "thread 6", "in D state").advise("wait");
+        let Reply::Failed(error) = round_trip(&Reply::Failed(error)) else { panic!("kind of reply") };
+        assert_eq!(error.to_string(), "freeze failed for pid 5 (thread 6): in D state");
+        assert_eq!(error.remedy().as_deref(), Some("wait"));
+        let obstacle = Obstacle { pid: 1, object: "a".into(), reason: "b".into(), remedy: "c".into() };
+        let Reply::Failed(error) = round_trip(&Reply::Failed(CaptureError::Refused(vec![obstacle.clone()])))
+        else {
+            panic!("kind of reply")
+        };
+        assert_eq!(error.obstacles(), [obstacle]);
+    }
+
+    #[test]
+    fn a_process_and_a_pause_survive_the_wire() {
+        let process = Process { pid: 42, comm: b"x".to_vec(), ..Process::default() };
+        let Reply::Frozen(read) = round_trip(&Reply::Frozen(Box::new(process.clone()))) else {
+            panic!("kind of reply")
+        };
+        assert_eq!(*read, process);
+        let Reply::Released(paused) = round_trip(&Reply::Released(Duration::from_micros(7))) else {
+            panic!("kind of reply")
+        };
+        assert_eq!(paused, Duration::from_micros(7));
+    }
+}

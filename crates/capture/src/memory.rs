@@ -1,0 +1,271 @@
+//! Mappings: from `/proc/PID/smaps` to records, and what of them is read.
+//!
+//! The same survey serves preflight (for its findings) and the frozen target (for its records).
+
+use std::collections::HashMap;
+
+use rewake_image::records::{MappedFile, Vma, vma};
+use rewake_linux::addr::RemoteAddr;
+use rewake_linux::proc::{FileStat, Link, Mapping, MappingKind, Proc, VmFlags};
+use rustix::fs::OFlags;
+
+use crate::error::{During, Result};
+use crate::files::identity;
+use crate::findings::Findings;
+
+/// Where content is read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// Nothing of it belongs to the image.
+    None,
+    /// Pages that are the process's own.
+    Private,
+    /// A shared memory object, by its place in [`Memory::shared`].
+    Shared(usize),
+}
+
+/// A shared anonymous object and where the target maps it.
+#[derive(Clone, Debug)]
+pub(crate) struct SharedObject {
+    /// As the records number it.
+    pub(crate) id: u32,
+    /// End of the furthest mapping, in bytes of the object.
+    pub(crate) mapped_end: u64,
+    /// One mapping, to open the object through.
+    pub(crate) mapping: Mapping,
+    inode: (u64, u64),
+}
+
+/// The target's address space.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    /// In order of address.
+    pub(crate) vmas: Vec<Vma>,
+    /// For each mapping, what is read of it.
+    pub(crate) contents: Vec<Content>,
+    /// Mapped files, as [`Vma::object`] counts them.
+    pub(crate) files: Vec<MappedFile>,
+    /// Shared anonymous memory.
+    pub(crate) shared: Vec<SharedObject>,
+    /// The vdso's addresses.
+    pub(crate) vdso: Option<(RemoteAddr, u64)>,
+    /// Places in `files` by path, device and inode.
+    known: HashMap<(Vec<u8>, u64, u64), usize>,
+}
+
+/// Looks at every mapping of the target.
+///
+/// # Errors
+/// When the target is gone or may not be looked at; what cannot be captured goes to `findings`.
+pub(crate) fn survey(proc: &Proc, findings: &mut Findings) -> Result<Memory> {
+    let mut memory = Memory::default();
+    for mapping in proc.smaps().during("read smaps", proc.id(), "mappings")? {
+        if mapping.kind() == MappingKind::Vsyscall {
+            continue;
+        }
+        match memory.add(proc, &mapping) {
+            Ok(()) => {}
+            Err((reason, remedy)) => findings.add(name(&mapping), reason, remedy),
+        }
+    }
+    Ok(memory)
+}
+
+type Refusal = (String, &'static str);
+
+const LATER: &str = "capture the program at a time when it does not use this";
+
+/// For messages: `mapping 0x1000-0x2000 /lib/x.so`.
+fn name(mapping: &Mapping) -> String {
+    let suffix = if mapping.deleted { " (deleted)" } else { "" };
+    format!("mapping {}-{} {}{suffix}", mapping.start, mapping.end, String::from_utf8_lossy(&mapping.name))
+}
+
+/// Ways to be mapped that are not supported.
+fn refused_flags(flags: VmFlags) -> Option<&'static str> {
+    const REFUSED: &[(VmFlags, &str)] = &[
+        (VmFlags::HUGETLB, "huge pages (hugetlb)"),
+        (VmFlags::UFFD_MISSING, "memory served by userfaultfd"),
+        (VmFlags::UFFD_WRITE_PROTECT, "memory served by userfaultfd"),
+        (VmFlags::UFFD_MINOR, "memory served by userfaultfd"),
+        (VmFlags::SEALED, "sealed memory (mseal)"),
+        (VmFlags::SHADOW_STACK, "shadow stacks"),
+        (VmFlags::SYNC, "synchronous mappings (MAP_SYNC)"),
+    ];
+    REFUSED.iter().find(|(flag, _)| flags.contains(*flag)).map(|(_, what)| *what)
+}
+
+/// The madvise(2) numbers that bring a mapping's flags back.
+fn advice(flags: VmFlags) -> Vec<u32> {
+    const ADVICE: &[(VmFlags, i32)] = &[
+        (VmFlags::HUGE_PAGE, libc::MADV_HUGEPAGE),
+        (VmFlags::NO_HUGE_PAGE, libc::MADV_NOHUGEPAGE),
+        (VmFlags::DONT_DUMP, libc::MADV_DONTDUMP),
+        (VmFlags::DONT_FORK, libc::MADV_DONTFORK),
+        (VmFlags::WIPE_ON_FORK, libc::MADV_WIPEONFORK),
+        (VmFlags::MERGEABLE, libc::MADV_MERGEABLE),
+        (VmFlags::SEQUENTIAL, libc::MADV_SEQUENTIAL),
+        (VmFlags::RANDOM, libc::MADV_RANDOM),
+    ];
+    ADVICE
+        .iter()
+        .filter(|(flag, _)| flags.contains(*flag))
+        .map(|(_, advice)| advice.cast_unsigned())
+        .collect()
+}
+
+impl Memory {
+    /// Adds one mapping.
+    fn add(&mut self, proc: &Proc, mapping: &Mapping) -> Result<(), Refusal> {
+        let flags = mapping.flags;
+        if let Some(what) = refused_flags(flags) {
+            return Err((format!("{what} are not supported yet"), LATER));
+        }
+        let (backing, object, content) = self.backing(proc, mapping)?;
+        let special = matches!(backing, vma::Backing::Vdso | vma::Backing::Vvar | vma::Backing::VvarVclock);
+        let name = match mapping.kind() {
+            MappingKind::NamedAnonymous(name) | MappingKind::NamedShared(name) => name.to_vec(),
+            _ => Vec::new(),
+        };
+        self.vmas.push(Vma {
+            start: mapping.start.get(),
+            end: mapping.end.get(),
+            protection: mapping.protection,
+            shared: mapping.shared,
+            grows_down: flags.contains(VmFlags::GROWS_DOWN),
+            backing: backing.into(),
+            offset: if backing == vma::Backing::Anonymous { 0 } else { mapping.offset },
+            object,
+            advice: if special { Vec::new() } else { advice(flags) },
+            locked: flags.contains(VmFlags::LOCKED),
+            lock_on_fault: flags.contains(VmFlags::LOCK_ON_FAULT),
+            no_reserve: flags.contains(VmFlags::NO_RESERVE),
+            name,
+        });
+        // The kernel may drop such pages at any time; and random numbers must not come twice, which is what they are for.
+        let content = if flags.contains(VmFlags::DROPPABLE) { Content::None } else { content };
+        self.contents.push(content);
+        Ok(())
+    }
+
+    fn backing(&mut self, proc: &Proc, mapping: &Mapping) -> Result<(vma::Backing, u32, Content), Refusal> {
+        let refuse = |reason: &str| Err((reason.to_owned(), LATER));
+        match mapping.kind() {
+            MappingKind::Vdso => {
+                self.vdso = Some((mapping.start, mapping.length()));
+                Ok((vma::Backing::Vdso, 0, Content::None))
+            }
+            MappingKind::Vvar => Ok((vma::Backing::Vvar, 0, Content::None)),
+            MappingKind::VvarVclock => Ok((vma::Backing::VvarVclock, 0, Content::None)),
+            _ if mapping.flags.contains(VmFlags::PFN_MAP) || mapping.flags.contains(VmFlags::IO) => {
+                refuse("memory of a device is not supported")
+            }
+            MappingKind::Anonymous
+            | MappingKind::Heap
+            | MappingKind::Stack
+            | MappingKind::NamedAnonymous(_)
+                if !mapping.shared =>
+            {
+                Ok((vma::Backing::Anonymous, 0, Content::Private))
+            }
+            MappingKind::File(b"/dev/zero") if !mapping.shared && !mapping.deleted => {
+                Ok((vma::Backing::Anonymous, 0, Content::Private))
+            }
+            MappingKind::SharedAnonymous | MappingKind::NamedShared(_) if mapping.shared => {
+                let at = self.shared_object(mapping);
+                Ok((vma::Backing::SharedMemory, self.shared[at].id, Content::Shared(at)))
+            }
+            MappingKind::Memfd(_) => refuse("mapped memfds are not supported yet"),
+            MappingKind::SystemV(_) => refuse("System V shared memory is not supported yet"),
+            MappingKind::File(_) => self.file(proc, mapping),
+            MappingKind::Special(name) if name.starts_with(b"/[aio]") => {
+                refuse("asynchronous I/O contexts (io_setup) are not supported yet")
+            }
+            MappingKind::Special(name) if name.starts_with(b"anon_inode:[io_uring]") => {
+                refuse("io_uring is not supported yet")
+            }
+            _ => refuse("memory of this kind is not supported yet"),
+        }
+    }
+
+    fn shared_object(&mut self, mapping: &Mapping) -> usize {
+        let inode = (mapping.device, mapping.inode);
+        let end = mapping.offset + mapping.length();
+        if let Some(at) = self.shared.iter().position(|object| object.inode == inode) {
+            self.shared[at].mapped_end = self.shared[at].mapped_end.max(end);
+            return at;
+        }
+        let at = self.shared.len();
+        let id = u32::try_from(at).expect("fewer objects than mappings");
+        self.shared.push(SharedObject { id, mapped_end: end, mapping: mapping.clone(), inode });
+        at
+    }
+
+    fn file(&mut self, proc: &Proc, mapping: &Mapping) -> Result<(vma::Backing, u32, Content), Refusal> {
+        let content = if mapping.shared { Content::None } else { Content::Private };
+        let writes = mapping.shared && mapping.flags.contains(VmFlags::MAY_WRITE);
+        let flags = if writes { OFlags::RDWR } else { OFlags::RDONLY }.bits();
+        let key = (mapping.name.clone(), mapping.device, mapping.inode);
+        if let (Some(&at), false) = (self.known.get(&key), mapping.deleted) {
+            self.files[at].flags |= flags;
+            return Ok((vma::Backing::File, u32::try_from(at).expect("few files"), content));
+        }
+        let link = link(proc, mapping)?;
+        if link.deleted || link.stat.links == 0 {
+            let reason = "the mapped file was deleted or replaced; its content cannot be kept yet";
+            return Err((reason.to_owned(), "put the file back, or restart the program with the new one"));
+        }
+        if !link.reachable {
+            return Err((
+                "the mapped file cannot be found under its name".to_owned(),
+                "make it reachable under that name",
+            ));
+        }
+        if link.stat.file_type() != libc::S_IFREG {
+            return Err(("memory of a device is not supported".to_owned(), LATER));
+        }
+        let at = self.files.len();
+        self.files.push(MappedFile { identity: Some(identity(&link)), flags });
+        if !mapping.deleted {
+            self.known.insert(key, at);
+        }
+        Ok((vma::Backing::File, u32::try_from(at).expect("few files"), content))
+    }
+}
+
+/// The file behind a mapping, by the kernel's own link where that is permitted, else by the name shown.
+fn link(proc: &Proc, mapping: &Mapping) -> Result<Link, Refusal> {
+    match proc.mapped_file(mapping) {
+        Ok(link) => return Ok(link),
+        Err(error) if error.is_denied() => {}
+        Err(error) => return Err((error.to_string(), "try again")),
+    }
+    let unreachable = |_| {
+        ("the mapped file cannot be found under its name".to_owned(), "make it reachable under that name")
+    };
+    let stat = FileStat::from_stat(&rustix::fs::stat(&mapping.name[..]).map_err(unreachable)?);
+    Ok(Link { target: mapping.name.clone(), deleted: mapping.deleted, reachable: !mapping.deleted, stat })
+}
+
+impl Memory {
+    /// The parts of a shared object that the target maps: address, offset and length, by offset and each byte once.
+    pub(crate) fn mapped_parts(&self, object: &SharedObject) -> Vec<(RemoteAddr, u64, u64)> {
+        let mut parts: Vec<(u64, u64, u64)> = self
+            .vmas
+            .iter()
+            .filter(|vma| vma.backing == i32::from(vma::Backing::SharedMemory) && vma.object == object.id)
+            .map(|vma| (vma.offset, vma.start, vma.end - vma.start))
+            .collect();
+        parts.sort_unstable();
+        let mut end = 0u64;
+        let mut apart = Vec::with_capacity(parts.len());
+        for (offset, start, len) in parts {
+            let skip = end.saturating_sub(offset).min(len);
+            if skip < len {
+                apart.push((RemoteAddr::new(start + skip), offset + skip, len - skip));
+                end = offset + len;
+            }
+        }
+        apart
+    }
+}

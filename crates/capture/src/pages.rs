@@ -1,0 +1,241 @@
+//! Which memory is read, where it comes to lie in the page stream, and the threads that carry it there.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
+
+use rewake_image::PageWriter;
+use rewake_image::pages::{BLOCK_SIZE, BLOCK_SIZE_U64, block_count};
+use rewake_image::records::{Extent, SharedMemory};
+use rewake_linux::addr::{RemoteAddr, page_up};
+use rewake_linux::memory::ProcessMemory;
+use rewake_linux::pagemap::{self, PageMap, Query, Run};
+use rewake_linux::proc::Proc;
+use rustix::fs::OFlags;
+
+use crate::error::{CaptureError, During, Result};
+use crate::findings::Findings;
+use crate::memory::{Content, Memory, SharedObject};
+
+/// Threads that read memory and write blocks.
+const WORKERS: usize = 2;
+
+/// Everything that goes into the page stream, in order.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    /// Private pages, for the address space's record.
+    pub(crate) private: Vec<Extent>,
+    /// Records of shared memory objects.
+    pub(crate) shared: Vec<SharedMemory>,
+    /// Length of the stream, in bytes.
+    pub(crate) total: u64,
+    sources: Vec<Source>,
+    objects: Vec<File>,
+}
+
+/// A run of the stream and where its bytes are.
+#[derive(Clone, Copy, Debug)]
+struct Source {
+    stream: u64,
+    len: u64,
+    place: Place,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    /// In the target's address space.
+    Memory(RemoteAddr),
+    /// In a shared memory object: its place in [`Plan::objects`], and the offset there.
+    Object(usize, u64),
+}
+
+/// Finds out what must be read. The target stands still.
+///
+/// # Errors
+/// When the kernel does not tell; what cannot be captured goes to `findings`.
+pub(crate) fn plan(proc: &Proc, memory: &Memory, findings: &mut Findings) -> Result<Plan> {
+    let pid = proc.id();
+    let mut map = PageMap::of(proc).during("open", pid, "pagemap")?;
+    let mut plan = Plan::default();
+    let mut runs: Vec<Run> = Vec::new();
+    let private =
+        memory.vmas.iter().zip(&memory.contents).filter(|(_, content)| **content == Content::Private);
+    for (vma, _) in private {
+        let range = RemoteAddr::new(vma.start)..RemoteAddr::new(vma.end);
+        runs.clear();
+        map.scan_into(range.clone(), Query::ANONYMOUS, &mut runs).during(
+            "scan pages",
+            pid,
+            format!("mapping {}", range.start),
+        )?;
+        for run in &runs {
+            let extent = Extent { address: run.start.get(), length: run.len, stream_offset: plan.total };
+            plan.private.push(extent);
+            plan.push(run.len, Place::Memory(run.start));
+        }
+    }
+    check_guards(&mut map, memory, pid, findings)?;
+    for object in &memory.shared {
+        plan.add_object(proc, memory, object)?;
+    }
+    Ok(plan)
+}
+
+/// Guard regions look like memory and are none.
+fn check_guards(map: &mut PageMap, memory: &Memory, pid: i32, findings: &mut Findings) -> Result<()> {
+    let mut guards: Vec<Run> = Vec::new();
+    for (vma, content) in memory.vmas.iter().zip(&memory.contents) {
+        // Guards may also lie in shared and file mappings, but not in the kernel's own.
+        if *content == Content::None && vma.backing != i32::from(rewake_image::records::vma::Backing::File) {
+            continue;
+        }
+        let range = RemoteAddr::new(vma.start)..RemoteAddr::new(vma.end);
+        // A kernel that cannot tell has no guards (before 6.13), or does not show them (before 6.15).
+        if let Err(error) = map.scan_into(range, Query::GUARD, &mut guards) {
+            tracing::debug!(%error, pid, "guard regions are not told");
+            return Ok(());
+        }
+    }
+    for guard in guards.iter().take(4) {
+        findings.add(
+            format!("guard region {}-{}", guard.start, guard.end()),
+            "guard regions (MADV_GUARD_INSTALL) are not supported yet",
+            "run the program with a library that makes guards by mprotect",
+        );
+    }
+    Ok(())
+}
+
+impl Plan {
+    fn push(&mut self, len: u64, place: Place) {
+        self.sources.push(Source { stream: self.total, len, place });
+        self.total += len;
+    }
+
+    /// Adds a shared memory object: by its file where that can be opened, else through the target's own mappings.
+    fn add_object(&mut self, proc: &Proc, memory: &Memory, object: &SharedObject) -> Result<()> {
+        let pid = proc.id();
+        let name = format!("shared memory at {}", object.mapping.start);
+        let mut record = SharedMemory { id: object.id, size: page_up(object.mapped_end), pages: Vec::new() };
+        match proc.open_mapped_file(&object.mapping, OFlags::RDONLY) {
+            Ok(file) => {
+                let size = page_up(file.metadata().during("stat", pid, &name)?.len());
+                record.size = record.size.max(size);
+                let place = self.objects.len();
+                for run in pagemap::data_runs(&file, 0..size).during("find data", pid, &name)? {
+                    let len = run.end - run.start;
+                    record.pages.push(Extent { address: run.start, length: len, stream_offset: self.total });
+                    self.push(len, Place::Object(place, run.start));
+                }
+                self.objects.push(file);
+            }
+            Err(error) if error.is_denied() => {
+                for (address, offset, len) in memory.mapped_parts(object) {
+                    record.pages.push(Extent { address: offset, length: len, stream_offset: self.total });
+                    self.push(len, Place::Memory(address));
+                }
+            }
+            Err(error) => return Err(error).during("open", pid, name),
+        }
+        self.shared.push(record);
+        Ok(())
+    }
+
+    /// Bytes `stream..stream + into.len()` of the stream.
+    fn read(&self, memory: &ProcessMemory, mut stream: u64, mut into: &mut [u8]) -> Result<()> {
+        let pid = memory.pid();
+        let mut at = self.sources.partition_point(|source| source.stream + source.len <= stream);
+        while !into.is_empty() {
+            let source = self.sources[at];
+            let skip = stream - source.stream;
+            let len = usize::try_from(source.len - skip).unwrap_or(usize::MAX).min(into.len());
+            let (part, rest) = into.split_at_mut(len);
+            match source.place {
+                Place::Memory(address) => {
+                    memory
+                        .read_exact_at(address + skip, part)
+                        .map_err(|error| unreadable(pid, address + skip, len, error.source))?;
+                }
+                Place::Object(object, offset) => {
+                    let read = self.objects[object].read_exact_at(part, offset + skip);
+                    read.during(
+                        "read",
+                        pid,
+                        format!("shared memory, {len} bytes at offset {:#x}", offset + skip),
+                    )?;
+                }
+            }
+            into = rest;
+            stream += u64::try_from(len).expect("a length fits into 64 bits");
+            at += 1;
+        }
+        Ok(())
+    }
+
+    /// Reads all memory and hands it to `writer`, from two threads; `progress` hears the bytes done so far, in this thread.
+    ///
+    /// # Errors
+    /// The first failure of a read or a write.
+    pub(crate) fn write(&self, pid: i32, writer: &PageWriter, progress: &mut dyn FnMut(u64)) -> Result<()> {
+        let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+        let (done, news) = mpsc::channel();
+        std::thread::scope(|scope| {
+            let workers = WORKERS.min(usize::try_from(block_count(self.total)).unwrap_or(WORKERS));
+            for _ in 0..workers {
+                let (done, next, stop) = (done.clone(), &next, &stop);
+                scope.spawn(move || {
+                    let result = self.work(pid, writer, next, stop, &done);
+                    if result.is_err() {
+                        stop.store(true, Ordering::Relaxed);
+                    }
+                    let _front_gone = done.send(result.map(|()| 0));
+                });
+            }
+            drop(done);
+            let mut written = 0;
+            let mut first_error = Ok(());
+            for news in news {
+                match news {
+                    Ok(bytes) => {
+                        written += bytes;
+                        progress(written);
+                    }
+                    Err(error) if first_error.is_ok() => first_error = Err(error),
+                    Err(_) => {}
+                }
+            }
+            first_error
+        })
+    }
+
+    fn work(
+        &self,
+        pid: i32,
+        writer: &PageWriter,
+        next: &AtomicU64,
+        stop: &AtomicBool,
+        done: &mpsc::Sender<Result<u64>>,
+    ) -> Result<()> {
+        let memory = ProcessMemory::open(pid)
+            .map_err(|error| CaptureError::failed("open", pid, "memory", error.source))?;
+        let mut buffer = vec![0; BLOCK_SIZE];
+        while !stop.load(Ordering::Relaxed) {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let start = index * BLOCK_SIZE_U64;
+            if start >= self.total {
+                break;
+            }
+            let len = BLOCK_SIZE_U64.min(self.total - start);
+            let block = &mut buffer[..usize::try_from(len).expect("a block fits into memory")];
+            self.read(&memory, start, block)?;
+            writer.block(index, block).map_err(|error| crate::commit::image_error("write", pid, error))?;
+            let _front_gone = done.send(Ok(len));
+        }
+        Ok(())
+    }
+}
+
+fn unreadable(pid: i32, address: RemoteAddr, len: usize, source: std::io::Error) -> CaptureError {
+    CaptureError::failed("read", pid, format!("memory, {len} bytes at {address}"), source)
+}

@@ -1,0 +1,380 @@
+//! Looking before freezing: everything that is known to stand in the way, all of it at once.
+//!
+//! The checks here read `/proc` and nothing else. They run again when the target stands still, since things change.
+
+use rewake_linux::kcmp::{self, Shared};
+use rewake_linux::proc::{Proc, ProcError, Stat, Status};
+
+use crate::Options;
+use crate::error::{CaptureError, During, Result};
+use crate::findings::Findings;
+use crate::{files, memory};
+
+/// `PF_KTHREAD`: a thread of the kernel.
+const PF_KTHREAD: u32 = 0x0020_0000;
+
+const LATER: &str = "capture the program at a time when it does not use this";
+
+/// Opens the target.
+///
+/// # Errors
+/// When there is no such process.
+pub(crate) fn open(pid: i32) -> Result<Proc> {
+    Proc::open(pid).map_err(|error| {
+        let gone = error.is_gone();
+        let error = CaptureError::failed("open", pid, format!("/proc/{pid}"), error_cause(error));
+        if gone { error.advise("give the id of a running process with -p; ps -e lists them") } else { error }
+    })
+}
+
+/// An error of `/proc` without the words that are said again around it.
+fn error_cause(error: ProcError) -> Box<dyn std::error::Error + Send + Sync> {
+    match error {
+        ProcError::Gone { .. } => "no such process".into(),
+        ProcError::Denied { source, .. } | ProcError::Io { source, .. } => source.into(),
+        other => other.into(),
+    }
+}
+
+/// Everything that can be known before the freeze.
+///
+/// # Errors
+/// When the target is gone or the look itself fails.
+pub(crate) fn look(options: &Options) -> Result<Findings> {
+    let pid = options.pid;
+    let mut findings = Findings::new(pid);
+    if pid <= 0 {
+        return Err(CaptureError::failed("open", pid, "-p", "a process id is a positive number"));
+    }
+    let proc = open(pid)?;
+    check_options(options, &mut findings);
+    if !check_what_it_is(&proc, &mut findings)? {
+        return Ok(findings);
+    }
+    check_not_ourselves(pid, &mut findings)?;
+    if !check_permission(&proc, &mut findings) {
+        return Ok(findings);
+    }
+    check_running(&proc, &mut findings)?;
+    check_state(&proc, &mut findings)?;
+    memory::survey(&proc, &mut findings)?;
+    files::survey(&proc, &mut findings)?;
+    Ok(findings)
+}
+
+/// What must hold for the command itself.
+fn check_options(options: &Options, findings: &mut Findings) {
+    let dir = options.dir.display();
+    if options.dir.symlink_metadata().is_ok() {
+        findings.add(
+            format!("image {dir}"),
+            "it exists already",
+            "choose another directory with -d, or remove this one",
+        );
+    }
+    if options.file_level >= 2 {
+        findings.add(
+            format!("file level {}", options.file_level),
+            "content of files cannot be stored in the image yet",
+            "keep the files as they are and use --files 1",
+        );
+    }
+}
+
+/// Whether the id is a living process of users; nothing more is asked when not.
+fn check_what_it_is(proc: &Proc, findings: &mut Findings) -> Result<bool> {
+    let stat = proc.stat().during("read stat", proc.id(), "process")?;
+    let name = String::from_utf8_lossy(&stat.comm).into_owned();
+    if stat.flags & PF_KTHREAD != 0 {
+        findings.add(name, "it is a thread of the kernel", "give the id of a program");
+        return Ok(false);
+    }
+    let status = proc.status().during("read status", proc.id(), "process")?;
+    if status.tgid != proc.id() {
+        let process = status.tgid;
+        findings.add(
+            name,
+            format!("it is a thread of process {process}"),
+            format!("give the id of the process: -p {process}"),
+        );
+        return Ok(false);
+    }
+    if matches!(stat.state, 'Z' | 'X') {
+        let threads = proc.threads().map_or(0, |threads| threads.len());
+        if threads > 1 {
+            findings.add(
+                name,
+                "its first thread has ended while others run",
+                "programs without their first thread are not supported yet",
+            );
+        } else {
+            findings.add(
+                name,
+                "it has ended (a zombie that its parent did not wait for)",
+                "nothing is left to capture",
+            );
+        }
+        return Ok(false);
+    }
+    Ok(true)
+}
+
+fn check_not_ourselves(pid: i32, findings: &mut Findings) -> Result<()> {
+    let mut ancestor = rustix::process::getpid().as_raw_nonzero().get();
+    let own = ancestor;
+    while ancestor > 0 {
+        if ancestor == pid {
+            let reason = if pid == own {
+                "it is this command itself"
+            } else {
+                "this command runs below it: it would freeze itself"
+            };
+            findings.add(
+                format!("process {pid}"),
+                reason,
+                "run the command from another terminal, or in a session of its own (setsid)",
+            );
+            return Ok(());
+        }
+        ancestor = match Proc::open(ancestor).and_then(|proc| proc.stat()) {
+            Ok(Stat { ppid, .. }) => ppid,
+            Err(error) if error.is_gone() => 0,
+            Err(error) => return Err(error).during("read stat", ancestor, "ancestors of this command"),
+        };
+    }
+    Ok(())
+}
+
+/// Whether we may look into the target at all.
+fn check_permission(proc: &Proc, findings: &mut Findings) -> bool {
+    let tried =
+        proc.exe().map(|_| ()).and_then(|()| proc.open_file("mem", rustix::fs::OFlags::RDONLY).map(|_| ()));
+    let Err(error) = tried else { return true };
+    let reason = if error.is_denied() {
+        let own = rustix::process::getuid().as_raw();
+        let owner = proc.status().map(|status| status.uids[0]).ok().filter(|owner| *owner != own);
+        owner.map_or_else(
+            || {
+                "the kernel does not let this user trace it (not dumpable, or ptrace is restricted)"
+                    .to_owned()
+            },
+            |owner| format!("it belongs to user {owner}"),
+        )
+    } else {
+        error.to_string()
+    };
+    findings.add(
+        format!("process {}", proc.id()),
+        reason,
+        "run the command as the owner of the process, or as root",
+    );
+    false
+}
+
+/// Not stopped, not traced.
+fn check_running(proc: &Proc, findings: &mut Findings) -> Result<()> {
+    let pid = proc.id();
+    let status = proc.status().during("read status", pid, "process")?;
+    if status.state == b'T' {
+        findings.add(
+            format!("process {pid}"),
+            "it is stopped",
+            format!("let it go on first: kill -CONT {pid}"),
+        );
+    }
+    for tid in proc.threads().during("list threads", pid, "task")? {
+        let Ok(status) = proc.thread(tid).and_then(|thread| thread.status()) else { continue };
+        if status.tracer_pid != 0 {
+            let tracer = status.tracer_pid;
+            let name = Proc::open(tracer).and_then(|proc| proc.comm()).unwrap_or_default();
+            let name = String::from_utf8_lossy(&name).into_owned();
+            findings.add(
+                format!("thread {tid}"),
+                format!("it is traced by process {tracer} ({name})"),
+                "end the debugger or tracer first",
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Everything about process and threads that may change while the target runs. Called again in the freeze.
+///
+/// # Errors
+/// When the target is gone or the look itself fails.
+pub(crate) fn check_state(proc: &Proc, findings: &mut Findings) -> Result<()> {
+    let pid = proc.id();
+    let children = proc.children().during("list children", pid, "children")?;
+    if !children.is_empty() {
+        let list: Vec<String> = children.iter().map(ToString::to_string).collect();
+        let list = list.join(", ");
+        let remedy = "wait until the program has no children, or capture the child that does the work";
+        findings.add(
+            format!("children {list}"),
+            "trees of more than one process are not supported yet",
+            remedy,
+        );
+    }
+    check_word_size(proc, findings)?;
+    check_namespaces(proc, findings)?;
+    check_timers(proc, findings)?;
+    check_directories(proc, findings)?;
+    check_threads(proc, findings)
+}
+
+/// 64-bit code only.
+fn check_word_size(proc: &Proc, findings: &mut Findings) -> Result<()> {
+    use std::io::Read as _;
+    const EM_X86_64: u16 = 62;
+    let pid = proc.id();
+    let exe = proc.exe().during("readlink", pid, "exe")?;
+    let object = format!("executable {}", String::from_utf8_lossy(&exe.target));
+    if exe.deleted || exe.stat.links == 0 || !exe.reachable {
+        findings.add(
+            &object,
+            "the file was deleted or replaced, or cannot be found under its name",
+            "put the file back, or restart the program with the new one",
+        );
+    }
+    let mut head = [0; 20];
+    let mut file = proc.open_file("exe", rustix::fs::OFlags::RDONLY).during("open", pid, &object)?;
+    file.read_exact(&mut head).during("read", pid, &object)?;
+    let machine = u16::from_le_bytes([head[18], head[19]]);
+    if !head.starts_with(b"\x7fELF\x02\x01") || machine != EM_X86_64 {
+        findings.add(
+            object,
+            "only 64-bit programs of x86-64 are supported",
+            "use a 64-bit build of the program",
+        );
+    }
+    Ok(())
+}
+
+fn check_namespaces(proc: &Proc, findings: &mut Findings) -> Result<()> {
+    const KINDS: &[&str] =
+        &["pid", "mnt", "net", "ipc", "uts", "user", "time", "pid_for_children", "time_for_children"];
+    let pid = proc.id();
+    let own = Proc::own().during("open", pid, "/proc/self")?;
+    for kind in KINDS {
+        let ours = match own.namespace(kind.trim_end_matches("_for_children")) {
+            Ok(inode) => inode,
+            Err(error) if error.is_missing() => continue,
+            Err(error) => return Err(error).during("readlink", pid, format!("own namespace {kind}")),
+        };
+        let theirs = match proc.namespace(kind) {
+            Ok(inode) => inode,
+            Err(error) if error.is_missing() => continue,
+            Err(error) => return Err(error).during("readlink", pid, format!("namespace {kind}")),
+        };
+        if ours != theirs {
+            let remedy = "run the command inside the same container or namespace as the program";
+            findings.add(format!("namespace {kind}"), "it is not the one of this command", remedy);
+        }
+    }
+    Ok(())
+}
+
+fn check_timers(proc: &Proc, findings: &mut Findings) -> Result<()> {
+    let timers = match proc.timers() {
+        Ok(timers) => timers,
+        // A kernel without CONFIG_CHECKPOINT_RESTORE does not tell.
+        Err(error) if error.is_missing() => return Ok(()),
+        Err(error) => return Err(error).during("read timers", proc.id(), "POSIX timers"),
+    };
+    for timer in timers {
+        let name = format!("POSIX timer {} (clock {}, signal {})", timer.id, timer.clock, timer.signal);
+        findings.add(name, "timers of timer_create are not supported yet", LATER);
+    }
+    Ok(())
+}
+
+fn check_directories(proc: &Proc, findings: &mut Findings) -> Result<()> {
+    let pid = proc.id();
+    let root = proc.root().during("readlink", pid, "root directory")?;
+    let own = Proc::own().and_then(|own| own.root()).during("readlink", pid, "own root directory")?;
+    if !root.stat.same_file(&own.stat) {
+        let name = format!("root directory {}", String::from_utf8_lossy(&root.target));
+        findings.add(
+            name,
+            "it is not the one of this command (chroot)",
+            "run the command inside the same root directory",
+        );
+    }
+    let cwd = proc.cwd().during("readlink", pid, "working directory")?;
+    if cwd.deleted || !cwd.reachable {
+        let name = format!("working directory {}", String::from_utf8_lossy(&cwd.target));
+        findings.add(
+            name,
+            "it was deleted or cannot be found under its name",
+            "make the directory again, or let the program change to another one",
+        );
+    }
+    Ok(())
+}
+
+/// What threads must have in common, and must not have at all.
+fn check_threads(proc: &Proc, findings: &mut Findings) -> Result<()> {
+    let pid = proc.id();
+    let leader = proc.status().during("read status", pid, "process")?;
+    for tid in proc.threads().during("list threads", pid, "task")? {
+        let thread = match proc.thread(tid).and_then(|thread| Ok((thread.status()?, thread.read("status")?)))
+        {
+            Ok(thread) => thread,
+            // It ended meanwhile.
+            Err(error) if error.is_gone() || error.is_missing() => continue,
+            Err(error) => return Err(error).during("read status", pid, format!("thread {tid}")),
+        };
+        check_thread(tid, &leader, &thread.0, findings);
+        if has_shadow_stack(&thread.1) {
+            findings.add(
+                format!("thread {tid}"),
+                "shadow stacks are not supported yet",
+                "start the program without them (GLIBC_TUNABLES=glibc.cpu.x86_shstk=off)",
+            );
+        }
+        if tid != pid {
+            check_sharing(pid, tid, findings)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether the line of the processor's features in a thread's status names the shadow stack.
+fn has_shadow_stack(status: &[u8]) -> bool {
+    let mut lines = status.split(|byte| *byte == b'\n');
+    lines.any(|line| {
+        line.strip_prefix(b"x86_Thread_features:")
+            .is_some_and(|on| on.windows(5).any(|word| word == b"shstk"))
+    })
+}
+
+fn check_thread(tid: i32, leader: &Status, thread: &Status, findings: &mut Findings) {
+    if thread.seccomp != 0 {
+        let reason = "it runs under seccomp: it cannot be asked to make system calls";
+        findings.add(format!("thread {tid}"), reason, "run the program without the sandbox");
+    }
+    let same = (thread.uids, thread.gids, &thread.groups, &thread.capabilities, thread.no_new_privs)
+        == (leader.uids, leader.gids, &leader.groups, &leader.capabilities, leader.no_new_privs);
+    if !same {
+        findings.add(
+            format!("thread {tid}"),
+            "its user, groups or capabilities differ from those of the first thread",
+            LATER,
+        );
+    }
+}
+
+/// Threads made by raw clone(2) may have descriptors or directories of their own.
+fn check_sharing(pid: i32, tid: i32, findings: &mut Findings) -> Result<()> {
+    for (what, shared) in [("descriptors", Shared::Files), ("working directory", Shared::Fs)] {
+        let order = match kcmp::compare(shared, pid, tid) {
+            // It ended meanwhile.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
+            order => order.during("kcmp", pid, format!("thread {tid}"))?,
+        };
+        if order.is_ne() {
+            findings.add(format!("thread {tid}"), format!("it has {what} of its own"), LATER);
+        }
+    }
+    Ok(())
+}

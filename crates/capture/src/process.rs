@@ -1,0 +1,68 @@
+//! The record of the process: what can be told from outside while it stands still.
+
+use rewake_image::records::{AddressSpace, Credentials, Limit, MappedFile, MmFields, Process};
+use rewake_linux::proc::Proc;
+
+use crate::error::{During, Result};
+use crate::files::identity;
+
+/// All of a process but threads, descriptors, mappings, and what only itself can tell (see [`crate::ask`]).
+///
+/// # Errors
+/// When the process was killed meanwhile, or may not be looked at.
+pub(crate) fn outside(proc: &Proc) -> Result<Process> {
+    let pid = proc.id();
+    let stat = proc.stat().during("read", pid, "stat")?;
+    let status = proc.status().during("read", pid, "status")?;
+    let exe = proc.exe().during("read", pid, "exe")?;
+    let limits = proc.limits().during("read", pid, "limits")?;
+    let fields = MmFields {
+        start_code: stat.start_code.get(),
+        end_code: stat.end_code.get(),
+        start_data: stat.start_data.get(),
+        end_data: stat.end_data.get(),
+        start_brk: stat.start_brk.get(),
+        brk: 0,
+        start_stack: stat.start_stack.get(),
+        arg_start: stat.arg_start.get(),
+        arg_end: stat.arg_end.get(),
+        env_start: stat.env_start.get(),
+        env_end: stat.env_end.get(),
+    };
+    let memory = AddressSpace {
+        fields: Some(fields),
+        auxv: proc.auxv().during("read", pid, "auxv")?,
+        exe: Some(MappedFile { identity: Some(identity(&exe)), flags: 0 }),
+        ..AddressSpace::default()
+    };
+    Ok(Process {
+        pid,
+        ppid: stat.ppid,
+        pgid: stat.pgrp,
+        sid: stat.session,
+        exe: exe.target,
+        comm: proc.comm().during("read", pid, "comm")?,
+        cmdline: proc.cmdline().during("read", pid, "cmdline")?,
+        umask: status.umask.unwrap_or(0o022),
+        cwd: proc.cwd().during("read", pid, "cwd")?.target,
+        root: proc.root().during("read", pid, "root")?.target,
+        personality: proc.personality().during("read", pid, "personality")?,
+        limits: limits
+            .iter()
+            .map(|limit| Limit { resource: limit.resource, soft: limit.soft, hard: limit.hard })
+            .collect(),
+        credentials: Some(Credentials {
+            uids: status.uids.to_vec(),
+            gids: status.gids.to_vec(),
+            groups: status.groups.clone(),
+            cap_inheritable: status.capabilities.inheritable,
+            cap_permitted: status.capabilities.permitted,
+            cap_effective: status.capabilities.effective,
+            cap_bounding: status.capabilities.bounding,
+            cap_ambient: status.capabilities.ambient,
+            no_new_privs: status.no_new_privs,
+        }),
+        memory: Some(memory),
+        ..Process::default()
+    })
+}
