@@ -1,0 +1,194 @@
+//! Records that make no sense are refused, and the message says which and why.
+
+use rewake_image::describe::{Description, MemoryKind};
+use rewake_image::records::vma::Backing;
+use rewake_image::records::{Extent, Limit, Process, Vma};
+use rewake_image::{Image, ImageError, check, sample};
+
+/// The message for the sample, changed.
+fn refusal(change: impl FnOnce(&mut Image)) -> String {
+    let mut image = sample::image();
+    change(&mut image);
+    let error = image.check().unwrap_err();
+    assert!(matches!(error, ImageError::Invalid { .. }), "{error}");
+    assert!(image.encode().is_err(), "what is refused is not written");
+    error.to_string()
+}
+
+#[track_caller]
+fn refused(wanted: &str, change: impl FnOnce(&mut Image)) {
+    let message = refusal(change);
+    assert!(message.contains(wanted), "{message:?} does not contain {wanted:?}");
+}
+
+fn vmas(image: &mut Image) -> &mut Vec<Vma> {
+    &mut image.process.memory.as_mut().unwrap().vmas
+}
+
+fn pages(image: &mut Image) -> &mut Vec<Extent> {
+    &mut image.process.memory.as_mut().unwrap().pages
+}
+
+#[test]
+fn the_sample_makes_sense() {
+    sample::image().check().unwrap();
+}
+
+#[test]
+fn manifest_and_stream() {
+    refused("no host", |image| image.manifest.host = None);
+    refused("no cpu", |image| image.manifest.cpu = None);
+    refused("page size 65536", |image| image.manifest.page_size = 65_536);
+    refused("file level 4", |image| image.manifest.file_level = 4);
+    refused("root_pid 1 is not", |image| image.manifest.root_pid = 1);
+    refused("xsave component 2", |image| {
+        image.manifest.cpu.as_mut().unwrap().components[0].offset = u32::MAX
+    });
+    refused("unknown compression 9", |image| image.stream.compression = 9);
+    refused("block size 4096", |image| image.stream.block_size = 4096);
+    refused("0 checksums for 1 blocks", |image| image.stream.checksums.clear());
+    refused("although not compressed", |image| image.stream.stored_lengths.push(1));
+    refused("0 stored lengths for 1 blocks", |image| image.stream.compression = 2);
+    refused("file length 1", |image| image.stream.file_length = 1);
+    refused("whole number of pages", |image| image.stream.stream_length -= 1);
+    refused("block 0 of 24576 bytes is stored in 24577", |image| {
+        image.stream.compression = 1;
+        image.stream.stored_lengths = vec![24_577];
+    });
+}
+
+#[test]
+fn process() {
+    let with = |wanted: &str, change: fn(&mut Process)| refused(wanted, |image| change(&mut image.process));
+    with("pid 0 is impossible", |process| process.pid = 0);
+    with("sid -1 is impossible", |process| process.sid = -1);
+    with("exe \"\" is no absolute path", |process| process.exe.clear());
+    with("cwd \"here\" is no absolute path", |process| process.cwd = b"here".to_vec());
+    with("zero byte", |process| process.root = b"/a\0b".to_vec());
+    with("cwd has 5000 bytes", |process| process.cwd = vec![b'/'; 5000]);
+    with("comm \"a name too long!\"", |process| process.comm = b"a name too long!".to_vec());
+    with("umask 0o1000", |process| process.umask = 0o1000);
+    with("unknown resource 16", |process| process.limits = vec![Limit { resource: 16, soft: 0, hard: 0 }]);
+    with("soft 2 above hard 1", |process| process.limits = vec![Limit { resource: 0, soft: 2, hard: 1 }]);
+    with("unknown interval timer 3", |process| process.interval_timers[0].which = 3);
+    with("signal 9 cannot have an action", |process| process.actions[0].signal = 9);
+    with("signal 65 cannot have an action", |process| process.actions[0].signal = 65);
+    with("siginfo of 127 bytes", |process| drop(process.pending[0].siginfo.pop()));
+    with("pending signal Some(0)", |process| process.pending[0].siginfo[0] = 0);
+    with("no credentials", |process| process.credentials = None);
+    with("3 user ids", |process| process.credentials.as_mut().unwrap().uids.truncate(3));
+    with("65537 groups", |process| process.credentials.as_mut().unwrap().groups = vec![0; 65_537]);
+}
+
+#[test]
+fn threads() {
+    let with = |wanted: &str, change: fn(&mut Process)| refused(wanted, |image| change(&mut image.process));
+    with("0 threads", |process| process.threads.clear());
+    with("100001 threads", |process| process.threads = vec![process.threads[0].clone(); 100_001]);
+    with("thread 4711 comes after 4711", |process| process.threads[1].tid = 4711);
+    with("no thread has the id of the process", |process| drop(process.threads.remove(0)));
+    with("thread 4712: 26 registers", |process| drop(process.threads[1].registers.pop()));
+    with("575 bytes", |process| process.threads[0].xstate.truncate(575));
+    with("65537 bytes", |process| process.threads[0].xstate = vec![0; 65_537]);
+    with("siginfo of 0 bytes", |process| process.threads[0].pending[0].siginfo.clear());
+    with("parent death signal 65", |process| process.threads[0].parent_death_signal = 65);
+    with("CPU mask of 8193 bytes", |process| process.threads[0].affinity = vec![0; 8193]);
+}
+
+#[test]
+fn mappings() {
+    refused("no memory", |image| image.process.memory = None);
+    refused("no fields", |image| image.process.memory.as_mut().unwrap().fields = None);
+    refused("brk from", |image| image.process.memory.as_mut().unwrap().fields.as_mut().unwrap().brk = 1);
+    refused("vector of 15 bytes", |image| image.process.memory.as_mut().unwrap().auxv = vec![0; 15]);
+    refused("Process, exe: no identity", |image| image.process.memory.as_mut().unwrap().exe = None);
+    refused("mapping 0 (0x55d000000001", |image| vmas(image)[0].start += 1);
+    refused("empty", |image| vmas(image)[0].end = vmas(image)[0].start);
+    refused("above the end", |image| vmas(image).last_mut().unwrap().end = check::TASK_SIZE + 4096);
+    refused("begins below", |image| vmas(image).swap(0, 1));
+    refused("unknown backing 6", |image| vmas(image)[0].backing = 6);
+    refused("refers to object 1", |image| vmas(image)[0].object = 1);
+    refused("refers to object 2", |image| vmas(image)[4].object = 2);
+    refused("refers to no shared memory", |image| vmas(image)[2].shared = true);
+    refused("protection 0x8", |image| vmas(image)[0].protection = 8);
+    refused("offset 0xfffffffffffff000", |image| vmas(image)[0].offset = !4095);
+    refused("name", |image| vmas(image)[3].name = vec![b'n'; 80]);
+}
+
+#[test]
+fn extents() {
+    refused("not whole pages", |image| pages(image)[0].address += 1);
+    refused("not whole pages", |image| pages(image)[0].length = 0);
+    refused("not whole pages", |image| pages(image)[0].stream_offset = 1);
+    refused("begins below", |image| pages(image).swap(0, 1));
+    refused("too long", |image| pages(image)[3].length = !4095);
+    refused("one private mapping", |image| pages(image)[1].length += 4096);
+    refused("one private mapping", |image| pages(image)[0].address -= 4096);
+    refused("one private mapping", |image| vmas(image)[0].shared = pages(image).pop().is_none());
+    refused("an extent begins at 0x2000, 0x1000 expected", |image| drop(pages(image).remove(1)));
+    refused("the stream has 0x6000", |image| image.shared_memory[0].pages.clear());
+    refused("an extent begins at", |image| pages(image)[3].stream_offset = 0);
+    refused("an object of 0x1000 bytes", |image| image.shared_memory[0].size = 4096);
+    refused("a size of 18446744073709551615", |image| image.shared_memory[0].size = u64::MAX);
+    refused("id 1 comes after 1", |image| image.shared_memory.push(image.shared_memory[0].clone()));
+}
+
+#[test]
+fn pages_belong_to_private_mappings_only() {
+    for (backing, shared) in [(Backing::Vdso, false), (Backing::Vvar, false), (Backing::File, true)] {
+        refused("one private mapping", |image| {
+            let vma = &mut vmas(image)[1];
+            (vma.backing, vma.shared) = (backing.into(), shared);
+        });
+    }
+}
+
+#[test]
+fn files() {
+    refused("MappedFile 0: no identity", |image| image.mapped_files[0].identity = None);
+    refused("no absolute path", |image| image.mapped_files[0].identity.as_mut().unwrap().path.clear());
+    refused("nanoseconds", |image| image.mapped_files[0].identity.as_mut().unwrap().mtime_ns = u32::MAX);
+    refused("Pipe 1: 11 bytes in 10", |image| image.pipes[0].capacity = 10);
+    refused("refers to pipe 1, which is not there", |image| image.pipes.clear());
+    refused("OpenFile 1: of unknown kind", |image| image.open_files[0].kind = None);
+    refused("id 1 comes after 1", |image| image.open_files[1].id = 1);
+    refused("descriptor 5 refers to file 6", |image| drop(image.open_files.pop()));
+    refused("descriptor 0 comes after 0", |image| image.process.descriptors[1].fd = 0);
+    refused("descriptor -1 is impossible", |image| image.process.descriptors[0].fd = -1);
+    refused("lock through descriptor 77", |image| image.process.locks[0].fd = 77);
+    refused("lock of unknown type 3", |image| image.process.locks[0].r#type = 3);
+    refused("position 18446744073709551615", |image| image.process.locks[0].start = u64::MAX);
+}
+
+#[test]
+fn description() {
+    let description = Description::of(&sample::image());
+    let kinds: Vec<_> = description
+        .process
+        .memory
+        .iter()
+        .map(|memory| (memory.kind, memory.mappings, memory.mapped_bytes / 4096, memory.stored_bytes / 4096))
+        .collect();
+    let expected = [
+        (MemoryKind::Anonymous, 1, 4, 1),
+        (MemoryKind::Heap, 1, 2, 2),
+        (MemoryKind::Stack, 1, 4, 1),
+        (MemoryKind::PrivateFile, 2, 2, 1),
+        (MemoryKind::Shared, 1, 2, 1),
+        (MemoryKind::Kernel, 2, 6, 0),
+    ];
+    assert_eq!(kinds, expected);
+    assert_eq!(description.mapped_bytes(), 20 * 4096);
+    let files: Vec<_> = description
+        .process
+        .files
+        .iter()
+        .map(|file| format!("{} {} {} {} {:?}", file.fd, file.access, file.kind, file.name, file.position))
+        .collect();
+    assert_eq!(files[0], "0 rw outside /dev/pts/3 None");
+    assert_eq!(files[2], "2 rw file /home/user/data Some(100)");
+    assert_eq!(files[5], "5 w pipe pipe 1 None");
+    assert_eq!(description.process.command, "program --fast");
+    let json = serde_json::to_value(&description).unwrap();
+    assert_eq!(json["process"]["memory"][3]["kind"], "private_file");
+}
