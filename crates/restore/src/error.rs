@@ -28,6 +28,14 @@ pub enum RestoreError {
         /// Features or state components, by name.
         missing: String,
     },
+    /// The program ran as somebody else.
+    #[error("resume failed for pid {pid} (credentials): it ran with {differences}")]
+    Credentials {
+        /// The process in the image.
+        pid: i32,
+        /// Ids and capability sets, its and ours.
+        differences: String,
+    },
     /// Files are no longer what they were.
     #[error("resume failed for pid {pid} (files): {}", list(changes))]
     Changed {
@@ -96,6 +104,9 @@ impl RestoreError {
             Self::Image(source) => return source.remedy().map(Into::into),
             Self::Cpu { .. } => {
                 "resume on a host whose CPU has these (`rewake show DIR` lists what is needed)"
+            }
+            Self::Credentials { .. } => {
+                "resume it as the user it ran as, with the same groups and capabilities"
             }
             Self::Changed { .. } => {
                 "put the files back as they were, or go on with them as they are: --on-changed as-is"

@@ -5,7 +5,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 
 use rewake_image::Image;
-use rewake_image::records::{Cpu, FileIdentity, open_file};
+use rewake_image::records::{Cpu, Credentials, FileIdentity, open_file};
+use rewake_linux::proc::{Proc, Status};
 use rewake_linux::{cpu, host};
 
 use crate::OnChanged;
@@ -77,6 +78,52 @@ fn missing(wanted: &Cpu, own: &Cpu, used: u64) -> Vec<String> {
         }
     }
     missing
+}
+
+/// Refuses credentials that are not exactly ours: the new process gets what we have, never more and, so far, never less.
+///
+/// # Errors
+/// [`RestoreError::Credentials`] with everything that differs.
+pub fn check_credentials(image: &Image) -> Result<(), RestoreError> {
+    let pid = image.process.pid;
+    let own = Proc::own().and_then(|own| own.status()).map_err(|source| RestoreError::System {
+        operation: "survey",
+        pid,
+        object: "our own credentials".into(),
+        source: io::Error::other(source),
+    })?;
+    let wanted = image.process.credentials.clone().unwrap_or_default();
+    let differences = differences(&wanted, &own);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(RestoreError::Credentials { pid, differences: differences.join(", ") })
+}
+
+fn differences(wanted: &Credentials, own: &Status) -> Vec<String> {
+    let mut wanted_groups = wanted.groups.clone();
+    let mut own_groups = own.groups.clone();
+    wanted_groups.sort_unstable();
+    own_groups.sort_unstable();
+    let ids = [
+        ("user ids", &wanted.uids[..], &own.uids[..]),
+        ("group ids", &wanted.gids[..], &own.gids[..]),
+        ("supplementary groups", &wanted_groups[..], &own_groups[..]),
+    ];
+    let ids = ids.into_iter().filter(|(_, wanted, own)| wanted != own);
+    let mut out: Vec<String> =
+        ids.map(|(name, wanted, own)| format!("{name} {wanted:?}, ours {own:?}")).collect();
+    let own = own.capabilities;
+    let sets = [
+        ("inheritable", wanted.cap_inheritable, own.inheritable),
+        ("permitted", wanted.cap_permitted, own.permitted),
+        ("effective", wanted.cap_effective, own.effective),
+        ("bounding", wanted.cap_bounding, own.bounding),
+        ("ambient", wanted.cap_ambient, own.ambient),
+    ];
+    let sets = sets.into_iter().filter(|(_, wanted, own)| wanted != own);
+    out.extend(sets.map(|(name, wanted, own)| format!("{name} capabilities {wanted:#x}, ours {own:#x}")));
+    out
 }
 
 /// Compares every file the image refers to with what is there now.

@@ -118,6 +118,7 @@ pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<R
     let image = phase.run("open", || Ok(Image::open(&options.dir)?))?;
     phase.run("host", || {
         refuse_unbuilt(options, &image)?;
+        host::check_credentials(&image)?;
         host::check_cpu(&image)?;
         host::check_files(&image, options.on_changed)
     })?;

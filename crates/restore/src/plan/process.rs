@@ -10,6 +10,7 @@ const PR_SET_DUMPABLE: i32 = 4;
 const PR_SET_MM: i32 = 35;
 const PR_SET_MM_MAP: i32 = 14;
 const PR_SET_CHILD_SUBREAPER: i32 = 36;
+const PR_SET_NO_NEW_PRIVS: i32 = 38;
 const PR_SET_THP_DISABLE: i32 = 41;
 const RSEQ_UNREGISTER: i32 = 1;
 /// Sizes that libc registers: the original 32 bytes, then what newer kernels' features need.
@@ -97,6 +98,11 @@ impl Planner<'_> {
         program
             .call(leader, Sysno::prctl, args![PR_SET_THP_DISABLE, thp, 0, 0, 0])
             .note("huge pages disabled");
+        if process.credentials.as_ref().is_some_and(|credentials| credentials.no_new_privs) {
+            program
+                .call(leader, Sysno::prctl, args![PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0])
+                .note("no new privileges");
+        }
         for bit in 0..32 {
             let command = 1u32 << bit;
             if process.membarrier & command != 0 {
