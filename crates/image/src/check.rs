@@ -14,7 +14,7 @@ use crate::pages::{BLOCK_SIZE_U64, MAX_BLOCKS, block_count, block_length};
 use crate::records::page_stream::Compression;
 use crate::records::{Manifest, PageStream};
 
-pub use memory::TASK_SIZE;
+pub use memory::{MAX_VMAS, TASK_SIZE};
 pub use process::{MAX_PID, MAX_THREADS, REGISTER_COUNT, SIGINFO_LENGTH, XSTATE_LENGTHS};
 
 /// Longest path, in bytes, as in Linux.

@@ -10,7 +10,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use crate::container::{self, Frame, MANDATORY, UnknownRecord, Writer};
 use crate::header::MAX_RECORDS_LENGTH;
 use crate::records::{Manifest, MappedFile, OpenFile, PageStream, Pipe, Process, RecordKind, SharedMemory};
-use crate::{ImageError, RECORDS_FILE, check};
+use crate::{ImageError, RECORDS_FILE, check, wire};
 
 /// Everything in an image but the pages.
 #[derive(Clone, Debug, PartialEq)]
@@ -159,6 +159,7 @@ fn push<M: Message + Default>(
     kind: RecordKind,
     frame: &Frame<'_>,
 ) -> Result<(), ImageError> {
+    wire::check_counts(kind, frame.payload)?;
     let kind = kind.name();
     let message = M::decode(frame.payload).map_err(|source| ImageError::Undecodable {
         kind,

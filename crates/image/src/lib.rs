@@ -23,6 +23,7 @@ pub mod records;
 pub mod sample;
 pub mod store;
 pub mod verify;
+mod wire;
 
 pub use dir::{PendingImage, SyncedImage, clear_stale, remove_pending};
 pub use error::ImageError;

@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::Serialize;
 
 use crate::describe::command;
-use crate::{Image, ImageError, PageReader, RECORDS_FILE, dir};
+use crate::{FILES, Image, ImageError, PageReader, RECORDS_FILE, dir};
 
 /// Name of the link to the image that a store's owner made last.
 pub const LATEST: &str = "latest";
@@ -68,14 +68,14 @@ impl StoredImage {
     }
 }
 
-/// Whether a directory looks like an image rather than a store.
+/// Whether a directory looks like an image, complete or not, rather than a store: it has a file of an image.
 #[must_use]
 pub fn is_image(dir: &Path) -> bool {
-    dir.join(RECORDS_FILE).symlink_metadata().is_ok()
+    FILES.iter().any(|name| dir.join(name).symlink_metadata().is_ok())
 }
 
 /// The images in a store: broken ones first, then complete ones from the oldest to the newest. Temporary directories of runs, other
-/// files and directories without a file `records` are no images. A directory that is an image itself is listed alone.
+/// files and directories without a file of an image are no images. A directory that is an image itself is listed alone.
 ///
 /// # Errors
 /// [`ImageError::Io`] when the store cannot be read.

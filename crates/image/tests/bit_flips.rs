@@ -1,5 +1,7 @@
 //! `verify` looks at every bit: whichever one of an image is flipped, it finds it.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::Path;

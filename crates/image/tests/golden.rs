@@ -1,6 +1,8 @@
 //! The golden image of format 1, `tests/golden/v1`, written once: it must be understood, and written again byte for byte, as long as
 //! this program claims to read and write format 1.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::{Path, PathBuf};
 
 use rewake_image::{

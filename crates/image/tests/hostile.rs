@@ -1,5 +1,7 @@
 //! An image is hostile input: whatever its bytes are, reading it ends with an image that makes sense, or an error.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 use rewake_image::container::{self, MANDATORY, UnknownRecord, Writer};
@@ -160,8 +162,8 @@ fn a_huge_stream_is_refused_before_anything_is_allocated_for_it() {
         let stream = PageStream {
             compression: compression.into(),
             block_size: 1 << 20,
-            stream_length: u64::MAX & !(PAGE_SIZE - 1),
-            file_length: u64::MAX & !(PAGE_SIZE - 1),
+            stream_length: !(PAGE_SIZE - 1),
+            file_length: !(PAGE_SIZE - 1),
             ..PageStream::default()
         };
         let file = with_payload(RecordKind::PageStream.number(), &stream.encode_to_vec());

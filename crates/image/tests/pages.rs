@@ -1,6 +1,9 @@
 //! The page stream: written by several threads in any order, read by several.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::Path;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
@@ -10,7 +13,12 @@ use rewake_image::{BLOCK_SIZE, Compression, ImageError, PAGES_FILE, PageReader, 
 const ALL: [Compression; 3] = [Compression::None, Compression::Lz4, Compression::Zstd];
 
 /// Memory of five and a half blocks: zeros, noise and what lies between.
-fn memory() -> Vec<u8> {
+fn memory() -> &'static [u8] {
+    static MEMORY: LazyLock<Vec<u8>> = LazyLock::new(make_memory);
+    &MEMORY
+}
+
+fn make_memory() -> Vec<u8> {
     let mut state = 1u32;
     let noise = (0..BLOCK_SIZE * 11 / 2).map(|at| {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

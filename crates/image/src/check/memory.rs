@@ -11,6 +11,9 @@ use crate::{Image, ImageError, PAGE_SIZE};
 /// The first address that a program cannot have memory at. The kernel's vsyscall page above it is never stored.
 pub const TASK_SIZE: u64 = 0x7fff_ffff_f000;
 
+/// Most mappings of a process, well above what kernels are set to allow.
+pub const MAX_VMAS: usize = 1 << 20;
+
 /// PROT_READ, PROT_WRITE and PROT_EXEC.
 const PROTECTIONS: u32 = 7;
 /// ANON_VMA_NAME_MAX_LEN without the zero.
@@ -72,6 +75,8 @@ fn objects(objects: &[SharedMemory]) -> Result<HashMap<u32, u64>, ImageError> {
 }
 
 fn vmas(memory: &AddressSpace, files: usize, objects: &HashMap<u32, u64>) -> Result<(), ImageError> {
+    let count = memory.vmas.len();
+    ensure!(count <= MAX_VMAS, RECORD, "{count} mappings, at most {MAX_VMAS} are possible");
     let mut end = 0;
     for (index, vma) in memory.vmas.iter().enumerate() {
         let record = || format!("Process, mapping {index} ({:#x}-{:#x})", vma.start, vma.end);
