@@ -1,0 +1,177 @@
+//! Which program proves which capability: the rows of `docs/capabilities.md`.
+
+/// A part of the table.
+#[derive(Debug)]
+pub struct Section {
+    /// Its heading.
+    pub title: &'static str,
+    /// Its rows.
+    pub rows: &'static [Row],
+}
+
+/// A capability and the programs that prove it.
+#[derive(Debug)]
+pub struct Row {
+    /// What survives, in words.
+    pub capability: &'static str,
+    /// All of these must pass.
+    pub probes: &'static [Probe],
+}
+
+/// A program with its arguments, and how it is handled.
+#[derive(Debug)]
+pub struct Probe {
+    /// The program and its arguments, as on a command line.
+    pub call: &'static str,
+    /// Milliseconds between READY and the checkpoint.
+    pub settle: u64,
+    /// May the image be resumed after the original, left running, has ended? Not when it changed its files.
+    pub again: bool,
+    /// Further options of the compiler.
+    pub options: &'static [&'static str],
+}
+
+const fn probe(call: &'static str) -> Probe {
+    Probe { call, settle: 40, again: true, options: &[] }
+}
+
+const fn once(call: &'static str) -> Probe {
+    Probe { again: false, ..probe(call) }
+}
+
+/// Half of its sleep is over at the checkpoint, so that beginning anew and going on differ.
+const fn sleeps(call: &'static str) -> Probe {
+    Probe { settle: 600, ..probe(call) }
+}
+
+const fn built(call: &'static str, options: &'static [&'static str]) -> Probe {
+    Probe { options, ..probe(call) }
+}
+
+const fn row(capability: &'static str, probes: &'static [Probe]) -> Row {
+    Row { capability, probes }
+}
+
+/// The whole catalogue.
+pub const SECTIONS: &[Section] = &[
+    Section { title: "Memory", rows: MEMORY },
+    Section { title: "Execution state", rows: EXECUTION },
+    Section { title: "Blocked in a system call", rows: BLOCKED },
+    Section { title: "Signals and timers", rows: SIGNALS },
+    Section { title: "Files", rows: FILES },
+    Section { title: "Pipes", rows: PIPES },
+];
+
+const MEMORY: &[Row] = &[
+    row(
+        "anonymous private memory, read-only, no-access (PROT_NONE) with content, holes, zeros after MADV_DONTNEED",
+        &[probe("mem_private")],
+    ),
+    row("stack of the main thread goes on growing", &[probe("stack_grows main")]),
+    row("stack of a thread goes on growing", &[probe("stack_grows thread")]),
+    row("grow-down region (MAP_GROWSDOWN) goes on growing", &[probe("stack_grows growsdown")]),
+    row("heap: brk grows and shrinks after the resume", &[probe("mem_brk")]),
+    row("private file mappings, clean and modified", &[probe("mem_file_private")]),
+    row("shared file mappings", &[once("mem_file_shared")]),
+    row("shared anonymous memory mapped several times", &[probe("mem_shared_anon")]),
+    row("code made at run time: writable and executable, execute-only", &[probe("mem_jit")]),
+    row("sparse reservation of a terabyte", &[probe("mem_sparse")]),
+    row("shared libraries, opened before and after (dlopen)", &[probe("mem_dlopen")]),
+    row(
+        "programs: dynamic, static, static-pie",
+        &[built("threads 3", &[]), built("threads 3", &["-static"]), built("threads 3", &["-static-pie"])],
+    ),
+    row(
+        "vdso at the same place; /proc/PID/{exe,comm,cmdline}, argv, environment, auxv",
+        &[probe("process_identity")],
+    ),
+];
+
+const EXECUTION: &[Row] = &[
+    row("general registers", &[probe("registers general")]),
+    row("x87 registers and control word", &[probe("registers x87")]),
+    row("SSE registers and MXCSR", &[probe("registers sse")]),
+    row("AVX registers", &[probe("registers avx")]),
+    row("AVX-512 registers and masks", &[probe("registers avx512")]),
+    row(
+        "threads under mutexes, condition variables and barriers: 1, 10, 1,000",
+        &[probe("threads 1"), probe("threads 10"), probe("threads 1000")],
+    ),
+    row("thread-local storage, errno, fs and gs base", &[probe("tls")]),
+    row(
+        "per thread: name, signal mask, alternate stack, policy, nice, affinity, timer slack",
+        &[probe("thread_attributes")],
+    ),
+    row("restartable sequences (rseq)", &[probe("rseq")]),
+    row("robust mutexes: a dead owner is noticed", &[probe("mutexes robust")]),
+    row("PI mutexes held and waited for", &[probe("mutexes pi")]),
+    row("joining threads (clear_child_tid)", &[probe("join")]),
+    row(
+        "same pid and tids, working folder, umask, limits, names, nice, policy, dumpable, no_new_privs",
+        &[once("process_attributes")],
+    ),
+];
+
+const BLOCKED: &[Row] = &[
+    row(
+        "sleeps go on with the time that was left (nanosleep, clock_nanosleep)",
+        &[sleeps("blocked nanosleep"), sleeps("blocked nanosleep_null"), sleeps("blocked clock_nanosleep")],
+    ),
+    row(
+        "time-outs go on with the time that was left (poll, select, futex)",
+        &[sleeps("blocked poll_timeout"), sleeps("blocked select_timeout"), sleeps("blocked futex_timeout")],
+    ),
+    row(
+        "sleeps and waits until an absolute time",
+        &[sleeps("blocked clock_abstime"), sleeps("blocked cond_abstime")],
+    ),
+    row("read and write on a pipe", &[probe("blocked read"), probe("blocked write")]),
+    row("poll, ppoll, select", &[probe("blocked poll"), probe("blocked ppoll"), probe("blocked select")]),
+    row(
+        "futex, condition variable with and without time-out, semaphore",
+        &[
+            probe("blocked futex"),
+            probe("blocked cond"),
+            probe("blocked cond_timed"),
+            probe("blocked semaphore"),
+        ],
+    ),
+    row(
+        "pause, sigsuspend, sigwait, sigtimedwait",
+        &[
+            probe("blocked pause"),
+            probe("blocked sigsuspend"),
+            probe("blocked sigwait"),
+            probe("blocked sigtimedwait"),
+        ],
+    ),
+];
+
+const SIGNALS: &[Row] = &[
+    row("dispositions with all flags, masks and restorer", &[probe("signal_actions")]),
+    row(
+        "pending standard and queued real-time signals with values, shared and per thread",
+        &[probe("signal_pending")],
+    ),
+    row("alternate signal stack", &[probe("signal_stack used")]),
+    row(
+        "program inside a handler on the alternate stack; nested handlers",
+        &[probe("signal_stack inside"), probe("signal_stack nested")],
+    ),
+    row("interval timers (all three)", &[Probe { settle: 300, ..probe("itimers") }]),
+];
+
+const FILES: &[Row] = &[
+    row(
+        "regular files: position, flags, O_APPEND, O_PATH, close-on-exec, descriptor numbers",
+        &[once("file_regular")],
+    ),
+    row("dup'd descriptors share one position", &[once("file_shared_position")]),
+    row("directories, /dev/null, zero, full, urandom", &[once("file_devices")]),
+    row("locks: flock, POSIX record locks", &[once("file_locks")]),
+];
+
+const PIPES: &[Row] = &[
+    row("pipes to itself with data, size, O_NONBLOCK, one end closed, dup'd", &[probe("pipe_self")]),
+    row("pipes in packet mode", &[probe("pipe_self packets")]),
+];

@@ -1,0 +1,16 @@
+//! Everything that may go wrong does: the tool's processes are killed at random instants, disks are full, images
+//! broken, targets impossible. The program always goes on, and nothing is left behind.
+
+mod images;
+mod refusals;
+mod shots;
+
+use crate::report::Report;
+use crate::workshop::Workshop;
+
+/// Runs the group.
+pub fn run(workshop: &Workshop, report: &mut Report) {
+    shots::run(workshop, report);
+    refusals::run(workshop, report);
+    images::run(workshop, report);
+}

@@ -1,0 +1,180 @@
+//! Images that are broken, and hosts that are in the way: `verify` finds any flipped bit, `resume` ends with 125,
+//! says why and leaves nothing.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::process::{self, PATIENCE, Running};
+use crate::random::Random;
+use crate::report::Report;
+use crate::subject::Subject;
+use crate::workshop::Workshop;
+
+const SOON: Duration = Duration::from_secs(5);
+/// Bits flipped, one at a time, that `verify` must find.
+const FLIPS: u32 = 2000;
+/// Bits flipped that `resume` must refuse.
+const RESUME_FLIPS: u32 = 100;
+
+pub(super) fn run(workshop: &Workshop, report: &mut Report) {
+    report.test(&format!("verify finds each of {FLIPS} flipped bits"), || verify_flips(workshop));
+    report.test(&format!("resume refuses each of {RESUME_FLIPS} images with a flipped bit"), || {
+        resume_flips(workshop)
+    });
+    report.test("resume refuses truncated images", || truncated(workshop));
+    report.test("resume refuses an image whose file is missing", || missing_file(workshop));
+    report.test("resume of a folder that is no image", || no_image(workshop));
+    report.test("resume while the pid is taken", || pid_taken(workshop));
+    report.test("resume after a file changed", || file_changed(workshop));
+    report.test("resume after a file was deleted", || file_deleted(workshop));
+    report.test("resume passes on SIGTERM and ends as the program does", || passes_on_sigterm(workshop));
+}
+
+/// A program captured and killed.
+fn captured(workshop: &Workshop, name: &str, program: &str, arguments: &[&str]) -> Result<Subject> {
+    let mut subject = Subject::start(&workshop.compile(program, &[])?, arguments, prepared(workshop, name)?)?;
+    subject.save_and_kill(workshop)?;
+    Ok(subject)
+}
+
+fn prepared(workshop: &Workshop, name: &str) -> Result<PathBuf> {
+    let folder = workshop.folder(name)?;
+    fs::write(folder.join("input"), "something to read\n")?;
+    Ok(folder)
+}
+
+fn files(image: &Path) -> Result<Vec<PathBuf>> {
+    let mut files: Vec<PathBuf> = fs::read_dir(image)?.flatten().map(|entry| entry.path()).collect();
+    files.sort();
+    ensure!(!files.is_empty(), "the image is empty");
+    Ok(files)
+}
+
+/// Flips one bit, lets `check` look, flips it back. The small file of records is hit as often as the large ones.
+fn flip(random: &mut Random, files: &[PathBuf], check: impl FnOnce() -> Result<()>) -> Result<()> {
+    use std::os::unix::fs::FileExt;
+    let path = &files[usize::try_from(random.below(files.len().try_into()?))?];
+    let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
+    let (offset, bit) = (random.below(file.metadata()?.len()), random.below(8));
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset)?;
+    file.write_all_at(&[byte[0] ^ (1 << bit)], offset)?;
+    let result = check().with_context(|| format!("bit {bit} of byte {offset} of {}", path.display()));
+    file.write_all_at(&byte, offset)?;
+    result
+}
+
+fn verify(workshop: &Workshop, subject: &Subject, code: i32) -> Result<()> {
+    let mut command = workshop.command(["verify"]);
+    command.arg(subject.image());
+    process::run(command, &subject.folder, "verify")?.expect_code("verify", code)
+}
+
+fn verify_flips(workshop: &Workshop) -> Result<()> {
+    let subject = captured(workshop, "verify-flips", "busy", &["1"])?;
+    let (mut random, files) = (Random::new(6), files(&subject.image())?);
+    verify(workshop, &subject, 0).context("the image as it was written")?;
+    for _ in 0..FLIPS {
+        flip(&mut random, &files, || verify(workshop, &subject, 1))?;
+    }
+    verify(workshop, &subject, 0).context("with every bit back")
+}
+
+/// Resuming fails with 125 and these words, and leaves no process.
+fn refuses(workshop: &Workshop, subject: &Subject, words: &[&str]) -> Result<()> {
+    let ended = subject.resume(workshop)?;
+    ended.expect_code("resume", 125)?;
+    ended.expect_words("resume", words)?;
+    process::nothing_left(&[], SOON)
+}
+
+fn resume_flips(workshop: &Workshop) -> Result<()> {
+    let subject = captured(workshop, "resume-flips", "busy", &["1"])?;
+    let (mut random, files) = (Random::new(7), files(&subject.image())?);
+    for _ in 0..RESUME_FLIPS {
+        flip(&mut random, &files, || {
+            refuses(workshop, &subject, &["checksum", "damaged", "corrupt", "header", "magic", "image"])
+        })?;
+    }
+    subject.resume_and_pass(workshop, &["--on-changed", "as-is"]).context("with every bit back")
+}
+
+fn truncated(workshop: &Workshop) -> Result<()> {
+    let subject = captured(workshop, "truncated", "busy", &["1"])?;
+    for path in files(&subject.image())? {
+        let whole = fs::read(&path)?;
+        for length in [0, 1, whole.len() / 2, whole.len() - 1] {
+            fs::write(&path, &whole[..length])?;
+            refuses(workshop, &subject, &["truncated", "short", "end", "damaged", "image"])
+                .with_context(|| format!("{} cut to {length} bytes", path.display()))?;
+        }
+        fs::write(&path, &whole)?;
+    }
+    subject.resume_and_pass(workshop, &["--on-changed", "as-is"]).context("whole again")
+}
+
+fn missing_file(workshop: &Workshop) -> Result<()> {
+    let subject = captured(workshop, "missing-file", "busy", &["1"])?;
+    for path in files(&subject.image())? {
+        let aside = subject.folder.join("aside");
+        fs::rename(&path, &aside)?;
+        refuses(workshop, &subject, &["no such", "missing", "image"])?;
+        fs::rename(&aside, &path)?;
+    }
+    Ok(())
+}
+
+fn no_image(workshop: &Workshop) -> Result<()> {
+    let subject = captured(workshop, "no-image", "busy", &["1"])?;
+    fs::remove_dir_all(subject.image())?;
+    refuses(workshop, &subject, &["image", "no such", "not found"])?;
+    fs::create_dir(subject.image())?;
+    refuses(workshop, &subject, &["image", "no such", "not found"])
+}
+
+fn pid_taken(workshop: &Workshop) -> Result<()> {
+    let mut subject =
+        Subject::start(&workshop.compile("busy", &[])?, &["1"], prepared(workshop, "pid-taken")?)?;
+    subject.save(workshop)?;
+    let mut command = subject.resume_command(workshop);
+    command.args(["--on-changed", "as-is"]);
+    let ended = process::run(command, &subject.folder, "resume")?;
+    ended.expect_code("resume", 125)?;
+    ended.expect_words("resume", &[&subject.pid().to_string()])?;
+    subject.pass().context("the program that has the pid")?;
+    process::nothing_left(&[], SOON)
+}
+
+fn file_changed(workshop: &Workshop) -> Result<()> {
+    let subject = captured(workshop, "file-changed", "refused", &["reading"])?;
+    let input = subject.folder.join("input");
+    fs::write(&input, "something else, and longer\n")?;
+    refuses(workshop, &subject, &[&input.display().to_string()])?;
+    subject.resume_and_pass(workshop, &["--on-changed", "as-is"]).context("as it is")
+}
+
+fn file_deleted(workshop: &Workshop) -> Result<()> {
+    let subject = captured(workshop, "file-deleted", "refused", &["reading"])?;
+    let input = subject.folder.join("input");
+    fs::remove_file(&input)?;
+    refuses(workshop, &subject, &[&input.display().to_string()])
+}
+
+fn passes_on_sigterm(workshop: &Workshop) -> Result<()> {
+    use std::os::unix::process::ExitStatusExt;
+    let subject = captured(workshop, "passes-on", "refused", &["reading"])?;
+    let running = Running::start(subject.resume_command(workshop), &subject.folder, "resume")?;
+    let awake = process::await_some(SOON, || {
+        process::glimpse(subject.pid()).filter(|seen| seen.state == 'S' && seen.tracer == 0)
+    });
+    std::thread::sleep(Duration::from_millis(50));
+    process::signal(running.child.id(), rustix::process::Signal::TERM);
+    let ended = running.finish(PATIENCE)?;
+    ensure!(awake.is_some(), "the program never woke");
+    ensure!(ended.status.signal() == Some(15), "resume ended with {}", process::describe(ended.status));
+    ensure!(process::glimpse(subject.pid()).is_none(), "the program is still there");
+    process::nothing_left(&[], SOON)
+}

@@ -1,0 +1,300 @@
+//! Signals at random instants: to `chkpnt`, to its guardian, to `resume`.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
+
+use crate::process::{self, Finished, PATIENCE, Running};
+use crate::random::Random;
+use crate::report::Report;
+use crate::subject::{PASSED, Subject, save_command};
+use crate::workshop::Workshop;
+
+/// Instants tried for each signal to the command.
+const SHOTS: u32 = 200;
+/// Instants at which the guardian is killed.
+const GUARDIAN_SHOTS: u32 = 100;
+/// After so many shots a command runs undisturbed and must clear what the dead ones left.
+const CLEAN_EVERY: u32 = 20;
+/// How soon the target must be seen to go on, and helpers must be gone.
+const SOON: Duration = Duration::from_secs(5);
+/// Threads of `busy` that count, and all its threads.
+const COUNTERS: usize = 4;
+const THREADS: usize = 5;
+
+pub(super) fn run(workshop: &Workshop, report: &mut Report) {
+    for (name, signal, seed) in
+        [("SIGINT", Signal::INT, 1), ("SIGTERM", Signal::TERM, 2), ("SIGKILL", Signal::KILL, 3)]
+    {
+        report.test(&format!("{name} to chkpnt at {SHOTS} instants"), || {
+            shoot_front(workshop, name, signal, seed)
+        });
+    }
+    report
+        .test(&format!("SIGKILL to the guardian at {GUARDIAN_SHOTS} instants"), || shoot_guardian(workshop));
+    report.test(&format!("SIGKILL to resume at {SHOTS} instants"), || shoot_resume(workshop));
+}
+
+/// A program whose threads can be seen to go on, one by one.
+struct Target {
+    subject: Subject,
+    progress: fs::File,
+}
+
+impl Target {
+    fn start(workshop: &Workshop, name: &str) -> Result<Self> {
+        let program = workshop.compile("busy", &[])?;
+        let subject = Subject::start(&program, &["2"], workshop.folder(name)?)?;
+        let progress = fs::File::open(subject.folder.join("progress")).context("progress file")?;
+        Ok(Target { subject, progress })
+    }
+
+    fn counters(&self) -> Result<[u64; COUNTERS]> {
+        let mut bytes = [0; COUNTERS * 8];
+        self.progress.read_exact_at(&mut bytes, 0).context("reading the progress file")?;
+        let mut counters = [0; COUNTERS];
+        for (counter, chunk) in counters.iter_mut().zip(bytes.chunks_exact(8)) {
+            *counter = u64::from_ne_bytes(chunk.try_into()?);
+        }
+        Ok(counters)
+    }
+
+    /// Every thread is there, traced by nobody, not stopped, and counts on.
+    fn goes_on(&self) -> Result<()> {
+        let pid = self.subject.pid();
+        let free = process::await_some(SOON, || {
+            let threads = process::threads(pid);
+            let free = threads.iter().all(|thread| thread.tracer == 0 && !"tTZX".contains(thread.state));
+            (free && threads.len() == THREADS).then_some(())
+        });
+        ensure!(
+            free.is_some(),
+            "the target is not free: {:?}; it says {:?}",
+            process::threads(pid),
+            self.subject.said()
+        );
+        let before = self.counters()?;
+        let on = process::await_some(SOON, || {
+            let now = self.counters().ok()?;
+            before.iter().zip(now).all(|(before, now)| now > *before).then_some(())
+        });
+        ensure!(
+            on.is_some(),
+            "a thread of the target no longer counts: {before:?}, then {:?}",
+            self.counters()?
+        );
+        Ok(())
+    }
+
+    /// Median time of an undisturbed command, start to end.
+    fn measure(&self, workshop: &Workshop) -> Result<Duration> {
+        let mut times = Vec::new();
+        for _ in 0..5 {
+            let begun = Instant::now();
+            self.undisturbed(workshop)?;
+            times.push(begun.elapsed());
+        }
+        times.sort();
+        Ok(times[2])
+    }
+
+    /// A whole command; afterwards its image is complete and no temporary of any command is left.
+    fn undisturbed(&self, workshop: &Workshop) -> Result<()> {
+        self.subject.save(workshop).context("undisturbed")?;
+        let left = temporaries(&self.subject.folder)?;
+        ensure!(left.is_empty(), "temporaries are left after a whole command: {left:?}");
+        fs::remove_dir_all(self.subject.image()).context("removing the image")
+    }
+
+    /// The image is there whole or not at all; a command that reports success has one, one that reports failure none.
+    fn image_is_whole_or_absent(&self, workshop: &Workshop, ended: &Finished) -> Result<bool> {
+        let image = self.subject.image();
+        let there = image.exists();
+        match ended.status.code() {
+            Some(0) => ensure!(there, "the command ended with 0, but there is no image"),
+            Some(1) => ensure!(!there, "the command failed, but left an image"),
+            _ => {}
+        }
+        if there {
+            let mut verify = workshop.command(["verify"]);
+            verify.arg(&image);
+            process::run(verify, &self.subject.folder, "verify")?
+                .expect_code("verify of the image left", 0)?;
+            fs::remove_dir_all(&image).context("removing the image")?;
+        }
+        Ok(there)
+    }
+}
+
+fn temporaries(folder: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name.contains(".tmp-") {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+fn pick(random: &mut Random, span: Duration) -> Duration {
+    Duration::from_micros(random.below(u64::try_from(span.as_micros()).unwrap_or(u64::MAX)))
+}
+
+fn shoot_front(workshop: &Workshop, name: &str, signal: Signal, seed: u64) -> Result<()> {
+    let mut target = Target::start(workshop, &format!("chkpnt-{name}"))?;
+    let span = target.measure(workshop)?.mul_f64(1.05);
+    let mut random = Random::new(seed);
+    let mut images = 0;
+    for shot in 1..=SHOTS {
+        let delay = pick(&mut random, span);
+        let what = format!("shot {shot} of {SHOTS}, {name} after {delay:?} of {span:?}");
+        images += u32::from(shoot_front_once(workshop, &target, signal, delay).context(what.clone())?);
+        if shot % CLEAN_EVERY == 0 {
+            target.undisturbed(workshop).with_context(|| format!("after {what}"))?;
+        }
+    }
+    println!(
+        "         {images} of {SHOTS} shots came after the image was complete (one command takes {span:.1?})"
+    );
+    target.subject.pass().context("self-check of the target at the end")
+}
+
+fn shoot_front_once(workshop: &Workshop, target: &Target, signal: Signal, delay: Duration) -> Result<bool> {
+    let command = save_command(workshop, target.subject.pid(), &target.subject.image());
+    let running = Running::start(command, &target.subject.folder, "save")?;
+    std::thread::sleep(delay);
+    process::signal(running.child.id(), signal);
+    let ended = running.finish(PATIENCE)?;
+    process::nothing_left(&[target.subject.pid()], SOON)?;
+    target.goes_on()?;
+    target.image_is_whole_or_absent(workshop, &ended)
+}
+
+fn shoot_guardian(workshop: &Workshop) -> Result<()> {
+    let mut target = Target::start(workshop, "guardian")?;
+    let span = target.measure(workshop)?;
+    let mut random = Random::new(4);
+    let (mut hits, mut tries, mut successes) = (0, 0, 0);
+    while hits < GUARDIAN_SHOTS {
+        tries += 1;
+        ensure!(tries < GUARDIAN_SHOTS * 10, "only {hits} of {tries} tries found a guardian to kill");
+        let delay = pick(&mut random, span);
+        let command = save_command(workshop, target.subject.pid(), &target.subject.image());
+        let running = Running::start(command, &target.subject.folder, "save")?;
+        std::thread::sleep(delay);
+        let guardians = process::children(running.child.id());
+        guardians.iter().for_each(|&pid| process::signal(pid, Signal::KILL));
+        hits += u32::from(!guardians.is_empty());
+        let what = || format!("shot {hits}, guardian killed after {delay:?} of {span:?}");
+        let ended = running.finish(PATIENCE).with_context(what)?;
+        ensure!(
+            matches!(ended.status.code(), Some(0 | 1)),
+            "{}: chkpnt ended with {}",
+            what(),
+            process::describe(ended.status)
+        );
+        successes += u32::from(ended.status.success() && !guardians.is_empty());
+        process::nothing_left(&[target.subject.pid()], SOON).with_context(what)?;
+        target.goes_on().with_context(what)?;
+        target.image_is_whole_or_absent(workshop, &ended).with_context(what)?;
+        if tries % CLEAN_EVERY == 0 {
+            target.undisturbed(workshop).with_context(what)?;
+        }
+    }
+    println!("         {hits} guardians killed; {successes} of these commands succeeded all the same");
+    target.undisturbed(workshop)?;
+    target.subject.pass().context("self-check of the target at the end")
+}
+
+fn shoot_resume(workshop: &Workshop) -> Result<()> {
+    let mut target = Target::start(workshop, "resume")?;
+    target.subject.save_and_kill(workshop)?;
+    let span = measure_resume(workshop, &target)?.mul_f64(1.3);
+    let mut random = Random::new(5);
+    let mut awake = 0;
+    for shot in 1..=SHOTS {
+        let delay = pick(&mut random, span);
+        let what = || format!("shot {shot} of {SHOTS}, SIGKILL after {delay:?} of {span:?}");
+        let mut running = Running::start(resume(workshop, &target), &target.subject.folder, "resume")?;
+        std::thread::sleep(delay);
+        running.child.kill().context("killing resume")?;
+        running.child.wait().context("waiting for resume")?;
+        awake += u32::from(nothing_or_whole(&target).with_context(what)?);
+    }
+    println!(
+        "         {awake} of {SHOTS} programs were awake already and ran to their end (awake after {span:.1?} at most)"
+    );
+    target.subject.resume_and_pass(workshop, &["--on-changed", "as-is"]).context("undisturbed at the end")?;
+    process::nothing_left(&[], SOON)
+}
+
+fn resume(workshop: &Workshop, target: &Target) -> Command {
+    let mut command = target.subject.resume_command(workshop);
+    command.args(["--on-changed", "as-is"]);
+    command
+}
+
+/// Median time from the start of `resume` until the program counts on.
+fn measure_resume(workshop: &Workshop, target: &Target) -> Result<Duration> {
+    let mut times = Vec::new();
+    for _ in 0..5 {
+        target.subject.rewind()?;
+        let before = target.counters()?;
+        let begun = Instant::now();
+        let running = Running::start(resume(workshop, target), &target.subject.folder, "resume")?;
+        let counts = process::await_some(PATIENCE, || target.counters().ok().filter(|now| *now != before));
+        times.push(begun.elapsed());
+        target.subject.go()?;
+        let ended = running.finish(PATIENCE)?;
+        ensure!(counts.is_some(), "the resumed program does not count");
+        target.subject.expect_pass(ended.status, &ended.errors).context("measuring resume")?;
+    }
+    target.subject.rewind()?;
+    times.sort();
+    Ok(times[2])
+}
+
+/// After `resume` died there is no process of the program, or all of it, running to its end.
+fn nothing_or_whole(target: &Target) -> Result<bool> {
+    let (me, pid) = (std::process::id(), target.subject.pid());
+    let whole = || {
+        let threads = process::threads(pid);
+        threads.len() == THREADS
+            && threads.iter().all(|thread| thread.tracer == 0 && !"tTZX".contains(thread.state))
+    };
+    let settled = process::await_some(SOON, || {
+        process::reap_all(&process::children(me));
+        let left = process::children(me);
+        (left.is_empty() || (left == [pid] && whole())).then_some(left)
+    });
+    match settled.as_deref() {
+        None => {
+            let threads = process::threads(pid);
+            process::nothing_left(&[], Duration::ZERO).with_context(|| format!("half alive: {threads:?}"))?;
+            bail!("half alive: {threads:?}")
+        }
+        Some([]) => Ok(false),
+        Some(_) => runs_to_its_end(target).map(|()| true),
+    }
+}
+
+fn runs_to_its_end(target: &Target) -> Result<()> {
+    let pid = target.subject.pid();
+    let awake = target.goes_on();
+    target.subject.go()?;
+    let code = process::await_some(SOON, || process::reap(pid));
+    process::nothing_left(&[], Duration::ZERO)?;
+    awake?;
+    let said = target.subject.said();
+    ensure!(
+        code == Some(0) && said == PASSED,
+        "the program left behind ended with {code:?} and said {said:?}"
+    );
+    target.subject.rewind()
+}

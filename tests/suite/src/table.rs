@@ -1,0 +1,95 @@
+//! The table `docs/capabilities.md`, made of nothing but what ran.
+
+use std::fmt::Write as _;
+use std::fs;
+
+use anyhow::{Context, Result};
+
+use crate::catalogue::Row;
+use crate::report::Outcome;
+use crate::workshop::root;
+
+const HEAD: &str = "# Capabilities
+
+This table is written by the test run (`cargo xtask test --group capabilities`) from the programs that ran and
+passed; nothing in it is typed by hand. Each program in `tests/programs` sets up its state and says READY; it is
+checkpointed and killed, resumed, checks itself and must say PASS. Each is also left running after a checkpoint,
+must pass then, and (unless it changed its own files meanwhile) pass once more when its image is resumed.
+
+T is the transparent way in: `chkpnt -p PID` on an unmodified program. What is not in the table is not supported
+yet; it is refused by name before anything is frozen.
+";
+
+/// The table as it grows.
+#[derive(Debug, Default)]
+pub struct Table {
+    text: String,
+    section: &'static str,
+}
+
+impl Table {
+    /// Adds a capability with the outcomes of all its programs.
+    pub fn add(&mut self, section: &'static str, row: &Row, outcomes: &[Outcome]) {
+        if self.section != section {
+            self.section = section;
+            let user = if rustix::process::geteuid().is_root() { "root" } else { "user" };
+            // Writing to a String cannot fail.
+            let _ = write!(
+                self.text,
+                "\n## {section}\n\n| capability | T ({user}) | programs |\n|---|---|---|\n"
+            );
+        }
+        let programs: Vec<String> = row
+            .probes
+            .iter()
+            .map(|probe| format!("`{}`", [&[probe.call], probe.options].concat().join(" ")))
+            .collect();
+        let _ =
+            writeln!(self.text, "| {} | {} | {} |", row.capability, verdict(outcomes), programs.join(", "));
+    }
+
+    /// Writes the file, if what it says has changed.
+    ///
+    /// # Errors
+    /// Fails when it cannot be written.
+    pub fn write(&self) -> Result<()> {
+        let path = root().join("docs/capabilities.md");
+        let text = format!("{HEAD}{}", self.text);
+        if fs::read_to_string(&path).is_ok_and(|old| old == text) {
+            return Ok(());
+        }
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+        println!("docs/capabilities.md was brought up to date");
+        Ok(())
+    }
+}
+
+/// One word for a row: it passed only if everything passed.
+fn verdict(outcomes: &[Outcome]) -> String {
+    if outcomes.iter().any(|outcome| matches!(outcome, Outcome::Failed(_))) {
+        return "FAILED".to_owned();
+    }
+    let skipped = outcomes.iter().find_map(|outcome| match outcome {
+        Outcome::Skipped(reason) => Some(reason),
+        Outcome::Passed | Outcome::Failed(_) => None,
+    });
+    match skipped {
+        Some(reason) => format!("SKIPPED ({reason})"),
+        None if outcomes.is_empty() => "not run".to_owned(),
+        None => "passed".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_passes_only_if_all_passed() {
+        let skipped = Outcome::Skipped("no processor".to_owned());
+        assert_eq!(verdict(&[Outcome::Passed, Outcome::Passed]), "passed");
+        assert_eq!(verdict(&[Outcome::Passed, skipped.clone()]), "SKIPPED (no processor)");
+        assert_eq!(verdict(&[skipped, Outcome::Failed("why".to_owned())]), "FAILED");
+        assert_eq!(verdict(&[]), "not run");
+    }
+}

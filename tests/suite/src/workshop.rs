@@ -1,0 +1,132 @@
+//! Where the tests work: the binary under test, the compiled programs, a scratch folder for each test.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::SystemTime;
+
+use anyhow::{Context, Result, bail};
+
+use crate::report::Skip;
+
+/// The root of the source tree.
+#[must_use]
+pub fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+}
+
+/// The folder that cargo builds into.
+#[must_use]
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+/// Builds the release binary (or takes the one named by `REWAKE_BIN`) and returns its path.
+///
+/// # Errors
+/// Fails when the build fails.
+pub fn build_rewake() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("REWAKE_BIN") {
+        return Ok(PathBuf::from(path));
+    }
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(["build", "--quiet", "--release", "--package", "rewake"])
+        .current_dir(root())
+        .status()
+        .context("running cargo build")?;
+    if !status.success() {
+        bail!("cargo build --release --package rewake failed");
+    }
+    Ok(target().join("release/rewake"))
+}
+
+/// The tools and folders of one group of tests.
+#[derive(Debug)]
+pub struct Workshop {
+    /// The binary under test.
+    pub rewake: PathBuf,
+    scratch: PathBuf,
+    programs: PathBuf,
+}
+
+impl Workshop {
+    /// Builds the binary and prepares a scratch folder.
+    ///
+    /// # Errors
+    /// Fails without a binary, or when the folders cannot be made.
+    pub fn open(group: &str) -> Result<Self> {
+        let rewake = build_rewake()?;
+        let base = target().join("suite");
+        let (scratch, programs) = (base.join(group), base.join("programs"));
+        if scratch.exists() {
+            fs::remove_dir_all(&scratch).with_context(|| format!("clearing {}", scratch.display()))?;
+        }
+        for folder in [&scratch, &programs] {
+            fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+        }
+        let scratch = scratch.canonicalize().context("scratch folder")?;
+        Ok(Workshop { rewake, scratch, programs: programs.canonicalize().context("folder of programs")? })
+    }
+
+    /// A new, empty folder for the test of this name.
+    ///
+    /// # Errors
+    /// Fails when it cannot be made.
+    pub fn folder(&self, name: &str) -> Result<PathBuf> {
+        let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+        let folder = self.scratch.join(name);
+        if folder.exists() {
+            fs::remove_dir_all(&folder).with_context(|| format!("clearing {}", folder.display()))?;
+        }
+        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        Ok(folder)
+    }
+
+    /// Compiles `tests/programs/NAME.c` with `gcc -O2 -pthread` and these further options, unless that is done.
+    ///
+    /// # Errors
+    /// A missing compiler or library is a [`Skip`]; an error of the compiler is an error.
+    pub fn compile(&self, name: &str, options: &[&str]) -> Result<PathBuf> {
+        let sources = root().join("tests/programs");
+        let source = sources.join(name).with_extension("c");
+        let suffix: String =
+            options.iter().flat_map(|o| o.chars()).filter(char::is_ascii_alphanumeric).collect();
+        let output = self.programs.join(format!("{}{suffix}", name.replace('/', "-")));
+        let newest = [&source, &sources.join("probe.h")].into_iter().filter_map(|path| modified(path)).max();
+        if modified(&output) > newest {
+            return Ok(output);
+        }
+        let result = Command::new("gcc")
+            .args(["-O2", "-pthread", "-Wall", "-Wextra", "-o"])
+            .arg(&output)
+            .arg(&source)
+            .args(options)
+            .output()
+            .map_err(|_| Skip("gcc is not installed (Debian: apt-get install gcc libc6-dev)".to_owned()))?;
+        if !result.status.success() {
+            let text = String::from_utf8_lossy(&result.stderr).into_owned();
+            if text.contains("No such file or directory") || text.contains("cannot find -l") {
+                return Err(Skip(format!("a header or library is missing to compile {name}.c")).into());
+            }
+            bail!("compiling {name}.c failed:\n{text}");
+        }
+        Ok(output)
+    }
+
+    /// The command `rewake ARGUMENTS`, its input empty, its output captured by whoever waits for it.
+    pub fn command<I, S>(&self, arguments: I) -> Command
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        let mut command = Command::new(&self.rewake);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+}
+
+fn modified(path: &Path) -> Option<SystemTime> {
+    fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
+}

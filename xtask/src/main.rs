@@ -1,0 +1,74 @@
+//! `cargo xtask`: a demonstration, the tests, the figures.
+
+mod bench;
+mod bench_table;
+mod demo;
+mod packages;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// The project's own commands.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Freezes a real program to disk, ends it, wakes it again, and compares its output with an undisturbed run
+    Demo,
+    /// Runs formatting, lints and all tests, or one group of them
+    Test {
+        /// Run only this group
+        #[arg(long)]
+        group: Option<Group>,
+        /// Run only the tests whose name contains this (not for unit)
+        #[arg(long)]
+        only: Option<String>,
+    },
+    /// Measures pause, checkpoint and wake-up beside memcpy and a durable write of the same size
+    Bench {
+        /// Sizes of the program's memory in megabytes
+        #[arg(long, value_delimiter = ',', default_values_t = [16, 106, 950])]
+        sizes: Vec<usize>,
+        /// Runs of each measurement
+        #[arg(long, default_value_t = 7)]
+        runs: usize,
+        /// Print JSON instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Group {
+    /// Formatting, lints, unit tests and the borders of the architecture
+    Unit,
+    /// One self-checking program per capability
+    Capabilities,
+    /// Signals at random instants, full disks, broken images
+    Faults,
+    /// python3, perl, sqlite3, OpenBLAS
+    Real,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().task {
+        Task::Demo => demo::run(),
+        Task::Test { group, only } => test::run(group, only.as_deref()),
+        Task::Bench { sizes, runs, json } => bench::run(&sizes, runs, json).map(|()| true),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
