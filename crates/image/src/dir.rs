@@ -204,7 +204,7 @@ pub fn remove_pending(path: &Path) -> Result<(), ImageError> {
             detail: format!("{} is no temporary directory", path.display()),
         });
     }
-    let removed = open_directory(CWD, parent_path.as_os_str()).and_then(|parent| {
+    let removed = open_path(parent_path).and_then(|parent| {
         let directory = open_directory(&parent, name)?;
         remove(&parent, name, &directory)
     });
@@ -253,7 +253,7 @@ impl Place {
     }
 
     fn open_parent(&self) -> Result<OwnedFd, ImageError> {
-        open_directory(CWD, self.parent.as_os_str()).map_err(ImageError::io("open", &self.parent))
+        open_path(&self.parent).map_err(ImageError::io("open", &self.parent))
     }
 }
 
@@ -279,9 +279,16 @@ fn make_locked(parent: &OwnedFd, name: &OsStr, path: &Path) -> Result<Option<Own
     Ok(Some(directory))
 }
 
+/// Opens a directory in another one; a link to one is none.
 fn open_directory(parent: impl AsFd, name: &OsStr) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     rustix::fs::openat(parent, name, flags, Mode::empty())
+}
+
+/// Opens the directory that images are made in; links on the way are the user's own choice.
+fn open_path(path: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(CWD, path, flags, Mode::empty())
 }
 
 fn lock(directory: &OwnedFd) -> Result<(), Errno> {

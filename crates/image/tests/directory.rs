@@ -134,6 +134,35 @@ fn files_of_others_survive() {
 }
 
 #[test]
+fn a_link_is_no_temporary() {
+    let folder = tempfile::tempdir().unwrap();
+    let victim = folder.path().join("victim");
+    sample::write(&victim, Compression::None).unwrap();
+    let link = folder.path().join(".image.tmp-0123456789abcdef");
+    symlink(&victim, &link).unwrap();
+    assert!(clear_stale(&folder.path().join("image")).unwrap().is_empty());
+    assert!(remove_pending(&link).is_err());
+    assert!(Image::open(&victim).is_ok());
+}
+
+#[test]
+fn an_image_in_a_linked_folder_is_fine() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("real")).unwrap();
+    symlink("real", folder.path().join("link")).unwrap();
+    sample::write(&folder.path().join("link/image"), Compression::None).unwrap();
+    assert!(verify(&folder.path().join("real/image"), |_, _| ()).is_ok());
+}
+
+#[test]
+fn a_full_disk_is_told_with_a_remedy() {
+    let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
+    let error = ImageError::Io { operation: "write", path: PathBuf::from("/x/pages"), source };
+    assert!(error.to_string().starts_with("write failed (/x/pages): "), "{error}");
+    assert!(error.remedy().unwrap().contains("free some space"));
+}
+
+#[test]
 fn missing_parent_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let error = PendingImage::create(&folder.path().join("no/image")).unwrap_err();
