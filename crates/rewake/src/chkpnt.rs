@@ -1,0 +1,115 @@
+//! `chkpnt`: capture a running program.
+
+use std::process::ExitCode;
+
+use rewake_capture::{Compression, Options, Progress, Summary, capture, default_dir};
+use serde::Serialize;
+
+use crate::args::{Chkpnt, Compress, Engine};
+use crate::failure::Failure;
+use crate::format::{count, dotted, milliseconds, plain, rate, size, time};
+use crate::output;
+use crate::progress::Bar;
+
+/// Captures, and says what was captured.
+pub fn run(arguments: &Chkpnt) -> Result<ExitCode, Failure> {
+    if arguments.engine == Engine::Module {
+        return Err(Failure::unsupported("--engine module", "leave it out: --engine auto takes ptrace"));
+    }
+    let options = options(arguments);
+    let bar = Bar::new(&arguments.common, arguments.json);
+    let outcome = capture(&options, &mut |progress| match progress {
+        Progress::Phase(name) => bar.phase(name),
+        Progress::Pages { done, total } => bar.bytes(done, total),
+    });
+    bar.clear();
+    report(arguments, &outcome?);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn options(arguments: &Chkpnt) -> Options {
+    let dir = arguments.dir.clone().unwrap_or_else(|| default_dir(arguments.pid));
+    let mut options = Options::new(arguments.pid, dotted(&dir));
+    options.kill = arguments.kill;
+    options.file_level = arguments.files;
+    options.compression = match arguments.compress {
+        Compress::Zstd => Compression::Zstd,
+        Compress::Lz4 => Compression::Lz4,
+        Compress::None => Compression::None,
+    };
+    options
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Report {
+    image: String,
+    pid: i32,
+    processes: usize,
+    threads: usize,
+    image_bytes: u64,
+    memory_bytes: u64,
+    killed: bool,
+    paused_ms: f64,
+    total_ms: f64,
+    mb_per_s: f64,
+}
+
+/// The image is durable now: whether this can be said does not change that, nor the exit status.
+fn report(arguments: &Chkpnt, summary: &Summary) {
+    let text = if arguments.json {
+        output::json(&Report {
+            image: summary.dir.to_string_lossy().into_owned(),
+            pid: arguments.pid,
+            processes: summary.pids,
+            threads: summary.threads,
+            image_bytes: summary.bytes,
+            memory_bytes: summary.memory,
+            killed: arguments.kill,
+            paused_ms: milliseconds(summary.paused),
+            total_ms: milliseconds(summary.total),
+            mb_per_s: rate(summary.memory, summary.total),
+        })
+    } else {
+        format!("{}\n", line(summary, arguments.kill))
+    };
+    let _ = output::print(&text);
+}
+
+fn line(summary: &Summary, killed: bool) -> String {
+    let pause = if killed { "killed".to_owned() } else { format!("paused {}", time(summary.paused)) };
+    format!(
+        "saved {}: {}, {}, {} image, {pause}, total {}, {:.0} MB/s",
+        plain(summary.dir.as_os_str().as_encoded_bytes()),
+        count(summary.pids, "process", "processes"),
+        count(summary.threads, "thread", "threads"),
+        size(summary.bytes),
+        time(summary.total),
+        rate(summary.memory, summary.total),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_summary_is_one_line() {
+        let summary = Summary {
+            dir: "./rewake-4711-1".into(),
+            pids: 1,
+            threads: 4,
+            bytes: 106_249_000,
+            memory: 106_200_000,
+            paused: Duration::from_micros(12_340),
+            total: Duration::from_millis(190),
+        };
+        assert_eq!(
+            line(&summary, false),
+            "saved ./rewake-4711-1: 1 process, 4 threads, 106.2 MB image, paused 12.3 ms, total 190 ms, 559 MB/s"
+        );
+        assert!(line(&summary, true).contains(" image, killed, total "));
+    }
+}

@@ -1,0 +1,51 @@
+//! The command line of Rewake.
+//!
+//! One binary with several names: called `chkpnt` it captures a running program, called `resume` it wakes one, and `rewake` has both
+//! (`rewake save`, `rewake resume`) and the commands that look at images. What a command does stands in the module of its name; this
+//! one only finds out which is meant and turns its outcome into output and exit status.
+
+mod args;
+mod chkpnt;
+mod failure;
+mod foreground;
+mod format;
+mod generate;
+mod list;
+mod logging;
+mod output;
+mod place;
+mod progress;
+mod resume;
+mod show;
+mod table;
+mod verify;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use args::{Command, Invocation};
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let invocation = match args::parse(&arguments) {
+        Ok(invocation) => invocation,
+        Err(rejected) => return rejected.print(),
+    };
+    logging::start(invocation.command.common());
+    let Invocation { name, command } = invocation;
+    let outcome = match &command {
+        Command::Save(options) => chkpnt::run(options),
+        Command::Resume(options) => resume::run(options),
+        Command::Show(options) => show::run(options),
+        Command::Verify(options) => verify::run(options),
+        Command::List(options) => list::run(options),
+        Command::Generate(options) => generate::run(options),
+    };
+    match outcome {
+        Ok(status) => status,
+        Err(failure) => {
+            failure.print(name, command.common());
+            ExitCode::from(command.failure_status())
+        }
+    }
+}
