@@ -144,7 +144,7 @@ fn virtual_file_system(proc: &Proc, name: &str) -> Option<&'static str> {
     ];
     let path =
         rustix::fs::openat(proc, name, OFlags::PATH | OFlags::CLOEXEC, rustix::fs::Mode::empty()).ok()?;
-    let kind = i64::from(rustix::fs::fstatfs(path).ok()?.f_type);
+    let kind = rustix::fs::fstatfs(path).ok()?.f_type;
     KINDS.iter().find(|(magic, _)| *magic == kind).map(|(_, name)| *name)
 }
 
