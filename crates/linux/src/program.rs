@@ -321,6 +321,15 @@ impl Program {
         track.on_failure = Some(track.calls.len());
     }
 
+    /// Takes an entry out; results that later entries refer to by place move along. For tests that show what an entry is for.
+    ///
+    /// # Panics
+    /// When there is no such entry.
+    #[doc(hidden)]
+    pub fn remove(&mut self, track: TrackRef, index: usize) {
+        self.tracks[track.0].calls.remove(index);
+    }
+
     fn push(&mut self, track: TrackRef, action: Action, args: &[Value]) -> CallBuilder<'_> {
         assert!(args.len() <= 6, "a system call has at most six arguments");
         let calls = &mut self.tracks[track.0].calls;

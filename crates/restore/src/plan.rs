@@ -125,3 +125,6 @@ macro_rules! args {
     ($($arg:expr),* $(,)?) => { [$(rewake_linux::program::Value::from($arg)),*] };
 }
 use args;
+
+#[cfg(test)]
+mod tests;

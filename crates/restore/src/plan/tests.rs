@@ -1,0 +1,212 @@
+//! Plans without any process: the listing of a sample image, and on random address spaces the model that holds that a program never
+//! touches memory it has given away or not yet made.
+
+use proptest::prelude::*;
+use rewake_image::records::{Extent, SharedMemory, Vma, vma::Backing};
+use rewake_image::{Image, sample};
+use rewake_linux::addr::RemoteAddr;
+use rewake_linux::program::{Program, Sysno};
+use rewake_linux::seed::OwnRseq;
+
+use super::{Plan, Site, Special, check, plan};
+
+const PAGE: u64 = 4096;
+/// The stage lies where no random mapping does.
+const STAGE: u64 = 0x4000_0000_0000;
+
+fn site() -> Site {
+    let special = |kind, start, pages| Special { kind, start: RemoteAddr::new(start), len: pages * PAGE };
+    Site {
+        stage: RemoteAddr::new(STAGE),
+        stage_len: 16 * PAGE,
+        aside: RemoteAddr::new(STAGE + 16 * PAGE),
+        specials: vec![
+            special(Backing::Vvar, 0x7fff_0000_0000, 4),
+            special(Backing::VvarVclock, 0x7fff_0000_4000, 2),
+            special(Backing::Vdso, 0x7fff_0000_6000, 2),
+        ],
+        fd_base: 64,
+        parent: 100,
+        limits: vec![(1024, u64::MAX); 16],
+        rseq: Some(OwnRseq { address: RemoteAddr::new(0x7ffe_0000_0000), signature: 0x5305_3053 }),
+        new_session: false,
+    }
+}
+
+/// The site of a host whose special mappings are as large as the sample's.
+fn sample_site(image: &Image) -> Site {
+    let mut site = site();
+    let memory = image.process.memory.as_ref().expect("memory");
+    site.specials.retain_mut(|special| match memory.vmas.iter().find(|vma| vma.backing() == special.kind) {
+        Some(vma) => {
+            special.len = vma.end - vma.start;
+            true
+        }
+        None => false,
+    });
+    site
+}
+
+#[test]
+fn the_sample_image_is_planned_as_it_was() {
+    let image = sample::image();
+    let site = sample_site(&image);
+    let plan = plan(&image, &site).expect("a plan");
+    assert_eq!(check::check(&plan, &site), Ok(()));
+    insta::assert_snapshot!(plan.program.listing());
+}
+
+#[test]
+fn a_vdso_of_another_size_is_refused_by_name() {
+    let image = sample::image();
+    let mut site = sample_site(&image);
+    site.specials[0].len += PAGE;
+    let error = plan(&image, &site).expect_err("another kernel's");
+    assert!(error.to_string().contains("another size"), "{error}");
+}
+
+/// A random mapping: gap before it and length in pages, protection, kind, and which of its pages have content.
+type Shape = (u64, u64, u32, u8, Vec<bool>);
+
+fn shapes() -> impl Strategy<Value = Vec<Shape>> {
+    let content = prop::collection::vec(any::<bool>(), 1..40);
+    prop::collection::vec((0..40u64, 1..40u64, 0..8u32, 0..5u8, content), 1..30)
+}
+
+/// An image whose mappings have these shapes, one behind the other.
+fn image(shapes: &[Shape]) -> Image {
+    let mut image = sample::image();
+    let memory = image.process.memory.as_mut().expect("memory");
+    memory.vmas.clear();
+    memory.pages.clear();
+    image.shared_memory.clear();
+    let (mut at, mut stream) = (0x1_0000_0000, 0);
+    for (gap, pages, protection, kind, content) in shapes {
+        let start = at + gap * PAGE;
+        let end = start + pages * PAGE;
+        at = end;
+        let mut vma = Vma { start, end, protection: *protection, ..Vma::default() };
+        match kind {
+            0 | 1 => vma.grows_down = *kind == 1,
+            2 => vma.backing = Backing::File.into(),
+            3 => (vma.backing, vma.shared) = (Backing::File.into(), true),
+            _ => {
+                let id = u32::try_from(image.shared_memory.len()).expect("few") + 1;
+                (vma.backing, vma.shared, vma.object) = (Backing::SharedMemory.into(), true, id);
+                let length = pages * PAGE;
+                let pages = vec![Extent { address: 0, length, stream_offset: stream }];
+                stream += length;
+                image.shared_memory.push(SharedMemory { id, size: length, pages });
+            }
+        }
+        if !vma.shared {
+            for (page, _) in (0..*pages).zip(content).filter(|(_, has)| **has) {
+                memory.pages.push(Extent {
+                    address: start + page * PAGE,
+                    length: PAGE,
+                    stream_offset: stream,
+                });
+                stream += PAGE;
+            }
+        }
+        memory.vmas.push(vma);
+    }
+    // Registrations of the sample's threads point into mappings that are not there.
+    for thread in &mut image.process.threads {
+        thread.rseq = None;
+    }
+    image
+}
+
+fn planned(image: &Image, site: &mut Site) -> Plan {
+    let len = plan(image, site).expect("a plan").program.assembled_size();
+    (site.stage_len, site.aside) = (len, RemoteAddr::new(STAGE + len));
+    plan(image, site).expect("a plan")
+}
+
+proptest! {
+    #[test]
+    fn memory_is_made_before_it_is_touched_and_never_after_it_is_given_away(shapes in shapes()) {
+        let mut site = site();
+        let plan = planned(&image(&shapes), &mut site);
+        prop_assert_eq!(check::check(&plan, &site), Ok(()));
+    }
+
+    /// The model is worth something: without any one of the entries that make memory it objects, if the memory is used.
+    #[test]
+    fn the_model_objects_when_an_entry_is_missing(shapes in shapes(), pick in any::<prop::sample::Index>()) {
+        let mut site = site();
+        let image = image(&shapes);
+        let filled = !image.process.memory.as_ref().expect("memory").pages.is_empty();
+        prop_assume!(filled);
+        let plan = planned(&image, &mut site);
+        let leader = &plan.program.tracks()[0];
+        let used = |at: &usize| {
+            let call = &leader.calls[*at];
+            let next = leader.calls[at + 1..].iter().any(|later| later.note == call.note && later.action != call.action);
+            call.action == rewake_linux::program::Action::Call(Sysno::mmap) && next
+        };
+        let makers: Vec<usize> = (0..leader.calls.len()).filter(used).collect();
+        prop_assume!(!makers.is_empty());
+        let broken = plan_without(&plan, makers[pick.index(makers.len())]);
+        prop_assert!(check::check(&broken, &site).is_err());
+    }
+}
+
+/// The same plan without one entry of the leader.
+fn plan_without(plan: &Plan, index: usize) -> Plan {
+    let mut broken = plan.clone();
+    broken.program.remove(broken.leader, index);
+    broken
+}
+
+fn check_calls(
+    build: impl FnOnce(&mut Program, rewake_linux::program::TrackRef),
+) -> Result<(), check::Violation> {
+    let image = image(&[]);
+    let site = site();
+    let mut plan = plan(&image, &site).expect("a plan");
+    build(&mut plan.program, plan.leader);
+    check::check(&plan, &site)
+}
+
+#[test]
+fn the_model_knows_the_rules() {
+    let reason = |result: Result<(), check::Violation>| result.expect_err("against the rules").reason;
+    let unmap = check_calls(|program, leader| {
+        program.call(leader, Sysno::munmap, args![STAGE + PAGE, PAGE]);
+    });
+    assert_eq!(reason(unmap), "unmaps what it runs from");
+    let replace = check_calls(|program, leader| {
+        program.call(leader, Sysno::mmap, args![PAGE, PAGE, 3, libc::MAP_FIXED | libc::MAP_PRIVATE, -1, 0]);
+    });
+    assert_eq!(reason(replace), "might replace a mapping");
+    let over = check_calls(|program, leader| {
+        let flags = libc::MAP_FIXED_NOREPLACE | libc::MAP_PRIVATE;
+        program.call(leader, Sysno::mmap, args![STAGE, PAGE, 3, flags, -1, 0]);
+    });
+    assert_eq!(reason(over), "maps over a mapping");
+    let nowhere = check_calls(|program, leader| {
+        let parts = program.words(&[0x1000, PAGE]);
+        program.call(leader, Sysno::preadv, args![3, parts, 1, 0, 0]);
+    });
+    assert!(reason(nowhere).contains("not there to be written"));
+    let read_only = check_calls(|program, leader| {
+        let flags = libc::MAP_FIXED_NOREPLACE | libc::MAP_PRIVATE;
+        program.call(leader, Sysno::mmap, args![0x1_0000, PAGE, 1, flags, -1, 0]);
+        let parts = program.words(&[0x1_0000, PAGE]);
+        program.call(leader, Sysno::preadv, args![3, parts, 1, 0, 0]);
+    });
+    assert!(reason(read_only).contains("not there to be written"));
+}
+
+#[test]
+fn a_seed_must_not_keep_its_own_memory() {
+    let image = image(&[]);
+    let mut site = site();
+    let plan = planned(&image, &mut site);
+    let unmap = plan.program.tracks()[0].calls.iter().position(|call| call.note == "all below the stage");
+    let broken = plan_without(&plan, unmap.expect("the entry"));
+    let violation = check::check(&broken, &site).expect_err("the seed's memory is left");
+    assert!(violation.reason.contains("seed"), "{violation}");
+}
