@@ -38,7 +38,11 @@ impl Table {
 
     fn ruled(&self) -> String {
         let mut table = comfy_table::Table::new();
-        table.load_style(RULED).set_content_arrangement(ContentArrangement::Dynamic);
+        table.load_style(RULED);
+        // A terminal that does not know its size says 0; in so little room, lines that the terminal breaks are better.
+        if table.width().is_some_and(|columns| columns >= 40) {
+            table.set_content_arrangement(ContentArrangement::Dynamic);
+        }
         table.set_header(self.columns.iter().map(|(name, _)| *name));
         for row in &self.rows {
             table.add_row(row);
