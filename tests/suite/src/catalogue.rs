@@ -171,7 +171,5 @@ const FILES: &[Row] = &[
     row("locks: flock, POSIX record locks", &[once("file_locks")]),
 ];
 
-const PIPES: &[Row] = &[
-    row("pipes to itself with data, size, O_NONBLOCK, one end closed, dup'd", &[probe("pipe_self")]),
-    row("pipes in packet mode", &[probe("pipe_self packets")]),
-];
+const PIPES: &[Row] =
+    &[row("pipes to itself with data, size, O_NONBLOCK, one end closed, dup'd", &[probe("pipe_self")])];

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -134,6 +135,47 @@ pub fn nothing_left(keep: &[u32], limit: Duration) -> Result<()> {
     bail!("left behind: {}", names.join(", "))
 }
 
+/// Descriptors that whoever started the tests left open for every child: a program under test must not have them,
+/// or its checkpoint is rightly refused (a pipe to the outside).
+fn inherited() -> &'static [u32] {
+    static FOUND: OnceLock<Vec<u32>> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let Ok(entries) = fs::read_dir("/proc/self/fdinfo") else { return Vec::new() };
+        let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        numbers.filter(|&fd| fd > 2 && !closes_on_exec(fd)).collect()
+    })
+}
+
+fn closes_on_exec(fd: u32) -> bool {
+    const O_CLOEXEC: u32 = 0o2_000_000;
+    let Ok(text) = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")) else { return true };
+    let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
+    flags
+        .and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok())
+        .is_some_and(|flags| flags & O_CLOEXEC != 0)
+}
+
+/// The same command without the inherited descriptors: bash closes them and becomes the program.
+fn without_inherited(command: Command) -> Command {
+    if inherited().is_empty() {
+        return command;
+    }
+    let closing: String = inherited().iter().map(|fd| format!(" {fd}>&-")).collect();
+    let mut wrapped = Command::new("bash");
+    wrapped.args(["-c", &format!("exec{closing}; exec \"$@\""), "bash"]);
+    wrapped.arg(command.get_program()).args(command.get_args());
+    if let Some(folder) = command.get_current_dir() {
+        wrapped.current_dir(folder);
+    }
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => wrapped.env(name, value),
+            None => wrapped.env_remove(name),
+        };
+    }
+    wrapped
+}
+
 /// A command whose output goes to files, so that nothing that inherits it can hold up its end.
 #[derive(Debug)]
 pub struct Running {
@@ -204,7 +246,8 @@ impl Running {
     ///
     /// # Errors
     /// Fails when it cannot be started.
-    pub fn start(mut command: Command, folder: &Path, label: &str) -> Result<Self> {
+    pub fn start(command: Command, folder: &Path, label: &str) -> Result<Self> {
+        let mut command = without_inherited(command);
         let (output, errors) = (folder.join(format!("{label}.out")), folder.join(format!("{label}.err")));
         let child = command
             .stdin(Stdio::null())

@@ -28,6 +28,7 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
         refused(workshop, "zombie", &["process", "child", "zombie"])
     });
     report.test("network socket is refused by name", || refused(workshop, "socket", &["socket"]));
+    report.test("pipe in packet mode is refused by name", || packet_pipe(workshop));
     report.test("no such pid", || no_such_pid(workshop));
     report.test("its own parent is refused", || {
         let folder = workshop.folder("own-parent")?;
@@ -133,6 +134,12 @@ fn refused(workshop: &Workshop, kind: &str, words: &[&str]) -> Result<()> {
     fails(workshop, subject, &image, words)?;
     ensure!(!image.exists(), "an image is left");
     Ok(())
+}
+
+fn packet_pipe(workshop: &Workshop) -> Result<()> {
+    let subject = start(workshop, "refused-packets", "pipe_self", &["packets"])?;
+    let image = subject.image();
+    fails(workshop, subject, &image, &["packet"])
 }
 
 fn refuses_pid(workshop: &Workshop, folder: &Path, pid: u32, words: &[&str]) -> Result<()> {
