@@ -14,6 +14,8 @@ use crate::plan::{Plan, Site, Special, check, free_gap, plan};
 
 /// Descriptors below this are left to the image and to ourselves in any case.
 const LOWEST_FD_BASE: i32 = 64;
+/// Far above what any kernel's fs.nr_open allows in practice, and far from the end of the numbers.
+const HIGHEST_FD: i32 = 1 << 28;
 
 /// Plans the image's restore for a seed cloned from this process, and checks the plan.
 ///
@@ -60,7 +62,15 @@ fn survey(image: &Image, options: &Options) -> Result<Site, RestoreError> {
     let limits = own.limits().map_err(|source| proc_error(image, source))?;
     let own_fds = own.fd_numbers().map_err(|source| proc_error(image, source))?;
     let fds = image.process.descriptors.iter().map(|descriptor| descriptor.fd).chain(own_fds);
-    let fd_base = fds.max().unwrap_or(0).saturating_add(1).max(LOWEST_FD_BASE);
+    let highest = fds.max().unwrap_or(0);
+    if highest >= HIGHEST_FD {
+        return Err(RestoreError::Unsupported {
+            pid: image.process.pid,
+            object: format!("descriptor {highest}"),
+            reason: format!("no process has descriptors of {HIGHEST_FD} and above"),
+        });
+    }
+    let fd_base = (highest + 1).max(LOWEST_FD_BASE);
     Ok(Site {
         stage: RemoteAddr::new(1 << 32),
         stage_len: 4096,

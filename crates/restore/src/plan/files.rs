@@ -3,6 +3,8 @@
 //! All numbers below [`Site::fd_base`](super::Site::fd_base) are closed first, so whatever is opened gets 0 (a pipe 0 and 1) and is
 //! moved up to a number of its own at once; when the memory is in place the files take the numbers the image says.
 
+use std::collections::BTreeMap;
+
 use rewake_image::records::{FileIdentity, FileLock, OpenFile, PipeEnd, file_lock, open_file};
 use rewake_linux::program::{Accept, Sysno};
 
@@ -106,16 +108,14 @@ impl Planner<'_> {
     /// Pipes whose both ends are inside: made, sized and filled; a second description of an end is opened through the first.
     fn pipes(&mut self) {
         let image = self.image;
+        let mut all_ends: BTreeMap<u32, Vec<(usize, &OpenFile, &PipeEnd)>> = BTreeMap::new();
+        for (index, file) in image.open_files.iter().enumerate() {
+            if let Some(open_file::Kind::Pipe(end)) = &file.kind {
+                all_ends.entry(end.pipe).or_default().push((index, file, end));
+            }
+        }
         for pipe in &image.pipes {
-            let ends: Vec<(usize, &OpenFile, &PipeEnd)> = image
-                .open_files
-                .iter()
-                .enumerate()
-                .filter_map(|(index, file)| match &file.kind {
-                    Some(open_file::Kind::Pipe(end)) if end.pipe == pipe.id => Some((index, file, end)),
-                    _ => None,
-                })
-                .collect();
+            let ends = all_ends.remove(&pipe.id).unwrap_or_default();
             let note = format!("pipe {}", pipe.id);
             let leader = self.leader;
             let numbers = self.program.zeros(8);
@@ -167,10 +167,10 @@ impl Planner<'_> {
     }
 
     pub(super) fn install_descriptors(&mut self) {
-        let image = self.image;
+        let places: BTreeMap<u32, usize> =
+            self.image.open_files.iter().map(|file| file.id).zip(0..).collect();
         for descriptor in &self.process.descriptors {
-            let found = image.open_files.iter().position(|file| file.id == descriptor.file);
-            let spare = self.spare(found.expect("references are checked"));
+            let spare = self.spare(places[&descriptor.file]);
             let flags = if descriptor.close_on_exec { libc::O_CLOEXEC } else { 0 };
             let args = args![spare, descriptor.fd, flags];
             self.program.call(self.leader, Sysno::dup3, args).note(format!("descriptor {}", descriptor.fd));

@@ -1,5 +1,7 @@
 //! The address space: everything of the seed goes, the image's mappings come and are filled.
 
+use std::collections::BTreeMap;
+
 use rewake_image::records::{AddressSpace, Extent, SharedMemory, Vma, vma::Backing};
 use rewake_linux::addr::{PAGE_SIZE, RemoteAddr, page_up};
 use rewake_linux::program::{Accept, Sysno};
@@ -26,12 +28,6 @@ pub struct Special {
     pub start: RemoteAddr,
     /// Bytes.
     pub len: u64,
-}
-
-/// An object of shared memory is mapped here while it is filled and given to its mappings.
-struct Workshop {
-    start: u64,
-    len: u64,
 }
 
 impl Planner<'_> {
@@ -96,43 +92,43 @@ impl Planner<'_> {
     /// maps the same object once more), and the place is left.
     fn shared_memory(&mut self, memory: &AddressSpace) -> Result<(), RestoreError> {
         let objects = &self.image.shared_memory;
+        let mut mappings: BTreeMap<u32, Vec<&Vma>> = BTreeMap::new();
+        for vma in memory.vmas.iter().filter(|vma| vma.backing() == Backing::SharedMemory) {
+            mappings.entry(vma.object).or_default().push(vma);
+        }
+        let workshop = self.workshop(memory, objects)?;
         for object in objects {
-            let shop = self.workshop(memory, object)?;
             let flags =
                 libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE;
-            let note = format!("shared memory {}", object.id);
-            let args = args![shop.start, shop.len, READ_WRITE, flags, -1, 0];
+            let (note, size) = (format!("shared memory {}", object.id), mapped_size(object));
+            let args = args![workshop, size, READ_WRITE, flags, -1, 0];
             let call = self.program.call(self.leader, Sysno::mmap, args);
-            call.accept(Accept::Exactly(shop.start)).note(note.clone());
-            self.fill(&object.pages, shop.start);
-            let mappings = memory.vmas.iter().filter(|vma| vma.backing() == Backing::SharedMemory);
-            for vma in mappings.filter(|vma| vma.object == object.id) {
-                let (from, len) = (shop.start + vma.offset, vma.end - vma.start);
+            call.accept(Accept::Exactly(workshop)).note(note.clone());
+            self.fill(&object.pages, workshop);
+            for vma in mappings.get(&object.id).into_iter().flatten() {
+                let (from, len) = (workshop + vma.offset, vma.end - vma.start);
                 let call =
                     self.program.call(self.leader, Sysno::mremap, args![from, 0, len, MOVE, vma.start]);
                 call.accept(Accept::Exactly(vma.start)).note(format!("{note}, {}", describe(vma)));
                 if vma.protection != READ_WRITE {
-                    let call = self.program.call(
-                        self.leader,
-                        Sysno::mprotect,
-                        args![vma.start, len, vma.protection],
-                    );
-                    call.note(describe(vma));
+                    let args = args![vma.start, len, vma.protection];
+                    self.program.call(self.leader, Sysno::mprotect, args).note(describe(vma));
                 }
                 self.advise(vma);
             }
-            self.program.call(self.leader, Sysno::munmap, args![shop.start, shop.len]).note(note);
+            self.program.call(self.leader, Sysno::munmap, args![workshop, size]).note(note);
         }
         Ok(())
     }
 
-    fn workshop(&self, memory: &AddressSpace, object: &SharedMemory) -> Result<Workshop, RestoreError> {
-        let len = page_up(object.size.max(1));
+    /// A free place for the largest of the objects.
+    fn workshop(&self, memory: &AddressSpace, objects: &[SharedMemory]) -> Result<u64, RestoreError> {
+        let len = objects.iter().map(mapped_size).max().unwrap_or(PAGE_SIZE);
         let mut taken: Vec<(u64, u64)> = memory.vmas.iter().map(|vma| (vma.start, vma.end)).collect();
         taken.push(self.site.taken());
-        free_gap(taken, len).map(|start| Workshop { start, len }).ok_or_else(|| RestoreError::Unsupported {
+        free_gap(taken, len).ok_or_else(|| RestoreError::Unsupported {
             pid: self.process.pid,
-            object: format!("shared memory {}", object.id),
+            object: "shared memory".into(),
             reason: format!("no free address range of {len} bytes to build it in"),
         })
     }
@@ -263,6 +259,10 @@ fn is_filled(pages: &[Extent], vma: &Vma) -> bool {
     }
     let next = pages.partition_point(|extent| extent.address < vma.start);
     pages.get(next).is_some_and(|extent| extent.address < vma.end)
+}
+
+fn mapped_size(object: &SharedMemory) -> u64 {
+    page_up(object.size.max(1))
 }
 
 fn describe(vma: &Vma) -> String {
