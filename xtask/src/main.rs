@@ -6,8 +6,10 @@ mod demo;
 mod packages;
 mod test;
 
-use std::process::ExitCode;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
 
+use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 
 /// The project's own commands.
@@ -30,6 +32,18 @@ enum Task {
         /// Run only the tests whose name contains this (not for unit)
         #[arg(long)]
         only: Option<String>,
+    },
+    /// Writes the manual pages
+    Man {
+        /// Where to
+        #[arg(default_value = "target/man")]
+        folder: PathBuf,
+    },
+    /// Writes completions for bash, zsh and fish
+    Completions {
+        /// Where to
+        #[arg(default_value = "target/completions")]
+        folder: PathBuf,
     },
     /// Measures pause, checkpoint and wake-up beside memcpy and a durable write of the same size
     Bench {
@@ -61,6 +75,8 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Demo => demo::run(),
         Task::Test { group, only } => test::run(group, only.as_deref()),
+        Task::Man { folder } => generate("man", &folder),
+        Task::Completions { folder } => generate("completions", &folder),
         Task::Bench { sizes, runs, json } => bench::run(&sizes, runs, json).map(|()| true),
     };
     match result {
@@ -71,4 +87,18 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Has the binary write what it knows about itself.
+fn generate(what: &str, folder: &Path) -> anyhow::Result<bool> {
+    let rewake = rewake_suite::workshop::build_rewake()?;
+    let status = Command::new(rewake)
+        .args(["generate", what])
+        .arg(folder)
+        .status()
+        .context("running rewake generate")?;
+    if status.success() {
+        println!("written to {}", folder.display());
+    }
+    Ok(status.success())
 }

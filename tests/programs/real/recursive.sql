@@ -1,5 +1,6 @@
 -- A long computation in memory: a table filled by recursion, an index, aggregates, and a Mandelbrot set.
 .bail on
+pragma temp_store = memory;
 create table numbers as
   with recursive counter(n) as (select 1 union all select n + 1 from counter where n < 400000)
   select n, (n * 7919) % 100003 as hash, printf('%08x', (n * 2654435761) % 4294967296) as name from counter;

@@ -142,19 +142,42 @@ fn temporaries(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn pick(random: &mut Random, span: Duration) -> Duration {
-    Duration::from_micros(random.below(u64::try_from(span.as_micros()).unwrap_or(u64::MAX)))
+/// The range of random instants, from the start of a command until a little after its end. The machine is not always
+/// as fast as when it was measured, so the range follows: it shrinks when a shot came late, grows when it came early.
+struct Instants {
+    random: Random,
+    span: Duration,
+    late_share: f64,
+}
+
+impl Instants {
+    /// About `late_share` of the shots will come after what they aim at.
+    fn new(seed: u64, span: Duration, late_share: f64) -> Self {
+        Instants { random: Random::new(seed), span, late_share }
+    }
+
+    fn pick(&mut self) -> Duration {
+        Duration::from_micros(self.random.below(u64::try_from(self.span.as_micros()).unwrap_or(u64::MAX)))
+    }
+
+    fn learn(&mut self, late: bool) {
+        let step = 0.06;
+        let factor = if late { 1.0 - step * (1.0 - self.late_share) } else { 1.0 + step * self.late_share };
+        self.span = self.span.mul_f64(factor);
+    }
 }
 
 fn shoot_front(workshop: &Workshop, name: &str, signal: Signal, seed: u64) -> Result<()> {
     let mut target = Target::start(workshop, &format!("chkpnt-{name}"))?;
-    let span = target.measure(workshop)?.mul_f64(1.05);
-    let mut random = Random::new(seed);
+    let span = target.measure(workshop)?;
+    let mut instants = Instants::new(seed, span, 0.2);
     let mut images = 0;
     for shot in 1..=SHOTS {
-        let delay = pick(&mut random, span);
-        let what = format!("shot {shot} of {SHOTS}, {name} after {delay:?} of {span:?}");
-        images += u32::from(shoot_front_once(workshop, &target, signal, delay).context(what.clone())?);
+        let delay = instants.pick();
+        let what = format!("shot {shot} of {SHOTS}, {name} after {delay:?} of {:?}", instants.span);
+        let image = shoot_front_once(workshop, &target, signal, delay).with_context(|| what.clone())?;
+        instants.learn(image);
+        images += u32::from(image);
         if shot % CLEAN_EVERY == 0 {
             target.undisturbed(workshop).with_context(|| format!("after {what}"))?;
         }
@@ -179,12 +202,13 @@ fn shoot_front_once(workshop: &Workshop, target: &Target, signal: Signal, delay:
 fn shoot_guardian(workshop: &Workshop) -> Result<()> {
     let mut target = Target::start(workshop, "guardian")?;
     let span = target.measure(workshop)?;
-    let mut random = Random::new(4);
+    let mut instants = Instants::new(4, span, 0.1);
     let (mut hits, mut tries, mut successes) = (0, 0, 0);
     while hits < GUARDIAN_SHOTS {
         tries += 1;
         ensure!(tries < GUARDIAN_SHOTS * 10, "only {hits} of {tries} tries found a guardian to kill");
-        let delay = pick(&mut random, span);
+        let delay = instants.pick();
+        let span = instants.span;
         let command = save_command(workshop, target.subject.pid(), &target.subject.image());
         let running = Running::start(command, &target.subject.folder, "save")?;
         std::thread::sleep(delay);
@@ -215,20 +239,22 @@ fn shoot_guardian(workshop: &Workshop) -> Result<()> {
 fn shoot_resume(workshop: &Workshop) -> Result<()> {
     let mut target = Target::start(workshop, "resume")?;
     target.subject.save_and_kill(workshop)?;
-    let span = measure_resume(workshop, &target)?.mul_f64(1.3);
-    let mut random = Random::new(5);
+    let span = measure_resume(workshop, &target)?;
+    let mut instants = Instants::new(5, span, 0.4);
     let mut awake = 0;
     for shot in 1..=SHOTS {
-        let delay = pick(&mut random, span);
-        let what = || format!("shot {shot} of {SHOTS}, SIGKILL after {delay:?} of {span:?}");
+        let delay = instants.pick();
+        let what = format!("shot {shot} of {SHOTS}, SIGKILL after {delay:?} of {:?}", instants.span);
         let mut running = Running::start(resume(workshop, &target), &target.subject.folder, "resume")?;
         std::thread::sleep(delay);
         running.child.kill().context("killing resume")?;
         running.child.wait().context("waiting for resume")?;
-        awake += u32::from(nothing_or_whole(&target).with_context(what)?);
+        let late = nothing_or_whole(&target).context(what)?;
+        instants.learn(late);
+        awake += u32::from(late);
     }
     println!(
-        "         {awake} of {SHOTS} programs were awake already and ran to their end (awake after {span:.1?} at most)"
+        "         {awake} of {SHOTS} programs were awake already and ran to their end (it takes {span:.1?} to wake)"
     );
     target.subject.resume_and_pass(workshop, &["--on-changed", "as-is"]).context("undisturbed at the end")?;
     process::nothing_left(&[], SOON)
