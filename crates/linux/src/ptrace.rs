@@ -131,7 +131,12 @@ pub fn seize(tid: i32, options: Options) -> Result<Running, PtraceError> {
     // SAFETY: PTRACE_SEIZE takes numbers only.
     let result = unsafe { libc::ptrace(libc::PTRACE_SEIZE, tid, 0usize, i64::from(flags)) };
     if result == -1 {
-        return Err(PtraceError::last("PTRACE_SEIZE", tid));
+        let mut error = PtraceError::last("PTRACE_SEIZE", tid);
+        // The kernel says EPERM of a thread that has ended but is still listed.
+        if error.source.raw_os_error() == Some(libc::EPERM) && wait::is_zombie(tid) {
+            error.source = io::Error::from_raw_os_error(libc::ESRCH);
+        }
+        return Err(error);
     }
     Ok(Running { tid, thread_bound: PhantomData })
 }

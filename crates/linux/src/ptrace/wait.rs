@@ -57,7 +57,7 @@ impl Running {
             if peek_any() == Some(running.tid) {
                 continue;
             }
-            if running.is_zombie() {
+            if is_zombie(running.tid) {
                 return match running.try_wait()? {
                     Poll::Ready(event) => Ok(event),
                     Poll::Pending(running) => Ok(Event::Exited(running.tid, ExitStatus::Unknown)),
@@ -125,12 +125,13 @@ impl Running {
         // SAFETY: signal 0 is not sent, only looked up: it exists for the leader's id as group id alone.
         unsafe { libc::syscall(libc::SYS_tgkill, self.tid, self.tid, 0) == 0 }
     }
+}
 
-    fn is_zombie(&self) -> bool {
-        let Ok(stat) = std::fs::read(format!("/proc/{}/stat", self.tid)) else { return true };
-        let Some(end) = stat.iter().rposition(|&byte| byte == b')') else { return false };
-        matches!(stat.get(end + 2), Some(b'Z' | b'X'))
-    }
+/// Whether a thread has ended, though it may still be listed.
+pub(super) fn is_zombie(tid: i32) -> bool {
+    let Ok(stat) = std::fs::read(format!("/proc/{tid}/stat")) else { return true };
+    let Some(end) = stat.iter().rposition(|&byte| byte == b')') else { return false };
+    matches!(stat.get(end + 2), Some(b'Z' | b'X'))
 }
 
 /// Waits until any tracee or child of this thread has something to tell, and says which, without taking the news.

@@ -61,8 +61,9 @@ impl RemoteStage {
                 reason => self.pass(0, reason)?,
             }
         }
-        self.tracee(0)?.interrupt_next()?;
         loop {
+            // Any stop takes an interruption back, so it is asked for each time.
+            self.tracee(0)?.interrupt_next()?;
             match self.step(0, |tracee| tracee.cont(0))? {
                 StopReason::EventStop | StopReason::Group(_) => break,
                 reason => self.pass(0, reason)?,

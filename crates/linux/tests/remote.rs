@@ -1,0 +1,245 @@
+//! Programs run in a live target that checks itself.
+
+mod common;
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use common::{Folder, KillOnDrop, Target, freeze, release};
+use rewake_linux::program::{CallRef, DataRef, Program, Sysno, TrackRef, Value};
+use rewake_linux::ptrace::{ExitStatus, Stopped};
+use rewake_linux::remote::{RemoteError, RemoteStage};
+
+const PR_GET_TID_ADDRESS: i32 = 40;
+
+/// What a capture asks: every thread for itself, the first one also for the process.
+struct Questions {
+    program: Program,
+    walks: Vec<(TrackRef, i32)>,
+    pid: CallRef,
+    tids: Vec<CallRef>,
+    alternate_stacks: Vec<DataRef>,
+    tid_addresses: Vec<DataRef>,
+    actions: Vec<DataRef>,
+}
+
+fn questions(tids: &[i32]) -> Questions {
+    let mut program = Program::new();
+    let (mut walks, mut calls) = (Vec::new(), Vec::new());
+    let (mut alternate_stacks, mut tid_addresses) = (Vec::new(), Vec::new());
+    for &tid in tids {
+        let track = program.track(format!("thread {tid}"));
+        walks.push((track, tid));
+        let (stack, address) = (program.zeros(24), program.zeros(8));
+        program.call(track, Sysno::sigaltstack, [Value::from(0), stack.into()]).done();
+        program.call(track, Sysno::prctl, [Value::from(PR_GET_TID_ADDRESS), address.into()]).done();
+        calls.push(program.call(track, Sysno::gettid, []).done());
+        alternate_stacks.push(stack);
+        tid_addresses.push(address);
+    }
+    let leader = walks[0].0;
+    let pid = program.call(leader, Sysno::getpid, []).done();
+    let mut actions = Vec::new();
+    for signal in 1..=64 {
+        let action = program.zeros(32);
+        let args = [Value::from(signal), Value::from(0), action.into(), Value::from(8)];
+        program.call(leader, Sysno::rt_sigaction, args).note(format!("signal {signal}")).done();
+        actions.push(action);
+    }
+    Questions { program, walks, pid, tids: calls, alternate_stacks, tid_addresses, actions }
+}
+
+fn ask(pid: i32, threads: Vec<Stopped>) -> Vec<Stopped> {
+    let tids: Vec<i32> = threads.iter().map(Stopped::tid).collect();
+    let questions = questions(&tids);
+    let mut stage = RemoteStage::open(pid, threads).unwrap();
+    let outcome = stage.run(&questions.program, &questions.walks).unwrap();
+    assert_eq!(outcome.failure(), None);
+    assert_eq!(outcome.result(questions.pid), i64::from(pid));
+    let mut with_stack = 0;
+    for (index, &tid) in tids.iter().enumerate() {
+        assert_eq!(outcome.result(questions.tids[index]), i64::from(tid));
+        assert_ne!(outcome.word(questions.tid_addresses[index], 0), 0);
+        with_stack += u32::from(outcome.word(questions.alternate_stacks[index], 16) == 32768);
+        assert_eq!(stage.saved(tid).unwrap().tid, tid);
+    }
+    assert_eq!(with_stack, 1, "one thread has an alternate stack");
+    let handler = |signal: i32| outcome.word(questions.actions[usize::try_from(signal - 1).unwrap()], 0);
+    assert_ne!(handler(libc::SIGUSR1), 0);
+    assert_eq!(handler(libc::SIGUSR2), 0);
+    // A second program on the same stage, larger than the first, by one thread only.
+    let mut more = Program::new();
+    let track = more.track("again");
+    let calls: Vec<CallRef> = (0..500).map(|_| more.call(track, Sysno::getpid, []).done()).collect();
+    let last = tids.len() - 1;
+    let outcome = stage.run(&more, &[(track, tids[last])]).unwrap();
+    assert!(calls.iter().all(|&call| outcome.result(call) == i64::from(pid)));
+    let closed = stage.close();
+    assert!(closed.trouble.is_none() && closed.ended.is_empty(), "{:?}", closed.trouble);
+    closed.threads
+}
+
+#[test]
+fn a_target_that_is_asked_notices_nothing() {
+    let mut target = Target::start();
+    let maps = target.maps();
+    for round in 0..200 {
+        let threads = freeze(target.pid);
+        assert_eq!(threads.len(), common::WORKERS + 1);
+        let before: Vec<_> = threads.iter().map(|thread| thread.signal_mask().unwrap()).collect();
+        let threads = ask(target.pid, threads);
+        let after: Vec<_> = threads.iter().map(|thread| thread.signal_mask().unwrap()).collect();
+        assert_eq!(before, after);
+        release(threads);
+        std::thread::sleep(Duration::from_micros(200 * (round % 20)));
+    }
+    target.assert_goes_on();
+    assert_eq!(target.maps(), maps, "no page is left behind");
+    target.assert_passes();
+}
+
+#[test]
+fn a_failing_entry_ends_its_track_and_is_named() {
+    let target = Target::start();
+    let threads = freeze(target.pid);
+    let leader = threads[0].tid();
+    let mut program = Program::new();
+    let track = program.track("leader");
+    program.call(track, Sysno::getpid, []).done();
+    let bad = program.call(track, Sysno::close, [Value::from(-1)]).note("no descriptor").done();
+    let after = program.call(track, Sysno::getpid, []).done();
+    let mut stage = RemoteStage::open(target.pid, threads).unwrap();
+    let outcome = stage.run(&program, &[(track, leader)]).unwrap();
+    let failure = outcome.failure().unwrap();
+    assert_eq!((failure.at, failure.result), (bad, -i64::from(libc::EBADF)));
+    assert_eq!(outcome.result(after), 0);
+    release(stage.close().threads);
+    target.assert_passes();
+}
+
+#[test]
+fn registers_and_mappings_are_as_before_while_still_stopped() {
+    let target = Target::start();
+    let threads = freeze(target.pid);
+    let before: Vec<_> = threads.iter().map(|t| (t.xstate().unwrap(), t.registers().unwrap())).collect();
+    let maps = target.maps();
+    let threads = ask(target.pid, threads);
+    assert_eq!(maps, target.maps());
+    for (thread, (xstate, registers)) in threads.iter().zip(&before) {
+        assert_eq!(&thread.xstate().unwrap(), xstate);
+        let restarted = registers.rax().cast_signed() == -i64::from(libc::EINTR);
+        assert!(restarted || thread.registers().unwrap() == *registers);
+    }
+    release(threads);
+    target.assert_passes();
+}
+
+#[test]
+fn a_target_killed_from_outside_is_a_value() {
+    let target = Target::start();
+    let threads = freeze(target.pid);
+    let count = threads.len();
+    let leader = threads[0].tid();
+    let mut program = Program::new();
+    let track = program.track("leader");
+    program.call(track, Sysno::getpid, []).done();
+    let mut stage = RemoteStage::open(target.pid, threads).unwrap();
+    stage.run(&program, &[(track, leader)]).unwrap();
+    let pid = rustix::process::Pid::from_raw(target.pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let error = loop {
+        // The kernel takes a moment to let the tracees go.
+        match stage.run(&program, &[(track, leader)]) {
+            Ok(_) => std::thread::yield_now(),
+            Err(error) => break error,
+        }
+    };
+    assert!(error.is_gone() || matches!(error, RemoteError::Memory(_)), "{error}");
+    std::thread::sleep(Duration::from_millis(20));
+    let closed = stage.close();
+    assert_eq!((closed.threads.len(), closed.ended.len()), (0, count));
+    let killed = |(_, status): &(i32, ExitStatus)| *status == ExitStatus::Signal(libc::SIGKILL);
+    assert!(closed.ended.iter().filter(|ended| killed(ended)).count() >= count - 1, "{:?}", closed.ended);
+}
+
+#[test]
+fn a_stop_signal_during_the_freeze_takes_effect_after_it() {
+    let target = Target::tolerant();
+    let threads = freeze(target.pid);
+    let leader = threads[0].tid();
+    let mut stage = RemoteStage::open(target.pid, threads).unwrap();
+    let pid = rustix::process::Pid::from_raw(target.pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    let mut program = Program::new();
+    let track = program.track("leader");
+    program.call(track, Sysno::getpid, []).done();
+    stage.run(&program, &[(track, leader)]).unwrap();
+    stage.run(&program, &[(track, leader)]).unwrap();
+    let closed = stage.close();
+    assert!(closed.trouble.is_none());
+    release(closed.threads);
+    let state = || std::fs::read_to_string(format!("/proc/{}/stat", target.pid)).unwrap();
+    while !state().contains(") T ") {
+        std::thread::yield_now();
+    }
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+    target.assert_passes();
+}
+
+#[test]
+fn a_program_without_a_c_library_is_refused_by_name() {
+    let source = "void _start(void) { for (;;) __asm__ volatile(\"pause\"); }";
+    let folder = Folder::new();
+    let program = folder.compile("bare", source, &["-O2", "-static", "-nostdlib", "-s"]);
+    let child = KillOnDrop(Command::new(program).stdin(Stdio::null()).spawn().unwrap());
+    let pid = child.0.id().cast_signed();
+    std::thread::sleep(Duration::from_millis(20));
+    let error = RemoteStage::open(pid, freeze(pid)).unwrap_err();
+    assert!(matches!(error.source, RemoteError::NoGadget { .. }), "{error}");
+    assert!(error.to_string().contains("syscall"), "{error}");
+    release(error.threads);
+}
+
+/// Not a test of its own: the tracer that the next test kills.
+#[test]
+fn tracer_process() {
+    let Ok(pid) = std::env::var("REWAKE_TEST_TRACE") else { return };
+    let pid = pid.parse().unwrap();
+    // Told by a file: the harness owns the output.
+    std::fs::write(std::env::var("REWAKE_TEST_READY").unwrap(), "").unwrap();
+    loop {
+        let threads = freeze(pid);
+        let threads = ask(pid, threads);
+        release(threads);
+    }
+}
+
+#[test]
+fn a_target_goes_on_when_its_tracer_is_killed_at_any_instant() {
+    let mut target = Target::tolerant();
+    let ready = target.folder.path().join("tracing");
+    let log = target.folder.path().join("log");
+    let mut random = common::Random(0x9e37_79b9_7f4a_7c15 ^ u64::from(std::process::id()));
+    for _ in 0..100 {
+        let mut tracer = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "tracer_process", "--test-threads=1"])
+            .env("REWAKE_TEST_TRACE", target.pid.to_string())
+            .env("REWAKE_TEST_READY", &ready)
+            .stdout(std::fs::File::create(&log).unwrap())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        while !ready.exists() && tracer.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        std::thread::sleep(Duration::from_micros(random.below(10_000)));
+        tracer.kill().unwrap();
+        let status = tracer.wait().unwrap();
+        let text = std::fs::read_to_string(&log).unwrap();
+        assert_eq!(status.signal(), Some(libc::SIGKILL), "the tracer found nothing wrong: {text}");
+        let _ = std::fs::remove_file(&ready);
+        target.assert_goes_on();
+    }
+    target.assert_passes();
+}
