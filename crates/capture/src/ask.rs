@@ -112,7 +112,7 @@ impl ThreadAnswers {
         thread.securebits = u32::try_from(outcome.result(self.securebits)).unwrap_or(0);
         if outcome.word(self.tsc, 0) > PR_TSC_ENABLE {
             let reason = "it gets a signal when it reads the time stamp counter, which is not supported yet";
-            findings.add(format!("thread {}", thread.tid), reason, "run the program without that setting");
+            findings.add_thread(thread.tid, reason, "run the program without that setting");
         }
     }
 }

@@ -115,7 +115,12 @@ fn descriptions(pid: i32, seen: &[Seen]) -> Result<Vec<i32>> {
         let known = by_inode.entry(one.inode()).or_default();
         let mut first = None;
         for &candidate in known.iter() {
-            if kcmp::same_file(pid, candidate, pid, one.fd).during("kcmp", pid, one.name())?.is_eq() {
+            let order = match kcmp::same_file(pid, candidate, pid, one.fd) {
+                // One of them was closed meanwhile: the target runs.
+                Err(error) if error.raw_os_error() == Some(libc::EBADF) => continue,
+                order => order.during("kcmp", pid, one.name())?,
+            };
+            if order.is_eq() {
                 first = Some(candidate);
                 break;
             }

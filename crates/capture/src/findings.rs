@@ -9,12 +9,24 @@ use crate::error::{CaptureError, Obstacle, Result};
 pub(crate) struct Findings {
     pid: i32,
     obstacles: Vec<Obstacle>,
+    threads: Vec<ThreadObstacle>,
 }
+
+/// The same obstacle in any number of threads.
+#[derive(Debug)]
+struct ThreadObstacle {
+    reason: String,
+    remedy: String,
+    tids: Vec<i32>,
+}
+
+/// How many threads are named one by one.
+const NAMED: usize = 3;
 
 impl Findings {
     /// Nothing found yet.
     pub(crate) const fn new(pid: i32) -> Self {
-        Self { pid, obstacles: Vec::new() }
+        Self { pid, obstacles: Vec::new(), threads: Vec::new() }
     }
 
     /// Adds one obstacle; the same one twice counts once.
@@ -26,18 +38,52 @@ impl Findings {
         }
     }
 
-    /// Whether nothing was found.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.obstacles.is_empty()
+    /// Adds an obstacle in a thread; the same one in many threads is told once.
+    pub(crate) fn add_thread(&mut self, tid: i32, reason: impl Display, remedy: impl Display) {
+        let (reason, remedy) = (reason.to_string(), remedy.to_string());
+        match self.threads.iter_mut().find(|known| (&known.reason, &known.remedy) == (&reason, &remedy)) {
+            Some(known) if known.tids.contains(&tid) => {}
+            Some(known) => known.tids.push(tid),
+            None => self.threads.push(ThreadObstacle { reason, remedy, tids: vec![tid] }),
+        }
     }
 
     /// All that was found.
-    pub(crate) fn into_obstacles(self) -> Vec<Obstacle> {
+    pub(crate) fn into_obstacles(mut self) -> Vec<Obstacle> {
+        for ThreadObstacle { reason, remedy, tids } in std::mem::take(&mut self.threads) {
+            let named: Vec<String> = tids.iter().take(NAMED).map(ToString::to_string).collect();
+            let object = match (tids.len(), tids.len().saturating_sub(NAMED)) {
+                (1, _) => format!("thread {}", named[0]),
+                (_, 0) => format!("threads {}", named.join(", ")),
+                (_, more) => format!("threads {} and {more} more", named.join(", ")),
+            };
+            self.add(object, reason, remedy);
+        }
         self.obstacles
     }
 
     /// Refuses when anything was found.
     pub(crate) fn into_result(self) -> Result<()> {
-        if self.is_empty() { Ok(()) } else { Err(CaptureError::Refused(self.obstacles)) }
+        let obstacles = self.into_obstacles();
+        if obstacles.is_empty() { Ok(()) } else { Err(CaptureError::Refused(obstacles)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_twice_counts_once_and_threads_are_told_together() {
+        let mut findings = Findings::new(7);
+        findings.add("a", "b", "c");
+        findings.add("a", "b", "c");
+        for tid in [7, 8, 8, 9, 10, 11] {
+            findings.add_thread(tid, "x", "y");
+        }
+        findings.add_thread(9, "z", "y");
+        let objects: Vec<String> = findings.into_obstacles().into_iter().map(|one| one.object).collect();
+        assert_eq!(objects, ["a", "threads 7, 8, 9 and 2 more", "thread 9"]);
+        assert!(Findings::new(7).into_result().is_ok());
     }
 }

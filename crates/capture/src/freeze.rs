@@ -149,11 +149,11 @@ impl Frozen {
         for (tid, thread) in &self.threads {
             let object = format!("thread {tid}");
             if thread.registers().during("read registers", pid, &object)?.cs() != CODE_SEGMENT_64 {
-                findings.add(&object, "it runs 32-bit code", "use a 64-bit build of the program");
+                findings.add_thread(*tid, "it runs 32-bit code", "use a 64-bit build of the program");
             }
             if thread.dispatches_syscalls().during("ask for system call dispatch", pid, &object)? {
-                findings.add(
-                    &object,
+                findings.add_thread(
+                    *tid,
                     "it dispatches its system calls to itself",
                     "run the program without that emulator",
                 );

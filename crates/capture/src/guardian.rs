@@ -78,14 +78,17 @@ impl Guardian {
 
     fn request(&mut self, request: Request) -> Result<Reply> {
         let Some(socket) = &mut self.socket else {
-            return Err(self.lost("guardian", "already dismissed".into()));
+            return Err(self.lost("hold", "already dismissed".into()));
         };
         let reply = request.send(socket).and_then(|()| Reply::receive(socket));
         match reply {
             Ok(Some(Reply::Failed(error))) => Err(error),
             Ok(Some(reply)) => Ok(reply),
-            Ok(None) => Err(self.lost("guardian", "it died; the kernel let the target go on".into())),
-            Err(error) => Err(self.lost("guardian", error.into())),
+            Ok(None) => Err(self.lost("hold", "it died; the kernel let the target go on".into())),
+            Err(error) => {
+                let text = format!("it died; the kernel let the target go on ({error})");
+                Err(self.lost("hold", text.into()))
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use rewake_image::records::{MappedFile, Vma, vma};
 use rewake_linux::addr::RemoteAddr;
-use rewake_linux::proc::{FileStat, Link, Mapping, MappingKind, Proc, VmFlags};
+use rewake_linux::proc::{self, FileStat, Link, Mapping, MappingKind, Proc, VmFlags};
 use rustix::fs::OFlags;
 
 use crate::error::{During, Result};
@@ -65,10 +65,36 @@ pub(crate) fn survey(proc: &Proc, findings: &mut Findings) -> Result<Memory> {
         }
         match memory.add(proc, &mapping) {
             Ok(()) => {}
+            // A running target maps and unmaps: preflight looks at what is still there.
+            Err(_) if is_gone(proc, &mapping) => {}
             Err((reason, remedy)) => findings.add(name(&mapping), reason, remedy),
         }
     }
+    for object in memory.shared.iter().filter(|object| mapped_elsewhere(proc.id(), object.inode)) {
+        let reason = "another process maps this shared memory too";
+        findings.add(
+            name(&object.mapping),
+            reason,
+            "end the other process first, or capture the program before it starts one",
+        );
+    }
     Ok(memory)
+}
+
+/// Whether a mapping is no longer there.
+fn is_gone(proc: &Proc, mapping: &Mapping) -> bool {
+    let same = |other: &Mapping| {
+        (other.start, other.end, &other.name) == (mapping.start, mapping.end, &mapping.name)
+    };
+    proc.maps().is_ok_and(|mappings| !mappings.iter().any(same))
+}
+
+/// Whether another process, as far as we may look, maps a shared memory object.
+fn mapped_elsewhere(pid: i32, inode: (u64, u64)) -> bool {
+    let others = proc::processes().unwrap_or_default().into_iter().filter(|&other| other != pid);
+    others.filter_map(|other| Proc::open(other).and_then(|other| other.maps()).ok()).any(|mappings| {
+        mappings.iter().any(|mapping| mapping.shared && (mapping.device, mapping.inode) == inode)
+    })
 }
 
 type Refusal = (String, &'static str);
@@ -267,5 +293,51 @@ impl Memory {
             }
         }
         apart
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_of_a_shared_object_is_read_once() {
+        let mapping =
+            rewake_linux::proc::parse_maps(b"1000-9000 rw-s 00000000 00:01 5 /dev/zero (deleted)\n")
+                .unwrap()
+                .remove(0);
+        let mut memory = Memory::default();
+        let at = memory.shared_object(&mapping);
+        for (start, end, offset) in [(0x1000, 0x4000, 0x1000), (0x5000, 0x9000, 0), (0xa000, 0xb000, 0x2000)]
+        {
+            memory.vmas.push(Vma {
+                start,
+                end,
+                offset,
+                backing: vma::Backing::SharedMemory.into(),
+                ..Vma::default()
+            });
+        }
+        let parts: Vec<_> = memory
+            .mapped_parts(&memory.shared[at])
+            .into_iter()
+            .map(|(start, offset, len)| (start.get(), offset, len))
+            .collect();
+        assert_eq!(parts, [(0x5000, 0, 0x4000)]);
+    }
+
+    #[test]
+    fn our_own_memory_is_understood() {
+        let proc = Proc::own().unwrap();
+        let mut findings = Findings::new(proc.id());
+        let memory = survey(&proc, &mut findings).unwrap();
+        assert_eq!(findings.into_obstacles(), []);
+        assert_eq!(memory.vmas.len(), memory.contents.len());
+        assert!(memory.vmas.is_sorted_by_key(|vma| vma.start));
+        assert!(memory.vdso.is_some());
+        let exe = std::env::current_exe().unwrap();
+        let exe = exe.as_os_str().as_encoded_bytes();
+        let mine = memory.files.iter().filter(|file| file.identity.as_ref().is_some_and(|it| it.path == exe));
+        assert_eq!(mine.count(), 1, "one record for all mappings of a file");
     }
 }

@@ -239,3 +239,38 @@ impl Plan {
 fn unreadable(pid: i32, address: RemoteAddr, len: usize, source: std::io::Error) -> CaptureError {
     CaptureError::failed("read", pid, format!("memory, {len} bytes at {address}"), source)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own(sources: &[&[u8]]) -> (Plan, ProcessMemory) {
+        let mut plan = Plan::default();
+        for source in sources {
+            let address = u64::try_from(source.as_ptr().addr()).unwrap();
+            plan.push(u64::try_from(source.len()).unwrap(), Place::Memory(RemoteAddr::new(address)));
+        }
+        (plan, ProcessMemory::open(rustix::process::getpid().as_raw_nonzero().get()).unwrap())
+    }
+
+    #[test]
+    fn blocks_cut_across_runs() {
+        let (a, b, c) = (vec![1u8; 5000], vec![2u8; 3], vec![3u8; 9000]);
+        let (plan, memory) = own(&[&a, &b, &c]);
+        let whole = [a.as_slice(), &b, &c].concat();
+        for (start, len) in [(0, 14003), (0, 1), (4999, 2), (5000, 3), (5001, 9002), (14002, 1)] {
+            let mut part = vec![0; len];
+            plan.read(&memory, u64::try_from(start).unwrap(), &mut part).unwrap();
+            assert!(part == whole[start..start + len], "{len} bytes at {start}");
+        }
+    }
+
+    #[test]
+    fn memory_that_cannot_be_read_is_named() {
+        let memory = ProcessMemory::open(rustix::process::getpid().as_raw_nonzero().get()).unwrap();
+        let mut plan = Plan::default();
+        plan.push(4096, Place::Memory(RemoteAddr::new(0x1000)));
+        let error = plan.read(&memory, 0, &mut [0; 4096]).unwrap_err();
+        assert!(error.to_string().contains("memory, 4096 bytes at 0x1000"), "{error}");
+    }
+}

@@ -188,8 +188,8 @@ fn check_running(proc: &Proc, findings: &mut Findings) -> Result<()> {
             let tracer = status.tracer_pid;
             let name = Proc::open(tracer).and_then(|proc| proc.comm()).unwrap_or_default();
             let name = String::from_utf8_lossy(&name).into_owned();
-            findings.add(
-                format!("thread {tid}"),
+            findings.add_thread(
+                tid,
                 format!("it is traced by process {tracer} ({name})"),
                 "end the debugger or tracer first",
             );
@@ -317,17 +317,17 @@ fn check_threads(proc: &Proc, findings: &mut Findings) -> Result<()> {
     let pid = proc.id();
     let leader = proc.status().during("read status", pid, "process")?;
     for tid in proc.threads().during("list threads", pid, "task")? {
-        let thread = match proc.thread(tid).and_then(|thread| Ok((thread.status()?, thread.read("status")?)))
-        {
-            Ok(thread) => thread,
+        let text = match proc.thread(tid).and_then(|thread| thread.read("status")) {
+            Ok(text) => text,
             // It ended meanwhile.
             Err(error) if error.is_gone() || error.is_missing() => continue,
             Err(error) => return Err(error).during("read status", pid, format!("thread {tid}")),
         };
-        check_thread(tid, &leader, &thread.0, findings);
-        if has_shadow_stack(&thread.1) {
-            findings.add(
-                format!("thread {tid}"),
+        let status = Status::parse(&text).during("read status", pid, format!("thread {tid}"))?;
+        check_thread(tid, &leader, &status, findings);
+        if has_shadow_stack(&text) {
+            findings.add_thread(
+                tid,
                 "shadow stacks are not supported yet",
                 "start the program without them (GLIBC_TUNABLES=glibc.cpu.x86_shstk=off)",
             );
@@ -351,13 +351,13 @@ fn has_shadow_stack(status: &[u8]) -> bool {
 fn check_thread(tid: i32, leader: &Status, thread: &Status, findings: &mut Findings) {
     if thread.seccomp != 0 {
         let reason = "it runs under seccomp: it cannot be asked to make system calls";
-        findings.add(format!("thread {tid}"), reason, "run the program without the sandbox");
+        findings.add_thread(tid, reason, "run the program without the sandbox");
     }
     let same = (thread.uids, thread.gids, &thread.groups, &thread.capabilities, thread.no_new_privs)
         == (leader.uids, leader.gids, &leader.groups, &leader.capabilities, leader.no_new_privs);
     if !same {
-        findings.add(
-            format!("thread {tid}"),
+        findings.add_thread(
+            tid,
             "its user, groups or capabilities differ from those of the first thread",
             LATER,
         );
@@ -373,7 +373,7 @@ fn check_sharing(pid: i32, tid: i32, findings: &mut Findings) -> Result<()> {
             order => order.during("kcmp", pid, format!("thread {tid}"))?,
         };
         if order.is_ne() {
-            findings.add(format!("thread {tid}"), format!("it has {what} of its own"), LATER);
+            findings.add_thread(tid, format!("it has {what} of its own"), LATER);
         }
     }
     Ok(())

@@ -78,7 +78,7 @@ fn build(folder: &Path) -> Option<PathBuf> {
 }
 
 fn pattern(i: u64) -> u8 {
-    if (i / STEP) % 2 == 0 { (i * 7 + i / 4096 + 1).to_le_bytes()[0] } else { 0 }
+    if (i / STEP).is_multiple_of(2) { (i * 7 + i / 4096 + 1).to_le_bytes()[0] } else { 0 }
 }
 
 /// The whole page stream.

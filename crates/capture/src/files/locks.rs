@@ -44,3 +44,51 @@ pub(super) fn survey(seen: &[Seen], firsts: &[i32], findings: &mut Findings) -> 
 fn record(fd: i32, kind: file_lock::Type, lock: &Lock) -> FileLock {
     FileLock { fd, r#type: kind.into(), write: lock.write, start: lock.start, length: lock.length }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rewake_linux::proc::{FdInfo, FileStat, Link};
+
+    fn seen(fd: i32, flags: u32, locks: Vec<Lock>) -> Seen {
+        let stat = FileStat {
+            device: 1,
+            inode: 2,
+            mode: libc::S_IFREG,
+            rdev: 0,
+            size: 10,
+            links: 1,
+            uid: 0,
+            gid: 0,
+            mtime_s: 0,
+            mtime_ns: 0,
+        };
+        let link = Link { target: b"/x".to_vec(), deleted: false, reachable: true, stat };
+        Seen { fd, link, info: FdInfo { flags, locks, ..FdInfo::default() } }
+    }
+
+    fn lock(kind: LockKind, start: u64) -> Lock {
+        Lock { kind, write: true, pid: 1, device: 1, inode: 2, start, length: 5 }
+    }
+
+    #[test]
+    fn each_lock_once_through_a_descriptor_that_may_set_it() {
+        let posix = || vec![lock(LockKind::Posix, 0), lock(LockKind::Posix, 7)];
+        let (read_only, both) = (libc::O_RDONLY.cast_unsigned(), libc::O_RDWR.cast_unsigned());
+        let all = [seen(3, read_only, posix()), seen(4, both, posix()), seen(5, both, posix())];
+        let mut findings = Findings::new(1);
+        let locks = survey(&all, &[3, 4, 5], &mut findings);
+        assert_eq!(locks.iter().map(|lock| (lock.fd, lock.start)).collect::<Vec<_>>(), [(4, 0), (4, 7)]);
+        assert!(findings.into_obstacles().is_empty());
+    }
+
+    #[test]
+    fn flock_belongs_to_the_open_file_and_others_are_refused() {
+        let flock = || vec![lock(LockKind::Flock, 0)];
+        let all = [seen(3, 0, flock()), seen(4, 0, flock()), seen(5, 0, vec![lock(LockKind::Ofd, 0)])];
+        let mut findings = Findings::new(1);
+        let locks = survey(&all, &[3, 3, 5], &mut findings);
+        assert_eq!(locks.iter().map(|lock| lock.fd).collect::<Vec<_>>(), [3]);
+        assert_eq!(findings.into_obstacles()[0].object, "descriptor 5: /x");
+    }
+}

@@ -97,3 +97,62 @@ impl PipeSource {
         Ok(Pipe { id: self.id, capacity, content })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files;
+    use crate::findings::Findings;
+    use std::io::Write as _;
+    use std::os::fd::AsRawFd as _;
+    use std::sync::Mutex;
+
+    /// A child that is being started holds all our pipes for a moment.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+    #[test]
+    fn a_pipe_to_oneself_is_read_and_stays_full() {
+        let _alone = ONE_AT_A_TIME.lock().unwrap();
+        let (mut reader, mut writer) = std::io::pipe().unwrap();
+        rustix::pipe::fcntl_setpipe_size(&writer, 8192).unwrap();
+        writer.write_all(&[7; 5000]).unwrap();
+        let proc = Proc::own().unwrap();
+        let files = files::survey(&proc, &mut Findings::new(proc.id())).unwrap();
+        let stat = rustix::fs::fstat(&reader).unwrap();
+        let source = files.pipes.iter().find(|pipe| pipe.inode == (stat.st_dev, stat.st_ino)).unwrap();
+        for _ in 0..2 {
+            let record = source.read(&proc).unwrap();
+            assert_eq!((record.capacity, record.content.as_slice()), (8192, &[7; 5000][..]));
+        }
+        let ends = [(reader.as_raw_fd(), false), (writer.as_raw_fd(), true)];
+        for (fd, write) in ends {
+            let id = files.descriptors.iter().find(|one| one.fd == fd).unwrap().file;
+            let kind = files.open.iter().find(|one| one.id == id).and_then(|one| one.kind.clone());
+            let end = rewake_image::records::PipeEnd { pipe: source.id, write };
+            assert_eq!(kind, Some(rewake_image::records::open_file::Kind::Pipe(end)));
+        }
+        drop(writer);
+        let mut rest = Vec::new();
+        reader.read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, [7; 5000]);
+    }
+
+    #[test]
+    fn a_pipe_that_another_process_holds_is_not_inside() {
+        let _alone = ONE_AT_A_TIME.lock().unwrap();
+        let (reader, writer) = std::io::pipe().unwrap();
+        let held = reader.try_clone().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("100").stdin(held).spawn().unwrap();
+        let proc = Proc::own().unwrap();
+        let stat = rustix::fs::fstat(&writer).unwrap();
+        let mut findings = Findings::new(proc.id());
+        let files = files::survey(&proc, &mut findings).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!files.pipes.iter().any(|pipe| pipe.inode == (stat.st_dev, stat.st_ino)));
+        let name = format!("descriptor {}: pipe:[{}]", reader.as_raw_fd(), stat.st_ino);
+        assert!(
+            findings.into_obstacles().iter().any(|one| one.object == name && one.reason.contains("outside"))
+        );
+    }
+}
