@@ -30,13 +30,15 @@ pub fn run(arguments: &Verify) -> Result<ExitCode, Failure> {
     let started = Instant::now();
     let bar = Bar::new(&arguments.common, arguments.json);
     bar.phase("verify");
-    let shared = Mutex::new(&bar);
+    let shared = Mutex::new(bar);
     let outcome = rewake_image::verify(&dir, |done, total| {
         if let Ok(bar) = shared.lock() {
             bar.bytes(done, total);
         }
     });
-    bar.clear();
+    if let Ok(bar) = shared.into_inner() {
+        bar.clear();
+    }
     let summary = outcome?;
     let elapsed = started.elapsed();
     let speed = rate(summary.bytes, elapsed);

@@ -17,7 +17,7 @@ fn run(program: &Path, arguments: &[&str]) -> OutputAssert {
 }
 
 fn rewake(arguments: &[&str]) -> OutputAssert {
-    run(&cargo_bin!("rewake"), arguments)
+    run(cargo_bin!("rewake"), arguments)
 }
 
 /// Runs rewake by another of its names.
