@@ -75,7 +75,8 @@ pub enum StopReason {
     EventStop,
     /// The process is stopped by this signal (`SIGSTOP`, `SIGTSTP`, `SIGTTIN`, `SIGTTOU`).
     Group(i32),
-    /// A signal is about to be delivered; unless it is passed on when the tracee is resumed, it is dropped.
+    /// A signal is about to be delivered; unless it is passed on when the tracee is resumed, it is dropped. If the tracer dies
+    /// before that, the kernel delivers it.
     Signal(SigInfo),
     /// At the entry of a system call.
     SyscallEnter,

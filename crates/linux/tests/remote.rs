@@ -1,4 +1,10 @@
 //! Programs run in a live target that checks itself.
+//!
+//! # Safety
+//! One test forks: its child is this very thread alone, and glibc keeps the allocator usable there.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(unsafe_code, reason = "fork, see Safety above")]
 
 mod common;
 
@@ -6,9 +12,9 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{Folder, KillOnDrop, Target, freeze, release};
+use common::{Folder, KillOnDrop, Random, Target, freeze, release, to_rest};
 use rewake_linux::program::{CallRef, DataRef, Program, Sysno, TrackRef, Value};
-use rewake_linux::ptrace::{ExitStatus, Stopped};
+use rewake_linux::ptrace::{self, Event, ExitStatus, StopReason, Stopped};
 use rewake_linux::remote::{RemoteError, RemoteStage};
 
 const PR_GET_TID_ADDRESS: i32 = 40;
@@ -220,7 +226,7 @@ fn a_target_goes_on_when_its_tracer_is_killed_at_any_instant() {
     let mut target = Target::tolerant();
     let ready = target.folder.path().join("tracing");
     let log = target.folder.path().join("log");
-    let mut random = common::Random(0x9e37_79b9_7f4a_7c15 ^ u64::from(std::process::id()));
+    let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ u64::from(std::process::id()));
     for _ in 0..100 {
         let mut tracer = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "tracer_process", "--test-threads=1"])
@@ -243,3 +249,63 @@ fn a_target_goes_on_when_its_tracer_is_killed_at_any_instant() {
     }
     target.assert_passes();
 }
+
+/// A child that asks the target again and again as soon as it is traced itself; its id.
+fn fork_tracer(target: i32) -> i32 {
+    // SAFETY: see the module: the child runs on with its only thread.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0);
+    if child > 0 {
+        return child;
+    }
+    let asking = std::panic::catch_unwind(|| {
+        let traced = || !std::fs::read_to_string("/proc/self/status").unwrap().contains("TracerPid:\t0\n");
+        while !traced() {
+            std::thread::yield_now();
+        }
+        loop {
+            let threads = freeze(target);
+            release(ask(target, threads));
+        }
+    });
+    // SAFETY: it takes a number.
+    unsafe { libc::_exit(i32::from(asking.is_err())) }
+}
+
+/// Lets the child make `steps` entries or exits of system calls, then kills it there.
+fn kill_after(child: i32, steps: u64) {
+    let tracer = ptrace::seize(child, ptrace::Options { exit_kill: true }).unwrap();
+    tracer.interrupt().unwrap();
+    let mut stopped = to_rest(tracer).unwrap();
+    for _ in 0..steps {
+        stopped = match stopped.syscall().unwrap().wait().unwrap() {
+            Event::Stopped(stopped, StopReason::SyscallEnter | StopReason::SyscallExit) => stopped,
+            Event::Stopped(stopped, StopReason::Signal(info)) => {
+                assert_eq!(info.signal(), libc::SIGCHLD, "only the tracee's stops are told");
+                stopped
+            }
+            event => panic!("the tracer found nothing wrong: {event:?}"),
+        };
+    }
+    let pid = rustix::process::Pid::from_raw(child).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let end = stopped.cont(0).unwrap().wait().unwrap();
+    assert!(matches!(end, Event::Exited(_, ExitStatus::Signal(libc::SIGKILL))), "{end:?}");
+}
+
+/// The tracer dies between any two of its system calls: each step of the takeover is tried.
+#[test]
+fn a_target_goes_on_when_its_tracer_is_killed_between_any_two_steps() {
+    let kills = std::env::var("REWAKE_TEST_KILLS").map_or(60, |text| text.parse().unwrap());
+    let mut target = Target::tolerant();
+    let mut random = Random(0x2545_f491_4f6c_dd1d ^ u64::from(std::process::id()));
+    for _ in 0..kills {
+        let child = fork_tracer(target.pid);
+        kill_after(child, 20 + random.below(STEPS));
+        target.assert_goes_on();
+    }
+    target.assert_passes();
+}
+
+/// About as many as one round of questions takes.
+const STEPS: u64 = 1200;

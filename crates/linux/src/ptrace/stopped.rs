@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 use std::marker::PhantomData;
 
-use super::{PtraceError, Running, Stopped};
+use super::{PtraceError, Running, Stopped, wait};
 use crate::arch::x86_64::regs::WORDS;
 use crate::arch::x86_64::{Registers, XState};
 use crate::signal::{SIGINFO_SIZE, SigInfo, SignalSet};
@@ -186,6 +186,12 @@ impl Stopped {
         let mut bytes = [0u8; SIGINFO_SIZE];
         self.request("PTRACE_GETSIGINFO", libc::PTRACE_GETSIGINFO, number(0), bytes.as_mut_ptr().cast())?;
         Ok(SigInfo::from_bytes(bytes))
+    }
+
+    /// Gives up the signal whose delivery the tracee stopped at: it is dropped also if the tracer dies before it resumes the
+    /// tracee. (Otherwise the kernel delivers it then.)
+    pub fn give_up_signal(&self) {
+        let _ = wait::take(self.tid);
     }
 
     /// Where the thread's restartable sequences are registered.

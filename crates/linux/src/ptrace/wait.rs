@@ -1,5 +1,6 @@
 //! Waiting for tracees.
 
+use std::io;
 use std::marker::PhantomData;
 use std::time::Duration;
 
@@ -54,7 +55,9 @@ impl Running {
                 Poll::Ready(event) => return Ok(event),
                 Poll::Pending(running) => running,
             };
-            if peek_any() == Some(running.tid) {
+            if peek(libc::P_ALL, 0, libc::__WNOTHREAD)
+                .is_ok_and(|news| news.is_some_and(|news| news.tid == running.tid))
+            {
                 continue;
             }
             if is_zombie(running.tid) {
@@ -75,21 +78,27 @@ impl Running {
         self.poll(libc::WNOHANG)
     }
 
+    /// Looks first, without taking the news: once the report of a signal's delivery is taken, the kernel drops the signal should
+    /// the tracer die. Such reports stay until the tracee is resumed.
     fn poll(self, flags: i32) -> Result<Poll, PtraceError> {
-        let mut status = 0;
-        // SAFETY: the status is a local.
-        let result = unsafe { libc::waitpid(self.tid, &raw mut status, flags | libc::__WALL) };
-        match result {
-            0 => Ok(Poll::Pending(self)),
-            -1 => {
-                let error = PtraceError::last("waitpid", self.tid);
-                match error.source.raw_os_error() {
-                    Some(libc::ECHILD) => Ok(Poll::Ready(Event::Exited(self.tid, ExitStatus::Unknown))),
-                    Some(libc::EINTR) => self.poll(flags),
-                    _ => Err(error),
+        loop {
+            match peek(libc::P_PID, self.tid, flags) {
+                Ok(None) => return Ok(Poll::Pending(self)),
+                Ok(Some(news)) if news.is_signal_delivery() => {
+                    return self.event(news.status << 8 | 0x7f).map(Poll::Ready);
                 }
+                Ok(Some(_)) => {}
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::ECHILD) => {
+                        return Ok(Poll::Ready(Event::Exited(self.tid, ExitStatus::Unknown)));
+                    }
+                    Some(libc::EINTR) => continue,
+                    _ => return Err(PtraceError { operation: "waitid", tid: self.tid, source: error }),
+                },
             }
-            _ => self.event(status).map(Poll::Ready),
+            if let Some(status) = take(self.tid) {
+                return self.event(status).map(Poll::Ready);
+            }
         }
     }
 
@@ -134,13 +143,39 @@ pub(super) fn is_zombie(tid: i32) -> bool {
     matches!(stat.get(end + 2), Some(b'Z' | b'X'))
 }
 
-/// Waits until any tracee or child of this thread has something to tell, and says which, without taking the news.
-fn peek_any() -> Option<i32> {
-    const FLAGS: i32 = libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT | libc::__WALL | libc::__WNOTHREAD;
+/// What waitid tells.
+struct News {
+    tid: i32,
+    code: i32,
+    /// The stop signal, with the event above it; or how it ended.
+    status: i32,
+}
+
+impl News {
+    fn is_signal_delivery(&self) -> bool {
+        self.code == libc::CLD_TRAPPED && self.status < 1 << 8 && self.status != SYSCALL_STOP
+    }
+}
+
+/// Waits until a tracee or child of this thread has something to tell, and says what, without taking the news. `None`: nothing
+/// yet, with `WNOHANG` in `flags`.
+fn peek(which: libc::idtype_t, tid: i32, flags: i32) -> io::Result<Option<News>> {
+    const FLAGS: i32 = libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT | libc::__WALL;
     // SAFETY: an all-zero siginfo_t is valid.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     // SAFETY: the siginfo_t is a local.
-    let result = unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, FLAGS) };
-    // SAFETY: waitid filled in the members of SIGCHLD's variant.
-    (result == 0).then(|| unsafe { info.si_pid() })
+    if unsafe { libc::waitid(which, tid.unsigned_abs(), &raw mut info, FLAGS | flags) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: waitid filled in the members of SIGCHLD's variant, or left all zero.
+    let (tid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    Ok((tid != 0).then_some(News { tid, code: info.si_code, status }))
+}
+
+/// Takes the news of a thread; its wait status.
+pub(super) fn take(tid: i32) -> Option<i32> {
+    let mut status = 0;
+    // SAFETY: the status is a local.
+    let result = unsafe { libc::waitpid(tid, &raw mut status, libc::WNOHANG | libc::__WALL) };
+    (result > 0).then_some(status)
 }

@@ -163,6 +163,7 @@ impl RemoteStage {
             reason = self.step(walk.index, |tracee| tracee.cont(0))?;
         }
         let parked = self.parked_registers(walk.index);
+        self.tracee(walk.index)?.give_up_signal();
         Ok(self.tracee(walk.index)?.set_registers(&parked)?)
     }
 

@@ -1,5 +1,5 @@
 //! Targets for the tests of tracing: C programs compiled when a test needs them.
-#![allow(dead_code, reason = "each test file uses some of it")]
+#![allow(dead_code, clippy::unwrap_used, reason = "for tests, each of which uses some of it")]
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _};
