@@ -1,5 +1,6 @@
 //! `chkpnt`: capture a running program.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use rewake_capture::{Compression, Options, Progress, Summary, capture, default_dir};
@@ -23,7 +24,7 @@ pub fn run(arguments: &Chkpnt) -> Result<ExitCode, Failure> {
         Progress::Pages { done, total } => bar.bytes(done, total),
     });
     bar.clear();
-    report(arguments, &outcome?);
+    report(arguments, &options.dir, &outcome?);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -55,8 +56,8 @@ struct Report {
     mb_per_s: f64,
 }
 
-/// The image is durable now: whether this can be said does not change that, nor the exit status.
-fn report(arguments: &Chkpnt, summary: &Summary) {
+/// `dir` is the image as the user named it. It is durable now: whether this can be said does not change that, nor the exit status.
+fn report(arguments: &Chkpnt, dir: &Path, summary: &Summary) {
     let text = if arguments.json {
         output::json(&Report {
             image: summary.dir.to_string_lossy().into_owned(),
@@ -71,16 +72,16 @@ fn report(arguments: &Chkpnt, summary: &Summary) {
             mb_per_s: rate(summary.memory, summary.total),
         })
     } else {
-        format!("{}\n", line(summary, arguments.kill))
+        format!("{}\n", line(dir, summary, arguments.kill))
     };
     let _ = output::print(&text);
 }
 
-fn line(summary: &Summary, killed: bool) -> String {
+fn line(dir: &Path, summary: &Summary, killed: bool) -> String {
     let pause = if killed { "killed".to_owned() } else { format!("paused {}", time(summary.paused)) };
     format!(
         "saved {}: {}, {}, {} image, {pause}, total {}, {:.0} MB/s",
-        plain(summary.dir.as_os_str().as_encoded_bytes()),
+        plain(dir.as_os_str().as_encoded_bytes()),
         count(summary.pids, "process", "processes"),
         count(summary.threads, "thread", "threads"),
         size(summary.bytes),
@@ -97,8 +98,9 @@ mod tests {
 
     #[test]
     fn the_summary_is_one_line() {
+        let dir = Path::new("./rewake-4711-1");
         let summary = Summary {
-            dir: "./rewake-4711-1".into(),
+            dir: "/home/user/rewake-4711-1".into(),
             pids: 1,
             threads: 4,
             bytes: 106_249_000,
@@ -107,9 +109,9 @@ mod tests {
             total: Duration::from_millis(190),
         };
         assert_eq!(
-            line(&summary, false),
+            line(dir, &summary, false),
             "saved ./rewake-4711-1: 1 process, 4 threads, 106.2 MB image, paused 12.3 ms, total 190 ms, 559 MB/s"
         );
-        assert!(line(&summary, true).contains(" image, killed, total "));
+        assert!(line(dir, &summary, true).contains(" image, killed, total "));
     }
 }
