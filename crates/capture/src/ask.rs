@@ -147,6 +147,7 @@ impl Frozen {
         about_process.tell(&outcome, &mut process, &mut findings);
         for (tid, stopped) in &self.threads {
             let mut thread = threads::outside(&self.proc, stopped)?;
+            thread.remaining_ns = self.time_left.get(tid).copied();
             about_threads[tid].tell(&outcome, &mut thread, &mut findings);
             process.threads.push(thread);
         }

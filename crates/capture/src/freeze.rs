@@ -9,6 +9,7 @@ use rewake_linux::ptrace::{self, Detached, Event, Poll, PtraceError, Running, St
 use crate::error::{CaptureError, During, Obstacle, Result};
 use crate::findings::Findings;
 use crate::preflight;
+use crate::waiting::Before;
 
 /// Between looks at threads that have not stopped yet: at first, and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(1));
@@ -22,6 +23,8 @@ pub(crate) struct Frozen {
     /// By thread id.
     pub(crate) threads: BTreeMap<i32, Stopped>,
     pub(crate) begin: Instant,
+    /// By thread id, the nanoseconds that were left of an interrupted call's time-out, where that is known.
+    pub(crate) time_left: BTreeMap<i32, u64>,
 }
 
 /// Stops every thread of process `pid`.
@@ -31,9 +34,11 @@ pub(crate) struct Frozen {
 /// Threads that were stopped go on; one that still had to stop is let go when this process ends.
 pub(crate) fn freeze(pid: i32, timeout: Duration) -> Result<Frozen> {
     let proc = preflight::open(pid)?;
+    let before = Before::ask(&proc);
     let begin = Instant::now();
-    let mut frozen = Frozen { proc, threads: BTreeMap::new(), begin };
+    let mut frozen = Frozen { proc, threads: BTreeMap::new(), begin, time_left: BTreeMap::new() };
     while frozen.stop_new_threads(begin + timeout)? {}
+    frozen.time_left = before.time_left(&frozen.proc, &frozen.threads);
     let mut findings = Findings::new(pid);
     preflight::check_state(&frozen.proc, &mut findings)?;
     frozen.check_registers(&mut findings)?;

@@ -59,7 +59,15 @@ pub(crate) struct Memory {
 /// When the target is gone or may not be looked at; what cannot be captured goes to `findings`.
 pub(crate) fn survey(proc: &Proc, findings: &mut Findings) -> Result<Memory> {
     let mut memory = Memory::default();
-    for mapping in proc.smaps().during("read smaps", proc.id(), "mappings")? {
+    let text = proc.read("smaps").during("read smaps", proc.id(), "mappings")?;
+    if uses_protection_keys(&text) {
+        findings.add(
+            "protection keys",
+            "memory with protection keys (pkey_mprotect) is not supported yet",
+            LATER,
+        );
+    }
+    for mapping in proc::parse_smaps(&text).during("read smaps", proc.id(), "mappings")? {
         if mapping.kind() == MappingKind::Vsyscall {
             continue;
         }
@@ -79,6 +87,17 @@ pub(crate) fn survey(proc: &Proc, findings: &mut Findings) -> Result<Memory> {
         );
     }
     Ok(memory)
+}
+
+/// Whether a mapping has another protection key than 0; processors without keys have no such lines.
+fn uses_protection_keys(smaps: &[u8]) -> bool {
+    const LINE: &[u8] = b"ProtectionKey:";
+    let first_mapping = &smaps[..smaps.len().min(4096)];
+    first_mapping.windows(LINE.len()).any(|part| part == LINE)
+        && smaps
+            .split(|byte| *byte == b'\n')
+            .filter_map(|line| line.strip_prefix(LINE))
+            .any(|key| key.trim_ascii() != b"0")
 }
 
 /// Whether a mapping is no longer there.
@@ -324,6 +343,15 @@ mod tests {
             .map(|(start, offset, len)| (start.get(), offset, len))
             .collect();
         assert_eq!(parts, [(0x5000, 0, 0x4000)]);
+    }
+
+    #[test]
+    fn protection_keys_are_seen() {
+        let smaps =
+            |key: &str| format!("1000-2000 rw-p 0 00:00 0\nProtectionKey:         {key}\nVmFlags: rd wr\n");
+        assert!(!uses_protection_keys(smaps("0").as_bytes()));
+        assert!(uses_protection_keys((smaps("0") + &smaps("1")).as_bytes()));
+        assert!(!uses_protection_keys(b"1000-2000 rw-p 0 00:00 0\nVmFlags: rd wr\n"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! The checks here read `/proc` and nothing else. They run again when the target stands still, since things change.
 
 use rewake_linux::kcmp::{self, Shared};
-use rewake_linux::proc::{Proc, ProcError, Stat, Status};
+use rewake_linux::proc::{self, Proc, ProcError, Stat, Status};
 
 use crate::Options;
 use crate::error::{CaptureError, During, Result};
@@ -56,6 +56,7 @@ pub(crate) fn look(options: &Options) -> Result<Findings> {
         return Ok(findings);
     }
     check_running(&proc, &mut findings)?;
+    check_not_tracing(pid, &mut findings);
     check_state(&proc, &mut findings)?;
     memory::survey(&proc, &mut findings)?;
     files::survey(&proc, &mut findings)?;
@@ -196,6 +197,17 @@ fn check_running(proc: &Proc, findings: &mut Findings) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A debugger would lose what it traces.
+fn check_not_tracing(pid: i32, findings: &mut Findings) {
+    for other in proc::processes().unwrap_or_default() {
+        let tracer = Proc::open(other).and_then(|other| other.status()).map_or(0, |status| status.tracer_pid);
+        if tracer == pid {
+            let reason = format!("it traces process {other}");
+            findings.add(format!("process {pid}"), reason, "end the tracing first");
+        }
+    }
 }
 
 /// Everything about process and threads that may change while the target runs. Called again in the freeze.
