@@ -8,6 +8,7 @@
 
 mod common;
 
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -207,6 +208,91 @@ fn a_program_without_a_c_library_is_refused_by_name() {
     release(error.threads);
 }
 
+/// Asks each thread of a small program a few times and lets it end by itself.
+fn assert_can_be_asked(source: &str, rounds: u32) {
+    let folder = Folder::new();
+    let program = folder.compile("small", source, &["-O1", "-pthread"]);
+    let child = Command::new(program).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = KillOnDrop(child);
+    let pid = child.0.id().cast_signed();
+    let mut output = BufReader::new(child.0.stdout.take().unwrap());
+    let mut line = String::new();
+    output.read_line(&mut line).unwrap();
+    assert_eq!(line, "READY\n");
+    for _ in 0..rounds {
+        let threads = freeze(pid);
+        let mut program = Program::new();
+        let walks: Vec<_> = threads.iter().map(|thread| (program.track("a thread"), thread.tid())).collect();
+        let ask = |&(track, _): &(TrackRef, i32)| program.call(track, Sysno::gettid, []).done();
+        let calls: Vec<CallRef> = walks.iter().map(ask).collect();
+        let mut stage = RemoteStage::open(pid, threads).unwrap();
+        for _ in 0..3 {
+            let outcome = stage.run(&program, &walks).unwrap();
+            for (&call, &(_, tid)) in calls.iter().zip(&walks) {
+                assert_eq!(outcome.result(call), i64::from(tid));
+            }
+        }
+        let closed = stage.close();
+        assert!(closed.trouble.is_none(), "{:?}", closed.trouble);
+        release(closed.threads);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop(child.0.stdin.take());
+    assert!(child.0.wait().unwrap().success());
+}
+
+#[test]
+fn a_target_that_handles_all_signals_is_asked() {
+    assert_can_be_asked(
+        r#"
+        #include <pthread.h>
+        #include <signal.h>
+        #include <stdio.h>
+        #include <stdlib.h>
+        #include <unistd.h>
+        static void never(int signal) { (void)signal; _exit(1); }
+        static void *spin(void *p) { for (volatile long i = 0;; i++) {} return p; }
+        int main(void) {
+            int all[] = {SIGURG, SIGWINCH, SIGCHLD, SIGUSR1, SIGHUP};
+            for (int i = 0; i < 5; i++) signal(all[i], never);
+            pthread_t t;
+            for (int i = 0; i < 3; i++) if (pthread_create(&t, NULL, spin, NULL)) return 1;
+            puts("READY");
+            fflush(stdout);
+            char c;
+            return read(0, &c, 1) == 0 ? 0 : 2;
+        }"#,
+        30,
+    );
+}
+
+#[test]
+fn a_target_deep_in_its_stack_is_asked() {
+    assert_can_be_asked(
+        r#"
+        #include <poll.h>
+        #include <stdio.h>
+        #include <string.h>
+        #include <unistd.h>
+        static int check(const unsigned char *p, unsigned char v) { for (int i = 0; i < 4000; i++) if (p[i] != v) return 1; return 0; }
+        static int deep(int n) {
+            unsigned char here[4000];
+            memset(here, n, sizeof here);
+            if (n == 200) {
+                puts("READY");
+                fflush(stdout);
+                struct pollfd in = {0, POLLIN, 0};
+                while (poll(&in, 1, 0) == 0) if (check(here, n)) return 1;
+                return 0;
+            }
+            int result = deep(n + 1);
+            return result | check(here, n);
+        }
+        int main(void) { return deep(1); }"#,
+        30,
+    );
+}
+
 /// Not a test of its own: the tracer that the next test kills.
 #[test]
 fn tracer_process() {
@@ -258,7 +344,7 @@ fn fork_tracer(target: i32) -> i32 {
     if child > 0 {
         return child;
     }
-    let asking = std::panic::catch_unwind(|| {
+    let asking = std::panic::catch_unwind(|| -> std::convert::Infallible {
         let traced = || !std::fs::read_to_string("/proc/self/status").unwrap().contains("TracerPid:\t0\n");
         while !traced() {
             std::thread::yield_now();
@@ -268,8 +354,12 @@ fn fork_tracer(target: i32) -> i32 {
             release(ask(target, threads));
         }
     });
+    let Err(trouble) = asking;
+    let text = trouble.downcast_ref::<String>().cloned().unwrap_or_default();
+    // The harness owns our standard output.
+    let _ = std::fs::write("/dev/stderr", format!("the tracer panicked: {text}\n"));
     // SAFETY: it takes a number.
-    unsafe { libc::_exit(i32::from(asking.is_err())) }
+    unsafe { libc::_exit(1) }
 }
 
 /// Lets the child make `steps` entries or exits of system calls, then kills it there.
