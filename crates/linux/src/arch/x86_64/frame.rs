@@ -12,6 +12,8 @@
 //! | 320 | xsave area, 64-byte aligned, then `FP_XSTATE_MAGIC2` |
 
 use std::arch::x86_64::__cpuid_count;
+use std::sync::LazyLock;
+use std::sync::OnceLock;
 
 use super::Registers;
 use crate::addr::RemoteAddr;
@@ -112,10 +114,15 @@ impl std::fmt::Debug for XState {
     }
 }
 
-/// Where a component ends in the standard format, in bytes, as this processor has it.
-fn component_end(index: u32) -> usize {
-    let leaf = __cpuid_count(0xd, index);
-    usize::try_from(u64::from(leaf.eax) + u64::from(leaf.ebx)).expect("an xsave area is small")
+/// Where a component ends in the standard format, in bytes, as this processor has it. Asked once: on a virtual machine every
+/// `cpuid` is a visit to the host.
+fn component_end(index: usize) -> usize {
+    static ENDS: OnceLock<[usize; 63]> = OnceLock::new();
+    let end = |index: usize| {
+        let leaf = __cpuid_count(0xd, u32::try_from(index).expect("a bit number"));
+        usize::try_from(u64::from(leaf.eax) + u64::from(leaf.ebx)).expect("an xsave area is small")
+    };
+    ENDS.get_or_init(|| std::array::from_fn(|index| if index < 2 { 0 } else { end(index) }))[index]
 }
 
 /// What a thread goes on with after `rt_sigreturn`.
