@@ -8,7 +8,8 @@
 //! - the first and the last call (mapping and unmapping the scratch memory) are made by a `syscall; ret` found in the target's own
 //!   code, on a *prepared stack* that returns into `rt_sigreturn` (every libc has one) with a frame of the thread's own state;
 //! - each track of a program ends with `rt_sigreturn` on such a frame in the scratch memory;
-//! - registers are set before the signal mask and put back after it, so that no thread is left with signals blocked.
+//! - a thread's signals are blocked only while its registers lead to such a frame, which gives it back its own mask;
+//! - the report of a signal's delivery is left with the kernel, which delivers it should the tracer die.
 //!
 //! A program ends by `tgkill` with a signal that nobody handles and whose default is to be ignored: for us a stop, and nothing at
 //! all when we are gone. Registers go back by ptrace, not by `rt_sigreturn`, so that the kernel's own restart of interrupted sleeps

@@ -38,8 +38,8 @@ impl RemoteStage {
             walks.push(walk);
         }
         for walk in &walks {
-            let registers = self.executor_registers(walk, &assembled);
-            self.send(walk.index, &registers)?;
+            let parked = self.parked_registers(walk.index, self.frame_address(walk.index));
+            self.send(walk.index, &parked, &executor_registers(&parked, walk.track, &assembled))?;
         }
         self.walk_all(&walks)?;
         let mut memory = vec![0; assembled.bytes().len()];
@@ -49,12 +49,12 @@ impl RemoteStage {
 
     /// Makes one call with the first thread through the target's own code, standing on the prepared stack.
     pub(super) fn call(&mut self, call: Sysno, args: [u64; 6]) -> Result<i64, RemoteError> {
-        let mut registers = self.threads[0].saved.registers;
+        let parked = self.parked_registers(0, self.prepared.frame());
+        let mut registers = parked;
         registers.set_call(call.number(), args);
         registers.set_rip(self.gadgets.syscall_ret.get());
         registers.set_rsp(self.prepared.stack_pointer().get());
-        registers.set_eflags(PLAIN_FLAGS);
-        self.send(0, &registers)?;
+        self.send(0, &parked, &registers)?;
         loop {
             match self.step(0, Stopped::syscall)? {
                 StopReason::SyscallEnter => break,
@@ -106,34 +106,27 @@ impl RemoteStage {
         Ok(())
     }
 
-    fn executor_registers(&self, walk: &Walk, assembled: &Assembled) -> Registers {
-        let mut registers = self.parked_registers(walk.index);
-        registers.set_rip(assembled.code().get());
-        registers.set_r12(assembled.first_entry(walk.track).get());
-        registers.set_r13(assembled.context(walk.track).get());
-        registers
-    }
-
-    /// Between programs a thread stands at the target's own `rt_sigreturn`: the program's bytes may change then.
-    fn parked_registers(&self, index: usize) -> Registers {
+    /// Between programs a thread stands at the target's own `rt_sigreturn`, with its frame: the program's bytes may change then.
+    fn parked_registers(&self, index: usize, frame: RemoteAddr) -> Registers {
         let mut registers = self.threads[index].saved.registers;
         registers.set_call(0, [0; 6]);
         registers.set_rip(self.gadgets.sigreturn.get());
-        registers.set_rsp(self.frame_address(index).get());
+        registers.set_rsp(frame.get());
         registers.set_eflags(PLAIN_FLAGS);
         registers
     }
 
-    /// Sets a thread's registers, then blocks its signals: in this order, see the [module](super).
-    fn send(&mut self, index: usize, registers: &Registers) -> Result<(), RemoteError> {
+    /// Sets a thread's registers. The first time it is parked before its signals are blocked, and only then sent on: at no moment
+    /// it would stay with signals blocked, or end a program with the end signal blocked, were the tracer to die.
+    fn send(&mut self, index: usize, parked: &Registers, registers: &Registers) -> Result<(), RemoteError> {
         let blocked = SignalSet::ALL.without(self.end_signal);
         let away = std::mem::replace(&mut self.threads[index].away, true);
         let tracee = self.tracee(index)?;
-        tracee.set_registers(registers)?;
         if !away {
+            tracee.set_registers(parked)?;
             tracee.set_signal_mask(blocked)?;
         }
-        Ok(())
+        Ok(tracee.set_registers(registers)?)
     }
 
     /// Lets all go, waits for all, and parks them.
@@ -162,7 +155,7 @@ impl RemoteStage {
             self.pass(walk.index, reason)?;
             reason = self.step(walk.index, |tracee| tracee.cont(0))?;
         }
-        let parked = self.parked_registers(walk.index);
+        let parked = self.parked_registers(walk.index, self.frame_address(walk.index));
         self.tracee(walk.index)?.give_up_signal();
         Ok(self.tracee(walk.index)?.set_registers(&parked)?)
     }
@@ -207,6 +200,14 @@ impl RemoteStage {
             reason => Err(unexpected(self.tracee(index)?, reason)),
         }
     }
+}
+
+fn executor_registers(parked: &Registers, track: TrackRef, assembled: &Assembled) -> Registers {
+    let mut registers = *parked;
+    registers.set_rip(assembled.code().get());
+    registers.set_r12(assembled.first_entry(track).get());
+    registers.set_r13(assembled.context(track).get());
+    registers
 }
 
 /// A thread on its track.

@@ -12,7 +12,6 @@
 //! | 320 | xsave area, 64-byte aligned, then `FP_XSTATE_MAGIC2` |
 
 use std::arch::x86_64::__cpuid_count;
-use std::sync::LazyLock;
 use std::sync::OnceLock;
 
 use super::Registers;
