@@ -194,18 +194,30 @@ fn a_stop_signal_during_the_freeze_takes_effect_after_it() {
     target.assert_passes();
 }
 
-#[test]
-fn a_program_without_a_c_library_is_refused_by_name() {
+/// Why a program that is nothing but a loop cannot be asked.
+fn refusal_of_a_bare_program(option: &str) -> RemoteError {
     let source = "void _start(void) { for (;;) __asm__ volatile(\"pause\"); }";
     let folder = Folder::new();
-    let program = folder.compile("bare", source, &["-O2", "-static", "-nostdlib", "-s"]);
+    let program = folder.compile("bare", source, &["-O2", "-static", "-nostdlib", "-s", option]);
     let child = KillOnDrop(Command::new(program).stdin(Stdio::null()).spawn().unwrap());
     let pid = child.0.id().cast_signed();
     std::thread::sleep(Duration::from_millis(20));
     let error = RemoteStage::open(pid, freeze(pid)).unwrap_err();
-    assert!(matches!(error.source, RemoteError::NoGadget { .. }), "{error}");
-    assert!(error.to_string().contains("syscall"), "{error}");
     release(error.threads);
+    error.source
+}
+
+#[test]
+fn a_program_without_a_c_library_is_refused_by_name() {
+    let error = refusal_of_a_bare_program("-m64");
+    assert!(matches!(error, RemoteError::NoGadget { .. }), "{error}");
+    assert!(error.to_string().contains("syscall"), "{error}");
+}
+
+#[test]
+fn a_32_bit_program_is_refused_by_name() {
+    let error = refusal_of_a_bare_program("-m32");
+    assert!(matches!(error, RemoteError::Unsupported { reason: "it runs 32-bit code", .. }), "{error}");
 }
 
 /// Asks each thread of a small program a few times and lets it end by itself.

@@ -111,6 +111,7 @@ impl Stopped {
             self.request("PTRACE_GETREGSET (xstate)", libc::PTRACE_GETREGSET, number(NT_X86_XSTATE), at)?;
             if iov.iov_len < bytes.len() {
                 bytes.truncate(iov.iov_len);
+                bytes.shrink_to_fit();
                 return Ok(XState::from_bytes(bytes).expect("the kernel's xsave area has a header"));
             }
             bytes.resize(bytes.len() * 2, 0);

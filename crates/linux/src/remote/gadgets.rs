@@ -17,7 +17,7 @@ const SIGRETURN_64: &[u8] = &[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
 /// `mov $15, %eax; syscall`: of Go and others.
 const SIGRETURN_32: &[u8] = &[0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05];
 /// Bytes read at once.
-const CHUNK: usize = 1 << 20;
+const CHUNK: usize = 128 << 10;
 /// Bytes of a chunk that are read again with the next, so that nothing is cut in two.
 const OVERLAP: usize = 16;
 
