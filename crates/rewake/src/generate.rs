@@ -36,15 +36,40 @@ fn man(dir: &Path) -> io::Result<()> {
             let page = format!("{name}-{}", command.get_name());
             write_page(dir, &page, command.clone().name(page.clone()).bin_name(page.replacen('-', " ", 1)))?;
         }
-        write_page(dir, &name, tool)?;
+        write_page(dir, &name, tool.disable_help_subcommand(true))?;
     }
     Ok(())
 }
 
 fn write_page(dir: &Path, name: &str, command: Command) -> io::Result<()> {
+    let examples = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    let has_commands = command.has_subcommands();
+    let man = Man::new(command).title(name.to_uppercase()).section("1");
     let mut page = Vec::new();
-    Man::new(command).title(name.to_uppercase()).section("1").render(&mut page)?;
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    man.render_options_section(&mut page)?;
+    if has_commands {
+        man.render_subcommands_section(&mut page)?;
+    }
+    page.extend_from_slice(verbatim(&examples).as_bytes());
     fs::write(dir.join(format!("{name}.1")), page)
+}
+
+/// The text after the options: its first line is the title of a section, the others are kept as they are.
+fn verbatim(text: &str) -> String {
+    let Some((title, lines)) = text.split_once('\n') else { return String::new() };
+    let mut section = format!(".SH {title}\n.nf\n");
+    for line in lines.lines() {
+        // A dot or a quote at the beginning would be a request.
+        let guard = if line.starts_with(['.', '\'']) { "\\&" } else { "" };
+        let line = line.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq");
+        section.push_str(&format!("{guard}{line}\n"));
+    }
+    section.push_str(".fi\n");
+    section
 }
 
 fn completions(dir: &Path) -> io::Result<()> {
@@ -55,4 +80,16 @@ fn completions(dir: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn examples_keep_their_lines() {
+        let section = verbatim("EXAMPLES\n  a -b 'c'\n.d \\");
+        assert_eq!(section, ".SH EXAMPLES\n.nf\n  a \\-b \\(aqc\\(aq\n\\&.d \\e\n.fi\n");
+        assert_eq!(verbatim(""), "");
+    }
 }
