@@ -1,6 +1,7 @@
 //! The order of the phases.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rewake_image::records::{self, Manifest, Pipe, Process};
 use rewake_image::{Image, PAGE_SIZE, PageWriter, PendingImage};
@@ -16,6 +17,9 @@ use crate::guardian::Guardian;
 use crate::memory::Memory;
 use crate::pages::Plan;
 use crate::{Options, Progress, Summary, commit, files, memory, pages, preflight};
+
+/// What a killed program may need to be gone when its guardian cannot tell any more.
+const DYING: Duration = Duration::from_millis(200);
 
 /// Tells the caller and the trace which phase runs, and the trace how long it took.
 struct Phases<'a> {
@@ -60,7 +64,7 @@ pub(crate) fn run(options: &Options, progress: &mut dyn FnMut(Progress)) -> Resu
         Some(paused) => paused,
         None => {
             phases.begin("kill");
-            guardian.release(true)?
+            kill(pid, &dir, &mut guardian)?
         }
     };
     guardian.dismiss();
@@ -74,6 +78,30 @@ pub(crate) fn run(options: &Options, progress: &mut dyn FnMut(Progress)) -> Resu
         paused,
         total: begin.elapsed(),
     })
+}
+
+/// Kills the target, whose image is durable; an image whose program lives on is none.
+fn kill(pid: i32, dir: &Path, guardian: &mut Guardian) -> Result<Duration> {
+    let proc = Proc::open(pid);
+    let begin = Instant::now();
+    let error = match guardian.release(true) {
+        Ok(paused) => return Ok(paused),
+        Err(error) => error,
+    };
+    // The guardian may have been killed after it did its work.
+    std::thread::sleep(DYING);
+    if proc.map_or_else(|error| error.is_gone(), |proc| has_ended(&proc)) {
+        return Ok(begin.elapsed());
+    }
+    match std::fs::remove_dir_all(dir) {
+        Ok(()) => Err(error),
+        Err(left) => Err(error.advise(format!("remove {} by hand, that failed: {left}", dir.display()))),
+    }
+}
+
+/// Whether a process is gone, or dead and not waited for yet.
+fn has_ended(proc: &Proc) -> bool {
+    proc.stat().map_or_else(|error| error.is_gone(), |stat| matches!(stat.state, 'Z' | 'X'))
 }
 
 /// What the front finds out while the target stands still.
@@ -108,7 +136,7 @@ fn write_pages(
     pending: &PendingImage,
     guardian: &mut Guardian,
     phases: &mut Phases<'_>,
-) -> Result<(Image, Option<std::time::Duration>)> {
+) -> Result<(Image, Option<Duration>)> {
     let pid = options.pid;
     phases.begin("pages");
     let total = frozen.plan.total;
@@ -118,11 +146,11 @@ fn write_pages(
     let progress = &mut phases.progress;
     frozen.plan.write(pid, &writer, &mut |done| progress(Progress::Pages { done, total }))?;
     let vdso_crc = vdso_crc(pid, &frozen.memory)?;
-    // Nothing of the target is needed any more but the promise that it is still there.
-    if !frozen.proc.exists() {
+    if has_ended(&frozen.proc) {
         return Err(CaptureError::failed("read", pid, "process", "it was killed meanwhile"));
     }
     let paused = if options.kill {
+        guardian.confirm()?;
         None
     } else {
         phases.begin("thaw");

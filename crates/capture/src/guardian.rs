@@ -56,6 +56,17 @@ impl Guardian {
         }
     }
 
+    /// Makes sure that the target has stood still until now.
+    ///
+    /// # Errors
+    /// When the guardian is gone: the target goes on, and what was read of it since is worth nothing.
+    pub(crate) fn confirm(&mut self) -> Result<()> {
+        match self.request(Request::Confirm)? {
+            Reply::Held => Ok(()),
+            _ => Err(self.lost("hold", "an answer to another question".into())),
+        }
+    }
+
     /// Lets the target go on, or kills it. The time it stood still.
     ///
     /// # Errors
@@ -128,6 +139,7 @@ impl Keeper {
                 Request::Freeze => self.freeze(),
                 Request::Thaw => self.release(false),
                 Request::Kill => self.release(true),
+                Request::Confirm => self.confirm(),
                 Request::Leave => return,
             };
             if reply.unwrap_or_else(Reply::Failed).send(&mut self.socket).is_err() {
@@ -149,10 +161,16 @@ impl Keeper {
         Ok(Reply::Frozen(Box::new(process)))
     }
 
+    fn confirm(&self) -> Result<Reply> {
+        if self.held.is_some() { Ok(Reply::Held) } else { Err(self.not_held()) }
+    }
+
+    fn not_held(&self) -> CaptureError {
+        CaptureError::failed("hold", self.pid, "guardian", "the target is not held")
+    }
+
     fn release(&mut self, kill: bool) -> Result<Reply> {
-        let Some(frozen) = self.held.take() else {
-            return Err(CaptureError::failed("thaw", self.pid, "guardian", "the target is not held"));
-        };
+        let frozen = self.held.take().ok_or_else(|| self.not_held())?;
         Ok(Reply::Released(frozen.release(kill)?))
     }
 }

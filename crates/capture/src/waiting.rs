@@ -136,7 +136,11 @@ impl Timeout {
     }
 
     fn of_sleep(memory: &ProcessMemory, asked: u64, rest: u64) -> Option<Self> {
-        if rest == 0 { timespec(memory, asked).map(Self::Whole) } else { timespec(memory, rest).map(Self::Left) }
+        if rest == 0 {
+            timespec(memory, asked).map(Self::Whole)
+        } else {
+            timespec(memory, rest).map(Self::Left)
+        }
     }
 }
 

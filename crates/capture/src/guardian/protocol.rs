@@ -25,6 +25,8 @@ pub(crate) enum Request {
     Kill = 3,
     /// The image is committed or given up: leave.
     Leave = 4,
+    /// Say whether the target stands still as ever: what was read until now belongs together.
+    Confirm = 5,
 }
 
 /// From the guardian.
@@ -32,6 +34,8 @@ pub(crate) enum Request {
 pub(crate) enum Reply {
     /// The target stands still; this is all of it but pages and descriptors.
     Frozen(Box<Process>),
+    /// The target has stood still since it was frozen.
+    Held,
     /// The target goes on, or is dead as asked; how long it stood still.
     Released(Duration),
     /// It did not work; the target goes on.
@@ -137,7 +141,7 @@ impl Request {
     /// The next request; `None` when the front is gone.
     pub(crate) fn receive(from: &mut impl Read) -> io::Result<Option<Self>> {
         let Some((kind, _)) = read_frame(from)? else { return Ok(None) };
-        [Self::Freeze, Self::Thaw, Self::Kill, Self::Leave]
+        [Self::Freeze, Self::Thaw, Self::Kill, Self::Leave, Self::Confirm]
             .into_iter()
             .find(|&request| request as u8 == kind)
             .map(Some)
@@ -148,6 +152,7 @@ impl Request {
 const FROZEN: u8 = 1;
 const RELEASED: u8 = 2;
 const FAILED: u8 = 3;
+const HELD: u8 = 4;
 
 impl Reply {
     /// Sends it.
@@ -158,6 +163,7 @@ impl Reply {
                 let paused = u64::try_from(paused.as_nanos()).unwrap_or(u64::MAX);
                 write_frame(to, RELEASED, &paused.to_le_bytes())
             }
+            Self::Held => write_frame(to, HELD, &[]),
             Self::Failed(error) => write_frame(to, FAILED, &Failure::from(error).encode_to_vec()),
         }
     }
@@ -172,6 +178,7 @@ impl Reply {
                 Self::Released(Duration::from_nanos(u64::from_le_bytes(paused)))
             }
             FAILED => Self::Failed(Failure::decode(payload.as_slice()).map_err(io::Error::other)?.into()),
+            HELD => Self::Held,
             _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "unknown reply")),
         };
         Ok(Some(reply))
