@@ -177,6 +177,7 @@ fn thread(tid: i32, comm: &[u8]) -> Thread {
         affinity: vec![3],
         io_priority: 0,
         securebits: 0,
+        remaining_ns: None,
     }
 }
 

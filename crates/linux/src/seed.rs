@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use crate::addr::{PAGE_SIZE, RemoteAddr};
 use crate::executor;
-use crate::program::{Assembled, DataRef, TrackRef};
+use crate::program::{Assembled, CallRef, DataRef, TrackRef};
 
 /// Memory shared with the process being made, holding an assembled program.
 #[derive(Debug)]
@@ -66,14 +66,19 @@ impl SharedStage {
     /// A copy of the memory as it is now, for [`Assembled::failure`] and [`Assembled::result`].
     #[must_use]
     pub fn snapshot(&self) -> Vec<u8> {
-        let words = self.len / 8;
-        let mut bytes = Vec::with_capacity(self.len);
-        for index in 0..words {
-            // SAFETY: index is within our mapping (read-write or read-execute); volatile because the child may write.
-            let word = unsafe { (self.base.get() as *const u64).add(index).read_volatile() };
-            bytes.extend_from_slice(&word.to_le_bytes());
-        }
-        bytes
+        (0..self.len / 8).flat_map(|index| self.load(index * 8).to_le_bytes()).collect()
+    }
+
+    /// What a call returned, as it is now.
+    #[must_use]
+    pub fn result(&self, program: &Assembled, at: CallRef) -> u64 {
+        self.load(program.result_offset(at))
+    }
+
+    fn load(&self, offset: usize) -> u64 {
+        assert!(offset.is_multiple_of(8) && offset + 8 <= self.len, "a word lies within the stage");
+        // SAFETY: aligned and within our mapping (read-write or read-execute); volatile because the child may write.
+        unsafe { ((self.base.get() + offset as u64) as *const u64).read_volatile() }
     }
 
     /// How many have come to the barrier `word`.

@@ -1,15 +1,17 @@
 //! Calls that the capture interrupted, and how the resumed thread goes on with them.
 //!
 //! Most go on by themselves: the thread gets the registers it had, error number and all, and the kernel restarts the call as it
-//! would have after the interruption. Not so -ERESTART_RESTARTBLOCK: what it restarts from is kept in the kernel and is gone.
-//! A sleep that told its program the remaining time sleeps just that; every other call begins again.
+//! would have after the interruption. Not so -ERESTART_RESTARTBLOCK: what it restarts from is kept in the kernel and is gone. Where
+//! the image tells the time that was left, the thread makes the call once more for just that, and is interrupted in it: then the
+//! kernel has again what it needs, down to the end of the time-out. Where it does not, the call begins again.
 
 use rewake_image::records::Thread;
-use rewake_linux::addr::RemoteAddr;
 use rewake_linux::arch::x86_64::{Interruption, Registers};
 use rewake_linux::program::Sysno;
 
 const TIMER_ABSTIME: u64 = 1;
+const NANOSECONDS: u64 = 1_000_000_000;
+const NANOSECONDS_PER_MS: u64 = 1_000_000;
 /// Bytes of a `syscall` instruction.
 const SYSCALL_LEN: u64 = 2;
 
@@ -18,21 +20,30 @@ const SYSCALL_LEN: u64 = 2;
 pub enum GoOn {
     /// With the registers it had; the kernel restarts what is to be restarted.
     AsItWas,
-    /// In a sleep made anew for the time that was left.
-    Sleeping(Sleep),
+    /// In the call made anew for the time that was left.
+    Waiting(Wait),
     /// By calling again from the beginning.
     Again,
 }
 
-/// A sleep for the time that was left, which the kernel wrote where the program wanted to know it.
+/// An argument of a call made anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Argument {
+    /// As the program gave it.
+    Same(u64),
+    /// The address of a `timespec` with the time that was left.
+    TimeLeft,
+}
+
+/// A call made anew for the time that was left.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sleep {
-    /// `nanosleep` or `clock_nanosleep`.
+pub struct Wait {
+    /// The call.
     pub call: Sysno,
-    /// Clock and flags, for `clock_nanosleep`.
-    pub clock: u64,
-    /// Where the remaining time is, and is to be written again.
-    pub remaining: RemoteAddr,
+    /// Its arguments.
+    pub args: [Argument; 6],
+    /// Seconds and nanoseconds that were left.
+    pub left: [u64; 2],
 }
 
 /// How `thread` goes on.
@@ -42,17 +53,25 @@ pub fn go_on(thread: &Thread) -> GoOn {
     if Interruption::of(&registers) != Interruption::RestartBlock {
         return GoOn::AsItWas;
     }
-    let (clock, remaining, call) = match registers.orig_rax() {
-        nr if nr == Sysno::nanosleep.number() => (0, registers.rsi(), Sysno::nanosleep),
-        nr if nr == Sysno::clock_nanosleep.number() && registers.rsi() & TIMER_ABSTIME == 0 => {
-            (registers.rdi(), registers.r10(), Sysno::clock_nanosleep)
-        }
-        _ => return GoOn::Again,
+    let Some(left) = thread.remaining_ns else { return GoOn::Again };
+    wait(&registers, left).map_or(GoOn::Again, GoOn::Waiting)
+}
+
+fn wait(registers: &Registers, left: u64) -> Option<Wait> {
+    let [a, b, c, d, e, f] =
+        [registers.rdi(), registers.rsi(), registers.rdx(), registers.r10(), registers.r8(), registers.r9()]
+            .map(Argument::Same);
+    let number = registers.orig_rax();
+    let calls = [Sysno::nanosleep, Sysno::clock_nanosleep, Sysno::poll, Sysno::futex];
+    let call = calls.into_iter().find(|call| call.number() == number)?;
+    let args = match call {
+        Sysno::nanosleep => [Argument::TimeLeft, b, c, d, e, f],
+        Sysno::clock_nanosleep if registers.rsi() & TIMER_ABSTIME == 0 => [a, b, Argument::TimeLeft, d, e, f],
+        Sysno::poll => [a, b, Argument::Same(left.div_ceil(NANOSECONDS_PER_MS)), d, e, f],
+        Sysno::futex => [a, b, c, Argument::TimeLeft, e, f],
+        _ => return None,
     };
-    if remaining == 0 {
-        return GoOn::Again;
-    }
-    GoOn::Sleeping(Sleep { call, clock, remaining: RemoteAddr::new(remaining) })
+    Some(Wait { call, args, left: [left / NANOSECONDS, left % NANOSECONDS] })
 }
 
 /// A thread's registers; an image that decodes has all of them.
@@ -71,17 +90,17 @@ pub fn again(registers: &Registers) -> Registers {
     out
 }
 
-/// Whether these registers are those of a thread interrupted in the sleep made for it.
+/// Whether these registers are those of a thread interrupted in the call made for it.
 #[must_use]
-pub fn is_asleep(registers: &Registers, sleep: &Sleep) -> bool {
-    Interruption::of(registers) == Interruption::RestartBlock && registers.orig_rax() == sleep.call.number()
+pub fn is_waiting(registers: &Registers, wait: &Wait) -> bool {
+    Interruption::of(registers) == Interruption::RestartBlock && registers.orig_rax() == wait.call.number()
 }
 
-/// Registers of a thread whose time was over before it could be interrupted in its sleep.
+/// Registers of a thread whose call came to its end, with this result, before the thread could be interrupted in it.
 #[must_use]
-pub fn has_slept(registers: &Registers) -> Registers {
+pub fn has_returned(registers: &Registers, result: u64) -> Registers {
     let mut out = *registers;
-    out.set_rax(0);
+    out.set_rax(result);
     out.set_orig_rax(u64::MAX);
     out
 }
@@ -92,32 +111,42 @@ mod tests {
 
     use super::*;
 
-    fn thread(rax: i64, orig_rax: u64, rdi: u64, rsi: u64, r10: u64) -> Thread {
+    fn thread(rax: i64, call: Sysno, args: [u64; 6], remaining_ns: Option<u64>) -> Thread {
         let mut registers = Registers::from_words([0; WORDS]);
-        registers.set_call(0, [rdi, rsi, 0, r10, 0, 0]);
+        registers.set_call(0, args);
         registers.set_rax(rax.cast_unsigned());
-        registers.set_orig_rax(orig_rax);
+        registers.set_orig_rax(call.number());
         registers.set_rip(0x1000);
-        Thread { registers: registers.words().to_vec(), ..Thread::default() }
+        Thread { registers: registers.words().to_vec(), remaining_ns, ..Thread::default() }
+    }
+
+    fn waits(call: Sysno, args: [u64; 6], left: u64) -> Wait {
+        match go_on(&thread(-516, call, args, Some(left))) {
+            GoOn::Waiting(wait) => wait,
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
-    fn sleeps_with_the_time_left_go_on_with_it() {
-        let GoOn::Sleeping(sleep) = go_on(&thread(-516, 35, 0x10, 0x20, 0)) else { panic!("a sleep") };
-        assert_eq!((sleep.call, sleep.remaining), (Sysno::nanosleep, RemoteAddr::new(0x20)));
-        let GoOn::Sleeping(sleep) = go_on(&thread(-516, 230, 1, 0, 0x30)) else { panic!("a sleep") };
-        assert_eq!(
-            (sleep.call, sleep.clock, sleep.remaining),
-            (Sysno::clock_nanosleep, 1, RemoteAddr::new(0x30))
-        );
+    fn waits_go_on_for_the_time_left() {
+        let same = Argument::Same;
+        let wait = waits(Sysno::nanosleep, [1, 2, 0, 0, 0, 0], 1_500_000_000);
+        assert_eq!((wait.args[0], wait.args[1], wait.left), (Argument::TimeLeft, same(2), [1, 500_000_000]));
+        let wait = waits(Sysno::clock_nanosleep, [1, 0, 3, 4, 0, 0], 7);
+        assert_eq!((wait.args[0], wait.args[2], wait.args[3]), (same(1), Argument::TimeLeft, same(4)));
+        let wait = waits(Sysno::poll, [1, 2, 9999, 0, 0, 0], 1_000_001);
+        assert_eq!(wait.args[..3], [same(1), same(2), same(2)]);
+        let wait = waits(Sysno::futex, [1, 128, 3, 4, 5, 6], 7);
+        assert_eq!(wait.args, [same(1), same(128), same(3), Argument::TimeLeft, same(5), same(6)]);
     }
 
     #[test]
     fn others_begin_again_or_go_on_as_they_were() {
-        assert_eq!(go_on(&thread(-516, 35, 0x10, 0, 0)), GoOn::Again);
-        assert_eq!(go_on(&thread(-516, 202, 0x10, 0, 0)), GoOn::Again);
-        assert_eq!(go_on(&thread(-512, 0, 3, 0x20, 0)), GoOn::AsItWas);
-        let again = again(&registers_of(&thread(-516, 7, 0, 0, 0)));
+        assert_eq!(go_on(&thread(-516, Sysno::nanosleep, [1; 6], None)), GoOn::Again);
+        assert_eq!(go_on(&thread(-516, Sysno::clock_nanosleep, [1; 6], Some(5))), GoOn::Again);
+        assert_eq!(go_on(&thread(-516, Sysno::munmap, [1; 6], Some(5))), GoOn::Again);
+        assert_eq!(go_on(&thread(-512, Sysno::read, [1; 6], None)), GoOn::AsItWas);
+        let again = again(&registers_of(&thread(-516, Sysno::poll, [0; 6], None)));
         assert_eq!((again.rax(), again.rip(), again.system_call()), (7, 0xffe, None));
     }
 }

@@ -18,10 +18,12 @@ mod process;
 mod signals;
 mod threads;
 
+use std::collections::BTreeMap;
+
 use rewake_image::Image;
 use rewake_image::records::Process;
 use rewake_linux::addr::RemoteAddr;
-use rewake_linux::program::{DataRef, Program, TrackRef};
+use rewake_linux::program::{CallRef, DataRef, Program, TrackRef};
 use rewake_linux::seed::OwnRseq;
 
 use crate::error::RestoreError;
@@ -85,6 +87,10 @@ pub struct Plan {
     pub gate: DataRef,
     /// Counts the threads that have done everything.
     pub parked: DataRef,
+    /// The word threads wait at whose calls came to their end before they could be interrupted in them.
+    pub never: DataRef,
+    /// By thread id, the calls that threads wait in for the time that was left.
+    pub waits: BTreeMap<i32, CallRef>,
 }
 
 struct Planner<'a> {
@@ -96,6 +102,7 @@ struct Planner<'a> {
     gate: DataRef,
     parked: DataRef,
     never: DataRef,
+    waits: BTreeMap<i32, CallRef>,
 }
 
 /// Plans the restore of the image's process at `site`.
@@ -106,7 +113,8 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
     let mut program = Program::new();
     let leader = program.track(format!("leader {}", image.process.pid));
     let (gate, parked, never) = (program.zeros(4), program.zeros(4), program.zeros(4));
-    let mut planner = Planner { image, process: &image.process, site, program, leader, gate, parked, never };
+    let (process, waits) = (&image.process, BTreeMap::new());
+    let mut planner = Planner { image, process, site, program, leader, gate, parked, never, waits };
     planner.birth();
     planner.open_files()?;
     planner.memory()?;
@@ -117,7 +125,7 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
     planner.threads()?;
     planner.last_things()?;
     planner.park_leader()?;
-    Ok(Plan { program: planner.program, leader, gate, parked })
+    Ok(Plan { program: planner.program, leader, gate, parked, never, waits: planner.waits })
 }
 
 /// Arguments of a call, each converted to a [`Value`](rewake_linux::program::Value).

@@ -22,9 +22,9 @@ use crate::run::Seed;
 
 pub use registers::PageMemory;
 
-/// Looks at a thread that has not yet come into its sleep, and how long between two.
-const SLEEP_TRIES: u32 = 50;
-const SLEEP_PAUSE: Duration = Duration::from_millis(1);
+/// Looks at a thread that has not yet come into the call it waits in, and how long between two.
+const WAIT_TRIES: u32 = 50;
+const WAIT_PAUSE: Duration = Duration::from_millis(1);
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
 const PROT_EXEC: u32 = libc::PROT_EXEC.cast_unsigned();
 
@@ -50,13 +50,13 @@ pub fn release(
     let mut parked = work.stop_all(leader)?;
     for at in 0..parked.len() {
         let Parked { tracee, thread } = parked.swap_remove(at);
-        let tracee = work.put_to_sleep(tracee, thread)?;
+        let tracee = work.put_to_wait(tracee, thread)?;
         parked.push(Parked { tracee, thread });
         let last = parked.len() - 1;
         parked.swap(at, last);
     }
     let Parked { tracee, thread } = parked.swap_remove(0);
-    // Registers are read before the leader makes one more call: they tell whether it sleeps.
+    // Registers are read before the leader makes one more call: they tell whether it waits.
     let leader_registers = work.registers_of(&tracee, thread)?;
     let tracee = work.unmap_program(tracee)?;
     work.set_state(&tracee, thread, &leader_registers)?;
@@ -116,27 +116,28 @@ impl<'a> Release<'a> {
         }
     }
 
-    /// A thread that goes on in a sleep made for it is let run until it is in it (or has slept).
-    fn put_to_sleep(&self, mut tracee: Stopped, thread: &Thread) -> Result<Stopped, RestoreError> {
-        let GoOn::Sleeping(sleep) = interrupted::go_on(thread) else { return Ok(tracee) };
-        for _ in 0..SLEEP_TRIES {
+    /// A thread that goes on in a call made for it is let run until it waits in it (or has returned from it).
+    fn put_to_wait(&self, mut tracee: Stopped, thread: &Thread) -> Result<Stopped, RestoreError> {
+        let GoOn::Waiting(wait) = interrupted::go_on(thread) else { return Ok(tracee) };
+        for _ in 0..WAIT_TRIES {
             let now = tracee.registers().map_err(|error| self.refused(error))?;
-            if interrupted::is_asleep(&now, &sleep) || now.system_call() == Some(Sysno::futex.number()) {
-                break;
+            if interrupted::is_waiting(&now, &wait) || self.seed.has_returned(&now) {
+                return Ok(tracee);
             }
             let running = tracee.cont(0).map_err(|error| self.refused(error))?;
-            std::thread::sleep(SLEEP_PAUSE);
+            std::thread::sleep(WAIT_PAUSE);
             running.interrupt().map_err(|error| self.refused(error))?;
             tracee = self.stop(running)?;
         }
-        Ok(tracee)
+        Err(self.seed.died(&format!("thread {} does not come into the call it waited in", thread.tid)))
     }
 
     fn registers_of(&self, tracee: &Stopped, thread: &Thread) -> Result<Registers, RestoreError> {
         let now = tracee.registers().map_err(|error| self.refused(error))?;
         let memory =
             ProcessMemory::open(self.seed.pid()).map_err(|error| self.seed.died(&error.to_string()))?;
-        Ok(registers::to_go_on_with(&self.image.process, thread, &now, self.pages, &memory))
+        let returned = self.seed.returned(thread.tid);
+        Ok(registers::to_go_on_with(&self.image.process, thread, &now, returned, self.pages, &memory))
     }
 
     fn set_state(

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use rewake_image::records::page_stream::Compression;
 use rewake_image::{Image, PageReader};
+use rewake_linux::arch::x86_64::Registers;
 use rewake_linux::proc::Proc;
-use rewake_linux::program::{Action, Assembled};
+use rewake_linux::program::{Action, Assembled, Sysno};
 use rewake_linux::ptrace::{self, Event, ExitStatus, Poll, Running, StopReason};
 use rewake_linux::seed::SharedStage;
 
@@ -213,6 +214,18 @@ impl Seed<'_> {
     /// Hands the parked process over to the release, which owns the leader's tracing from then on.
     pub fn take_leader(&mut self) -> Result<Running, RestoreError> {
         self.leader.take().ok_or_else(|| self.died("it is gone"))
+    }
+
+    /// Whether a thread with these registers has returned from the call made for it.
+    pub fn has_returned(&self, registers: &Registers) -> bool {
+        let never = self.assembled.data(self.plan.never).get();
+        registers.system_call() == Some(Sysno::futex.number()) && registers.rdi() == never
+    }
+
+    /// What the call made for thread `tid` returned; 0 if none was made.
+    pub fn returned(&self, tid: i32) -> u64 {
+        let call = self.plan.waits.get(&tid);
+        call.map_or(0, |call| self.stage.result(&self.assembled, *call))
     }
 
     /// The range of the program in the new process.

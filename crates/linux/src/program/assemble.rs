@@ -92,7 +92,13 @@ impl Assembled {
     /// What a call returned, read from `memory`: the program's bytes after it ran.
     #[must_use]
     pub fn result(&self, memory: &[u8], at: CallRef) -> u64 {
-        word(memory, self.first_entries[at.track.0] + at.index * ENTRY_SIZE + RESULT)
+        word(memory, self.result_offset(at))
+    }
+
+    /// Offset of a call's result from the base address.
+    #[must_use]
+    pub fn result_offset(&self, at: CallRef) -> usize {
+        self.first_entries[at.track.0] + at.index * ENTRY_SIZE + RESULT
     }
 
     /// The first track that stopped at an entry, read from `memory`: the program's bytes after it ran. A pointer that lies in no

@@ -68,6 +68,7 @@ sysno! {
     openat = SYS_openat
     personality = SYS_personality
     pipe2 = SYS_pipe2
+    poll = SYS_poll
     prctl = SYS_prctl
     pread64 = SYS_pread64
     preadv = SYS_preadv

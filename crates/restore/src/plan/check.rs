@@ -170,8 +170,9 @@ impl Step<'_> {
             Sysno::prctl if first == PR_SET_VMA => used(model, self.constant(2), self.constant(3), false),
             // Registered here, written by the kernel when the thread next goes to user mode.
             Sysno::rseq if self.constant(2) == 0 => used(model, first, second, true),
-            Sysno::nanosleep => used(model, second, 16, true),
-            Sysno::clock_nanosleep => used(model, self.constant(3), 16, true),
+            // Where the kernel writes the rest when a sleep is interrupted.
+            Sysno::nanosleep if second != 0 => used(model, second, 16, true),
+            Sysno::clock_nanosleep if self.constant(3) != 0 => used(model, self.constant(3), 16, true),
             _ => Ok(()),
         }
     }

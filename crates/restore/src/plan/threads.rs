@@ -5,7 +5,7 @@ use rewake_linux::program::{Accept, Sysno, TrackRef, Value};
 
 use super::{Planner, args};
 use crate::error::RestoreError;
-use crate::interrupted::{GoOn, go_on};
+use crate::interrupted::{Argument, GoOn, go_on};
 
 const PR_SET_PDEATHSIG: i32 = 1;
 const PR_SET_NAME: i32 = 15;
@@ -110,20 +110,20 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Says that all is done and waits for the tracer, in the sleep the thread was in or at the barrier.
+    /// Says that all is done and waits for the tracer: in the call the thread was in, or at the barrier.
     pub(super) fn park(&mut self, track: TrackRef, thread: &Thread) {
-        if let GoOn::Sleeping(sleep) = go_on(thread) {
-            self.program.barrier(track, self.parked, 1).note("ready");
-            let left = Value::from(sleep.remaining);
-            let args = [Value::from(sleep.clock), Value::from(0), left, left];
-            let call = match sleep.call {
-                Sysno::nanosleep => self.program.call(track, sleep.call, [left, left]),
-                call => self.program.call(track, call, args),
-            };
-            call.accept(Accept::Any).note("the time that was left");
-            self.program.barrier(track, self.never, NEVER).note("the tracer lets go");
-        } else {
+        let GoOn::Waiting(wait) = go_on(thread) else {
             self.program.barrier(track, self.parked, NEVER).note("ready; the tracer lets go");
-        }
+            return;
+        };
+        self.program.barrier(track, self.parked, 1).note("ready");
+        let left = self.program.words(&wait.left);
+        let args = wait.args.map(|argument| match argument {
+            Argument::Same(value) => Value::from(value),
+            Argument::TimeLeft => Value::from(left),
+        });
+        let call = self.program.call(track, wait.call, args).accept(Accept::Any);
+        self.waits.insert(thread.tid, call.note("for the time that was left").done());
+        self.program.barrier(track, self.never, NEVER).note("the tracer lets go");
     }
 }

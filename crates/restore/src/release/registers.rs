@@ -43,11 +43,12 @@ impl<'a> PageMemory<'a> {
     }
 }
 
-/// Registers for `thread`, which is parked with the registers `now`.
+/// Registers for `thread`, which is parked with the registers `now`; `returned` is the result of the call made for it.
 pub fn to_go_on_with(
     process: &Process,
     thread: &Thread,
     now: &Registers,
+    returned: u64,
     pages: &PageMemory<'_>,
     memory: &ProcessMemory,
 ) -> Registers {
@@ -55,8 +56,8 @@ pub fn to_go_on_with(
     let registers = match interrupted::go_on(thread) {
         GoOn::AsItWas => invisible_restart(&saved, handler_due(process, thread)).unwrap_or(saved),
         GoOn::Again => interrupted::again(&saved),
-        GoOn::Sleeping(sleep) if interrupted::is_asleep(now, &sleep) => saved,
-        GoOn::Sleeping(_) => interrupted::has_slept(&saved),
+        GoOn::Waiting(wait) if interrupted::is_waiting(now, &wait) => saved,
+        GoOn::Waiting(_) => interrupted::has_returned(&saved, returned),
     };
     critical_section(thread, pages, memory)
         .and_then(|section| section.aborted(&registers))
