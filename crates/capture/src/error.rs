@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::fmt;
 
+use rewake_linux::proc::ProcError;
+
 /// Something about the target that cannot be captured; found without touching it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Obstacle {
@@ -100,8 +102,12 @@ impl CaptureError {
         object: impl Into<String>,
         source: impl Into<Source>,
     ) -> Self {
-        let (operation, object, source) = (operation.into(), object.into(), source.into());
-        Self::Failed { operation, pid, object, source, remedy: None }
+        let (operation, object) = (operation.into(), object.into());
+        let (source, remedy) = match source.into().downcast::<ProcError>() {
+            Ok(error) => proc_cause(*error),
+            Err(source) => (source, None),
+        };
+        Self::Failed { operation, pid, object, source, remedy: remedy.map(str::to_owned) }
     }
 
     /// The same with a line of advice.
@@ -112,6 +118,18 @@ impl CaptureError {
             }
             refused @ Self::Refused(_) => refused,
         }
+    }
+}
+
+/// An error of `/proc` without the words that are said around it anyway, and what helps.
+fn proc_cause(error: ProcError) -> (Source, Option<&'static str>) {
+    match error {
+        ProcError::Gone { .. } => ("no such process".into(), None),
+        ProcError::Denied { source, .. } => {
+            (source.into(), Some("run the command as the owner of the process, or as root"))
+        }
+        ProcError::Io { source, .. } => (source.into(), None),
+        other => (other.into(), None),
     }
 }
 
@@ -149,6 +167,18 @@ mod tests {
             "write failed for pid 12 (pages): No space left on device (os error 28)"
         );
         assert_eq!(error.remedy().as_deref(), Some("make room"));
+    }
+
+    #[test]
+    fn an_error_of_proc_is_told_once() {
+        let source = std::io::Error::from_raw_os_error(libc::EACCES);
+        let denied = ProcError::Denied { pid: 12, file: "maps".into(), source };
+        let error = Err::<(), _>(denied).during("read maps", 12, "mappings").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "read maps failed for pid 12 (mappings): Permission denied (os error 13)"
+        );
+        assert!(error.remedy().is_some());
     }
 
     #[test]

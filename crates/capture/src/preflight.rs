@@ -3,7 +3,7 @@
 //! The checks here read `/proc` and nothing else. They run again when the target stands still, since things change.
 
 use rewake_linux::kcmp::{self, Shared};
-use rewake_linux::proc::{self, Proc, ProcError, Stat, Status};
+use rewake_linux::proc::{self, Proc, Stat, Status};
 
 use crate::Options;
 use crate::error::{CaptureError, During, Result};
@@ -22,18 +22,9 @@ const LATER: &str = "capture the program at a time when it does not use this";
 pub(crate) fn open(pid: i32) -> Result<Proc> {
     Proc::open(pid).map_err(|error| {
         let gone = error.is_gone();
-        let error = CaptureError::failed("open", pid, format!("/proc/{pid}"), error_cause(error));
+        let error = CaptureError::failed("open", pid, format!("/proc/{pid}"), error);
         if gone { error.advise("give the id of a running process with -p; ps -e lists them") } else { error }
     })
-}
-
-/// An error of `/proc` without the words that are said again around it.
-fn error_cause(error: ProcError) -> Box<dyn std::error::Error + Send + Sync> {
-    match error {
-        ProcError::Gone { .. } => "no such process".into(),
-        ProcError::Denied { source, .. } | ProcError::Io { source, .. } => source.into(),
-        other => other.into(),
-    }
 }
 
 /// Everything that can be known before the freeze.
