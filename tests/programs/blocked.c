@@ -1,6 +1,5 @@
 /* A thread blocked in a system call (argument: which) goes on after the resume as if nothing had been:
-   sleeps last the time that was left, all else waits on until it is woken; nothing ever returns EINTR.
-   A second argument "anew" allows a sleep to begin anew, where the kernel tells nobody how much was left. */
+   sleeps last the time that was left, all else waits on until it is woken; nothing ever returns EINTR. */
 #include "probe.h"
 #include <linux/futex.h>
 #include <poll.h>
@@ -9,7 +8,6 @@
 #include <sys/time.h>
 
 static const double LASTS = 1.25;
-static int may_begin_anew;
 static int pipe_ends[2];
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t condition = PTHREAD_COND_INITIALIZER;
@@ -33,7 +31,7 @@ static struct timespec later(double seconds, clockid_t clock) {
 static void slept(double started) {
     double awake = probe_now() - started - probe_gap;
     /* The checkpoint comes when about 0.6 s have passed: a sleep that begins anew lasts that much longer. */
-    CHECK(awake > LASTS - 0.1 && awake < LASTS + (may_begin_anew ? LASTS : 0.4), "slept %.3f s of %.1f s (stood still %.3f s)", awake, LASTS, probe_gap);
+    CHECK(awake > LASTS - 0.1 && awake < LASTS + 0.4, "slept %.3f s of %.1f s (stood still %.3f s)", awake, LASTS, probe_gap);
 }
 
 static void do_sleep(const char *kind) {
@@ -153,7 +151,6 @@ static void wake(const char *kind) {
 int main(int argc, char **argv) {
     probe_start(argc, argv);
     char *kind = argc > 2 ? argv[2] : "read";
-    may_begin_anew = argc > 3 && !strcmp(argv[3], "anew");
     struct sigaction action = {.sa_handler = on_signal};
     TRY(sigaction(SIGUSR1, &action, NULL));
     TRY(sigaction(SIGUSR2, &action, NULL));

@@ -114,18 +114,12 @@ const EXECUTION: &[Row] = &[
 
 const BLOCKED: &[Row] = &[
     row(
-        "sleeps and time-outs that report the time left (nanosleep, select) go on with the time that was left",
-        &[sleeps("blocked nanosleep"), sleeps("blocked select_timeout")],
+        "sleeps go on with the time that was left (nanosleep, clock_nanosleep)",
+        &[sleeps("blocked nanosleep"), sleeps("blocked nanosleep_null"), sleeps("blocked clock_nanosleep")],
     ),
     row(
-        "sleeps and time-outs that do not report it (sleep without a second argument, poll, futex) are not interrupted; \
-         left running, they are exact; resumed, they begin anew",
-        &[
-            sleeps("blocked nanosleep_null anew"),
-            sleeps("blocked clock_nanosleep anew"),
-            sleeps("blocked poll_timeout anew"),
-            sleeps("blocked futex_timeout anew"),
-        ],
+        "time-outs go on with the time that was left (poll, select, futex)",
+        &[sleeps("blocked poll_timeout"), sleeps("blocked select_timeout"), sleeps("blocked futex_timeout")],
     ),
     row(
         "sleeps and waits until an absolute time",
