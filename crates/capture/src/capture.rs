@@ -142,6 +142,7 @@ fn write_pages(
     let total = frozen.plan.total;
     let writer = PageWriter::create(pending, options.compression)
         .map_err(|error| commit::image_error("create", pid, error))?;
+    writer.reserve(total).map_err(|error| commit::image_error("write", pid, error))?;
     (phases.progress)(Progress::Pages { done: 0, total });
     let progress = &mut phases.progress;
     frozen.plan.write(pid, &writer, &mut |done| progress(Progress::Pages { done, total }))?;

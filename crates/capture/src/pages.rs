@@ -5,9 +5,9 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 
-use rewake_image::PageWriter;
 use rewake_image::pages::{BLOCK_SIZE, BLOCK_SIZE_U64, block_count};
 use rewake_image::records::{Extent, SharedMemory};
+use rewake_image::{AlignedBuffer, PageWriter};
 use rewake_linux::addr::{RemoteAddr, page_up};
 use rewake_linux::memory::ProcessMemory;
 use rewake_linux::pagemap::{self, PageMap, Query, Run};
@@ -219,7 +219,7 @@ impl Plan {
     ) -> Result<()> {
         let memory = ProcessMemory::open(pid)
             .map_err(|error| CaptureError::failed("open", pid, "memory", error.source))?;
-        let mut buffer = vec![0; BLOCK_SIZE];
+        let mut buffer = AlignedBuffer::new(BLOCK_SIZE);
         while !stop.load(Ordering::Relaxed) {
             let index = next.fetch_add(1, Ordering::Relaxed);
             let start = index * BLOCK_SIZE_U64;
@@ -227,7 +227,7 @@ impl Plan {
                 break;
             }
             let len = BLOCK_SIZE_U64.min(self.total - start);
-            let block = &mut buffer[..usize::try_from(len).expect("a block fits into memory")];
+            let block = &mut buffer.as_mut_slice()[..usize::try_from(len).expect("a block fits into memory")];
             self.read(&memory, start, block)?;
             writer.block(index, block).map_err(|error| crate::commit::image_error("write", pid, error))?;
             let _front_gone = done.send(Ok(len));

@@ -28,7 +28,7 @@ mod wire;
 pub use dir::{PendingImage, SyncedImage, clear_stale, remove_pending};
 pub use error::ImageError;
 pub use image::Image;
-pub use pages::{BLOCK_SIZE, BlockBuffer, PageReader, PageWriter};
+pub use pages::{AlignedBuffer, BLOCK_SIZE, BlockBuffer, PageReader, PageWriter};
 pub use records::page_stream::Compression;
 pub use verify::{VerifySummary, verify};
 

@@ -7,9 +7,11 @@
 //! Blocks are worked on by several threads at once, at both ends. Nothing here happens page by page.
 
 mod codec;
+mod file;
 mod reader;
 mod writer;
 
+pub use file::AlignedBuffer;
 pub use reader::{BlockBuffer, PageReader};
 pub use writer::PageWriter;
 

@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard};
 
 use super::codec::Encoder;
+use super::file::PagesFile;
 use super::{BLOCK_SIZE, BLOCK_SIZE_U64, MAX_BLOCKS};
 use crate::records::PageStream;
 use crate::records::page_stream::Compression;
@@ -18,7 +17,7 @@ use crate::{ImageError, PAGES_FILE, PendingImage};
 /// Each block is handed over once, by any thread, in any order. Compressed blocks that come out before their turn wait in memory
 /// for the missing one, so threads should take the blocks in order.
 pub struct PageWriter {
-    file: File,
+    file: PagesFile,
     path: PathBuf,
     compression: Compression,
     blocks: Mutex<Blocks>,
@@ -72,7 +71,19 @@ impl PageWriter {
     pub fn create(image: &PendingImage, compression: Compression) -> Result<Self, ImageError> {
         let file = image.create_file(PAGES_FILE)?;
         let path = image.path().join(PAGES_FILE);
+        let file = PagesFile::new(file);
         Ok(Self { file, path, compression, blocks: Mutex::default(), encoders: Mutex::default() })
+    }
+
+    /// Takes room on the disk for a stream of `length` bytes that is not compressed.
+    ///
+    /// # Errors
+    /// [`ImageError::Io`] when there is not as much.
+    pub fn reserve(&self, length: u64) -> Result<(), ImageError> {
+        if self.compression != Compression::None {
+            return Ok(());
+        }
+        self.file.reserve(length).map_err(ImageError::io("write", &self.path))
     }
 
     /// Writes block `index`: [`BLOCK_SIZE`] bytes, or fewer when it is the last.
@@ -152,7 +163,7 @@ impl PageWriter {
     }
 
     fn write(&self, bytes: &[u8], offset: u64) -> Result<(), ImageError> {
-        self.file.write_all_at(bytes, offset).map_err(ImageError::io("write", &self.path))
+        self.file.write(bytes, offset).map_err(ImageError::io("write", &self.path))
     }
 
     fn blocks(&self) -> MutexGuard<'_, Blocks> {
