@@ -64,6 +64,14 @@ fn check_options(options: &Options, findings: &mut Findings) {
             "choose another directory with -d, or remove this one",
         );
     }
+    let parent = options.dir.parent().filter(|parent| !parent.as_os_str().is_empty());
+    if let Some(parent) = parent.filter(|parent| !parent.is_dir()) {
+        findings.add(
+            format!("image {dir}"),
+            format!("there is no folder {} to put it into", parent.display()),
+            "make the folder first, or choose another place with -d",
+        );
+    }
     if options.file_level >= 2 {
         findings.add(
             format!("file level {}", options.file_level),

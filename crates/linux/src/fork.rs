@@ -32,7 +32,9 @@ pub fn fork() -> io::Result<Forked> {
     // SAFETY: this process has a single thread, so the child inherits no lock that nobody will release.
     match unsafe { libc::fork() } {
         0 => Ok(Forked::Child),
-        pid => Pid::from_raw(pid).filter(|_| pid > 0).map(Forked::Parent).ok_or_else(io::Error::last_os_error),
+        pid => {
+            Pid::from_raw(pid).filter(|_| pid > 0).map(Forked::Parent).ok_or_else(io::Error::last_os_error)
+        }
     }
 }
 

@@ -20,6 +20,16 @@ pub enum RestoreError {
         /// Why that cannot be.
         reason: String,
     },
+    /// An option of the contract that this version does not have yet.
+    #[error("resume failed for pid {pid} ({option}): this version cannot do that yet")]
+    NotBuilt {
+        /// The process in the image.
+        pid: i32,
+        /// As it was given.
+        option: &'static str,
+        /// What can be done instead.
+        remedy: &'static str,
+    },
     /// This host lacks what the program may be using.
     #[error("resume failed for pid {pid} (CPU): this host lacks {missing}")]
     Cpu {
@@ -102,6 +112,7 @@ impl RestoreError {
     pub fn remedy(&self) -> Option<String> {
         let text = match self {
             Self::Image(source) => return source.remedy().map(Into::into),
+            Self::NotBuilt { remedy, .. } => remedy,
             Self::Cpu { .. } => {
                 "resume on a host whose CPU has these (`rewake show DIR` lists what is needed)"
             }

@@ -143,15 +143,14 @@ pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<R
 
 /// What the contract names and is not built yet is refused, never done half.
 fn refuse_unbuilt(options: &Options, image: &Image) -> Result<(), RestoreError> {
-    let refuse = |object: &str, reason: &str| {
-        let (object, reason) = (object.into(), reason.into());
-        Err(RestoreError::Unsupported { pid: image.process.pid, object, reason })
-    };
+    let pid = image.process.pid;
     if options.on_changed == OnChanged::Restore {
-        return refuse("--on-changed restore", "putting files back is not built yet; use --on-changed as-is");
+        let remedy = "put the files back by hand, or go on with them as they are: --on-changed as-is";
+        return Err(RestoreError::NotBuilt { pid, option: "--on-changed restore", remedy });
     }
     if options.pids == Pids::Namespace {
-        return refuse("--pids namespace", "namespaces of its own are not built yet; use --pids same");
+        let remedy = "resume with the same ids: --pids same";
+        return Err(RestoreError::NotBuilt { pid, option: "--pids namespace", remedy });
     }
     Ok(())
 }

@@ -69,7 +69,8 @@ pub struct Chkpnt {
     pub kill: bool,
 
     /// Whose content goes into the image besides memory: 0 no file's (path, position and flags only), 1 files open for writing, 2 all
-    /// open regular files, 3 mapped files, executable and libraries too
+    /// open regular files, 3 mapped files, executable and libraries too. This version stores no content yet: 1 is as 0, 2 and 3 are
+    /// refused
     #[arg(long, value_name = "LEVEL", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=3))]
     pub files: u8,
 
@@ -133,7 +134,8 @@ pub struct Resume {
     #[arg(short, long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub dir: PathBuf,
 
-    /// Put files that the program had open for writing back as they were at the capture: short for --on-changed restore
+    /// Put files that the program had open for writing back as they were at the capture: short for --on-changed restore. Not in
+    /// this version yet
     #[arg(short = 'o', conflicts_with = "on_changed")]
     pub overwrite: bool,
 
