@@ -35,7 +35,10 @@ pub(crate) fn outside(proc: &Proc) -> Result<Process> {
         exe: Some(MappedFile { identity: Some(identity(&exe)), flags: 0 }),
         ..AddressSpace::default()
     };
+    let text = |file| proc.read(file).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     Ok(Process {
+        oom_score_adj: text("oom_score_adj").and_then(|text| text.trim().parse().ok()),
+        coredump_filter: text("coredump_filter").and_then(|text| u32::from_str_radix(text.trim(), 16).ok()),
         pid,
         ppid: stat.ppid,
         pgid: stat.pgrp,

@@ -17,6 +17,8 @@ use rustix::thread::CpuSet;
 use rustix::time::{ClockId, clock_gettime};
 
 const TIMER_ABSTIME: u64 = 1;
+const FUTEX_COMMAND: u64 = 0x7f;
+const FUTEX_WAIT: u64 = 0;
 const NANOSECONDS: u64 = 1_000_000_000;
 const NANOSECONDS_PER_MS: u64 = 1_000_000;
 
@@ -128,7 +130,8 @@ impl Timeout {
             // The kernel takes the low half, an int; negative means for ever and is never interrupted this way.
             let ms = u32::try_from(registers.rdx() & u64::from(u32::MAX)).ok()?;
             Some(Self::Whole(u64::from(ms) * NANOSECONDS_PER_MS))
-        } else if number == Sysno::futex.number() {
+        } else if number == Sysno::futex.number() && registers.rsi() & FUTEX_COMMAND == FUTEX_WAIT {
+            // The other waits of futex(2) are until an absolute time: called again, they end when they should.
             timespec(memory, registers.r10()).map(Self::Whole)
         } else {
             None

@@ -143,6 +143,8 @@ fn process() -> Process {
         }],
         memory: Some(memory()),
         membarrier: 1,
+        oom_score_adj: None,
+        coredump_filter: None,
     }
 }
 

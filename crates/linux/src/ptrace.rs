@@ -23,6 +23,7 @@ use std::marker::PhantomData;
 use crate::signal::SigInfo;
 
 pub use stopped::{Detached, RseqConfiguration};
+pub use wait::kill_and_reap;
 
 /// A request to the kernel about a tracee failed.
 #[derive(Debug, thiserror::Error)]

@@ -54,8 +54,20 @@ pub enum RestoreError {
         /// Each file and what is different.
         changes: Vec<String>,
     },
-    /// The process id belongs to somebody else.
-    #[error("clone3 failed for pid {pid} (process id): taken by {owner}")]
+    /// The limit of descriptors leaves no room for the restore.
+    #[error(
+        "resume failed for pid {pid} (limit of descriptors): it needs {needed} for a moment, {limit} are allowed"
+    )]
+    Descriptors {
+        /// The process in the image.
+        pid: i32,
+        /// So many.
+        needed: u64,
+        /// Our hard limit.
+        limit: u64,
+    },
+    /// The id of the process or of one of its threads belongs to somebody else.
+    #[error("clone3 failed for pid {pid} (id of a process or thread): taken by {owner}")]
     PidTaken {
         /// The id wanted.
         pid: i32,
@@ -122,9 +134,10 @@ impl RestoreError {
             Self::Changed { .. } => {
                 "put the files back as they were, or go on with them as they are: --on-changed as-is"
             }
+            Self::Descriptors { .. } => "raise the hard limit (ulimit -Hn), then resume again",
             Self::PidTaken { .. } => "end that process or wait for its end, then resume again",
             Self::PidForbidden { .. } => {
-                "run as root or give the binary the capability: setcap cap_checkpoint_restore,cap_sys_ptrace+eip"
+                "resume as root, or let root allow it: setcap cap_checkpoint_restore+ep on the rewake binary"
             }
             Self::Entry { source, operation, .. } => return entry_remedy(operation, source),
             Self::Unsupported { .. } | Self::Died { .. } | Self::System { .. } => return None,
@@ -135,13 +148,25 @@ impl RestoreError {
 
 fn entry_remedy(operation: &str, source: &io::Error) -> Option<String> {
     let text = match (operation, source.raw_os_error()?) {
-        ("clone3", libc::EEXIST) => {
-            "a thread id is taken: end its owner or wait for its end, then resume again"
+        ("clone3", libc::EAGAIN) => {
+            "raise the limit of processes (ulimit -u, the cgroup's pids.max), then resume again"
         }
-        ("prlimit64", libc::EPERM) => "raise the limit in the shell first (ulimit), or resume as root",
+        ("clone3", libc::EPERM) => "let root allow it: setcap cap_checkpoint_restore+ep on the rewake binary",
+        ("prlimit64", libc::EPERM) => {
+            "raise the hard limit in the shell first (ulimit -H); that takes CAP_SYS_RESOURCE"
+        }
+        ("sched_setattr" | "setpriority" | "ioprio_set", libc::EPERM) => {
+            "resume as root, or as one who may set these (ulimit -e, ulimit -r)"
+        }
+        ("rt_sigqueueinfo" | "rt_tgsigqueueinfo", libc::EAGAIN) => {
+            "raise the limit of pending signals (ulimit -i)"
+        }
         ("openat" | "chdir", libc::ENOENT) => "put the file or folder back in its place",
         ("openat" | "chdir", libc::EACCES) => "resume as a user who may open it",
-        (_, libc::ENOMEM) => "free memory, or raise the limits (ulimit -v, cgroup), then resume again",
+        ("prctl", libc::EINVAL) => "raise the limit of data (ulimit -d), if there is one",
+        (_, libc::ENOMEM) => {
+            "free memory, or raise the limits (ulimit -v, ulimit -d, ulimit -l, vm.max_map_count, the cgroup's), then resume again"
+        }
         ("fcntl" | "flock", libc::EAGAIN | libc::EACCES) => {
             "another process holds the lock: wait until it lets go"
         }

@@ -5,13 +5,17 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 
 use rewake_image::Image;
-use rewake_image::records::{Cpu, Credentials, FileIdentity, open_file};
+use rewake_image::records::{Cpu, Credentials, Device, FileIdentity, open_file};
 use rewake_linux::proc::{Proc, Status};
 use rewake_linux::{cpu, host};
 
 use crate::OnChanged;
 use crate::error::RestoreError;
 
+/// `S_IFMT`.
+const KIND: u32 = 0o170_000;
+/// `S_IFCHR`.
+const CHARACTER_DEVICE: u32 = 0o020_000;
 /// First bits of an xsave area's header: which components hold something.
 const XSTATE_BV: usize = 512;
 
@@ -113,16 +117,25 @@ fn differences(wanted: &Credentials, own: &Status) -> Vec<String> {
     let ids = ids.into_iter().filter(|(_, wanted, own)| wanted != own);
     let mut out: Vec<String> =
         ids.map(|(name, wanted, own)| format!("{name} {wanted:?}, ours {own:?}")).collect();
+    if own.no_new_privs && !wanted.no_new_privs {
+        out.push("the right to gain privileges (no_new_privs unset), which we have given up".to_owned());
+    }
     let own = own.capabilities;
     let sets = [
-        ("inheritable", wanted.cap_inheritable, own.inheritable),
-        ("permitted", wanted.cap_permitted, own.permitted),
-        ("effective", wanted.cap_effective, own.effective),
-        ("bounding", wanted.cap_bounding, own.bounding),
-        ("ambient", wanted.cap_ambient, own.ambient),
+        // What we have more is given up; see the plan's `capabilities`.
+        (
+            "inheritable",
+            wanted.cap_inheritable,
+            own.inheritable,
+            wanted.cap_inheritable & !own.inheritable == 0,
+        ),
+        ("permitted", wanted.cap_permitted, own.permitted, wanted.cap_permitted & !own.permitted == 0),
+        ("effective", wanted.cap_effective, own.effective, wanted.cap_effective & !own.permitted == 0),
+        ("bounding", wanted.cap_bounding, own.bounding, wanted.cap_bounding == own.bounding),
+        ("ambient", wanted.cap_ambient, own.ambient, wanted.cap_ambient == own.ambient),
     ];
-    let sets = sets.into_iter().filter(|(_, wanted, own)| wanted != own);
-    out.extend(sets.map(|(name, wanted, own)| format!("{name} capabilities {wanted:#x}, ours {own:#x}")));
+    let sets = sets.into_iter().filter(|(_, _, _, fits)| !fits);
+    out.extend(sets.map(|(name, wanted, own, _)| format!("{name} capabilities {wanted:#x}, ours {own:#x}")));
     out
 }
 
@@ -137,9 +150,13 @@ pub fn check_files(image: &Image, on_changed: OnChanged) -> Result<(), RestoreEr
         open_file::Kind::Regular(regular) => regular.identity.as_ref(),
         _ => None,
     });
+    let devices = image.open_files.iter().filter_map(|file| match file.kind.as_ref()? {
+        open_file::Kind::Device(device) => another_device(device),
+        _ => None,
+    });
     let exe = image.process.memory.as_ref().and_then(|memory| memory.exe.as_ref());
     let mapped = image.mapped_files.iter().chain(exe).filter_map(|file| file.identity.as_ref());
-    let mut changes: Vec<String> = Vec::new();
+    let mut changes: Vec<String> = devices.collect();
     for identity in open.chain(mapped) {
         if let Some(change) = difference(identity, same_host, on_changed)
             && !changes.contains(&change)
@@ -151,6 +168,15 @@ pub fn check_files(image: &Image, on_changed: OnChanged) -> Result<(), RestoreEr
         return Ok(());
     }
     Err(RestoreError::Changed { pid: image.process.pid, changes })
+}
+
+fn another_device(device: &Device) -> Option<String> {
+    let path = rewake_image::records::path_of(&device.path);
+    match std::fs::metadata(path) {
+        Ok(now) if now.rdev() == device.rdev && now.mode() & KIND == CHARACTER_DEVICE => None,
+        Ok(_) => Some(format!("{} is another device now", path.display())),
+        Err(error) => Some(format!("{} cannot be used: {error}", path.display())),
+    }
 }
 
 fn is_same_host(image: &Image) -> bool {
@@ -168,6 +194,10 @@ fn difference(identity: &FileIdentity, same_host: bool, on_changed: OnChanged) -
         Ok(now) => now,
         Err(error) => return say(format!("cannot be used: {error}")),
     };
+    // Another kind of file is no other state of the same file; opening a pipe could wait for ever.
+    if identity.mode & KIND != 0 && now.mode() & KIND != identity.mode & KIND {
+        return say("is a file of another kind now".into());
+    }
     if on_changed == OnChanged::AsIs {
         return None;
     }

@@ -10,6 +10,9 @@ use rewake_linux::arch::x86_64::{Interruption, Registers};
 use rewake_linux::program::Sysno;
 
 const TIMER_ABSTIME: u64 = 1;
+const FUTEX_COMMAND: u64 = 0x7f;
+/// The only wait of futex(2) whose time-out is relative.
+const FUTEX_WAIT: u64 = 0;
 const NANOSECONDS: u64 = 1_000_000_000;
 const NANOSECONDS_PER_MS: u64 = 1_000_000;
 /// Bytes of a `syscall` instruction.
@@ -68,7 +71,7 @@ fn wait(registers: &Registers, left: u64) -> Option<Wait> {
         Sysno::nanosleep => [Argument::TimeLeft, b, c, d, e, f],
         Sysno::clock_nanosleep if registers.rsi() & TIMER_ABSTIME == 0 => [a, b, Argument::TimeLeft, d, e, f],
         Sysno::poll => [a, b, Argument::Same(left.div_ceil(NANOSECONDS_PER_MS)), d, e, f],
-        Sysno::futex => [a, b, c, Argument::TimeLeft, e, f],
+        Sysno::futex if registers.rsi() & FUTEX_COMMAND == FUTEX_WAIT => [a, b, c, Argument::TimeLeft, e, f],
         _ => return None,
     };
     Some(Wait { call, args, left: [left / NANOSECONDS, left % NANOSECONDS] })
@@ -144,6 +147,7 @@ mod tests {
     fn others_begin_again_or_go_on_as_they_were() {
         assert_eq!(go_on(&thread(-516, Sysno::nanosleep, [1; 6], None)), GoOn::Again);
         assert_eq!(go_on(&thread(-516, Sysno::clock_nanosleep, [1; 6], Some(5))), GoOn::Again);
+        assert_eq!(go_on(&thread(-516, Sysno::futex, [1, 128 | 9, 1, 1, 1, 1], Some(5))), GoOn::Again);
         assert_eq!(go_on(&thread(-516, Sysno::munmap, [1; 6], Some(5))), GoOn::Again);
         assert_eq!(go_on(&thread(-512, Sysno::read, [1; 6], None)), GoOn::AsItWas);
         let again = again(&registers_of(&thread(-516, Sysno::poll, [0; 6], None)));

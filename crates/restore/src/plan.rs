@@ -52,6 +52,8 @@ pub struct Site {
     pub limits: Vec<(u64, u64)>,
     /// The registration to leave.
     pub rseq: Option<OwnRseq>,
+    /// `resume`'s effective, permitted and inheritable capabilities.
+    pub capabilities: [u64; 3],
     /// Whether the program becomes leader of a session of its own.
     pub new_session: bool,
 }
@@ -91,6 +93,8 @@ pub struct Plan {
     pub never: DataRef,
     /// By thread id, the calls that threads wait in for the time that was left.
     pub waits: BTreeMap<i32, CallRef>,
+    /// The thread ids of the tracks.
+    pub tids: BTreeMap<TrackRef, i32>,
 }
 
 struct Planner<'a> {
@@ -103,6 +107,7 @@ struct Planner<'a> {
     parked: DataRef,
     never: DataRef,
     waits: BTreeMap<i32, CallRef>,
+    tids: BTreeMap<TrackRef, i32>,
 }
 
 /// Plans the restore of the image's process at `site`.
@@ -113,8 +118,8 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
     let mut program = Program::new();
     let leader = program.track(format!("leader {}", image.process.pid));
     let (gate, parked, never) = (program.zeros(4), program.zeros(4), program.zeros(4));
-    let (process, waits) = (&image.process, BTreeMap::new());
-    let mut planner = Planner { image, process, site, program, leader, gate, parked, never, waits };
+    let (process, waits, tids) = (&image.process, BTreeMap::new(), BTreeMap::new());
+    let mut planner = Planner { image, process, site, program, leader, gate, parked, never, waits, tids };
     planner.birth();
     planner.open_files()?;
     planner.memory()?;
@@ -125,7 +130,15 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
     planner.threads()?;
     planner.last_things()?;
     planner.park_leader()?;
-    Ok(Plan { program: planner.program, leader, gate, parked, never, waits: planner.waits })
+    Ok(Plan {
+        program: planner.program,
+        leader,
+        gate,
+        parked,
+        never,
+        waits: planner.waits,
+        tids: planner.tids,
+    })
 }
 
 /// Arguments of a call, each converted to a [`Value`](rewake_linux::program::Value).

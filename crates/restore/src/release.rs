@@ -64,6 +64,7 @@ pub fn release(
         let registers = work.registers_of(&other.tracee, other.thread)?;
         work.set_state(&other.tracee, other.thread, &registers)?;
     }
+    work.write_proc_files()?;
     progress(Progress::Ready { pid });
     for other in parked {
         other.tracee.detach(0).map_err(|error| work.refused(error))?;
@@ -153,6 +154,31 @@ impl<'a> Release<'a> {
         tracee.set_xstate(&state).map_err(refused)?;
         tracee.set_registers(registers).map_err(refused)?;
         tracee.set_signal_mask(SignalSet::from_bits(thread.signal_mask)).map_err(refused)
+    }
+
+    /// What is set through files of `/proc`, by their owner from outside.
+    fn write_proc_files(&self) -> Result<(), RestoreError> {
+        let (pid, process) = (self.seed.pid(), &self.image.process);
+        let files = [
+            ("oom_score_adj", process.oom_score_adj.map(|value| value.to_string())),
+            ("coredump_filter", process.coredump_filter.map(|value| format!("{value:#x}"))),
+        ];
+        for (file, value) in files.into_iter().filter_map(|(file, value)| Some((file, value?))) {
+            let path = format!("/proc/{pid}/{file}");
+            let now = std::fs::read_to_string(&path).unwrap_or_default();
+            if now.trim() == value
+                || u64::from_str_radix(now.trim(), 16).is_ok_and(|now| format!("{now:#x}") == value)
+            {
+                continue;
+            }
+            std::fs::write(&path, value).map_err(|source| RestoreError::System {
+                operation: "write",
+                pid,
+                object: path,
+                source,
+            })?;
+        }
+        Ok(())
     }
 
     /// The last of the restore's own memory goes by a call through an instruction of the program's own memory.

@@ -245,6 +245,12 @@ impl Seed<'_> {
     fn failure(&self) -> Option<RestoreError> {
         let failure = self.assembled.failure(&self.stage.snapshot())?;
         let call = self.plan.program.get(failure.at);
+        if let Action::Spawn(child) = call.action
+            && failure.result == -i64::from(libc::EEXIST)
+            && let Some(&tid) = self.plan.tids.get(&child)
+        {
+            return Some(RestoreError::PidTaken { pid: tid, owner: owner_of(tid).0 });
+        }
         let operation = match call.action {
             Action::Call(nr) => nr.name(),
             Action::Spawn(_) => "clone3",
@@ -266,11 +272,9 @@ fn object_of(plan: &Plan, at: rewake_linux::program::CallRef, note: &str) -> Str
 
 impl Drop for Seed<'_> {
     fn drop(&mut self) {
-        let Some(pid) = rustix::process::Pid::from_raw(self.pid) else { return };
-        // Also when it is gone already: it is our child and nobody else has waited for it, so the id is still its.
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-        while matches!(rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()), Ok(Some((_, status))) if status.stopped())
-        {
+        if self.pid != 0 {
+            // Its threads may be our tracees too, and it is not dead before each of them has been waited for.
+            ptrace::kill_and_reap(self.pid);
         }
     }
 }

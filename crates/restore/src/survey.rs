@@ -5,8 +5,10 @@ use std::io;
 use rewake_image::Image;
 use rewake_image::records::vma::Backing;
 use rewake_linux::addr::RemoteAddr;
+use rewake_linux::memory::ProcessMemory;
 use rewake_linux::proc::{MappingKind, Proc, ProcError};
 use rewake_linux::seed;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::Options;
 use crate::error::RestoreError;
@@ -16,6 +18,8 @@ use crate::plan::{Plan, Site, Special, check, free_gap, plan};
 const LOWEST_FD_BASE: i32 = 64;
 /// Far above what any kernel's fs.nr_open allows in practice, and far from the end of the numbers.
 const HIGHEST_FD: i32 = 1 << 28;
+/// The streams and the page stream, and one for each file that is being opened.
+const HELPERS: u64 = 8;
 
 /// Plans the image's restore for a seed cloned from this process, and checks the plan.
 ///
@@ -58,7 +62,9 @@ fn survey(image: &Image, options: &Options) -> Result<Site, RestoreError> {
         };
         Some(Special { kind, start: mapping.start, len: mapping.end.get() - mapping.start.get() })
     });
-    let specials = specials.collect();
+    let specials: Vec<Special> = specials.collect();
+    check_specials(image, &specials)?;
+    raise_descriptor_limit();
     let limits = own.limits().map_err(|source| proc_error(image, source))?;
     let own_fds = own.fd_numbers().map_err(|source| proc_error(image, source))?;
     let fds = image.process.descriptors.iter().map(|descriptor| descriptor.fd).chain(own_fds);
@@ -71,6 +77,8 @@ fn survey(image: &Image, options: &Options) -> Result<Site, RestoreError> {
         });
     }
     let fd_base = (highest + 1).max(LOWEST_FD_BASE);
+    check_descriptor_limit(image, fd_base)?;
+    let capabilities = own.status().map_err(|source| proc_error(image, source))?.capabilities;
     Ok(Site {
         stage: RemoteAddr::new(1 << 32),
         stage_len: 4096,
@@ -80,8 +88,57 @@ fn survey(image: &Image, options: &Options) -> Result<Site, RestoreError> {
         parent: i32::try_from(std::process::id()).unwrap_or_default(),
         limits: limits.iter().map(|limit| (limit.soft, limit.hard)).collect(),
         rseq: seed::own_rseq(),
+        capabilities: [capabilities.effective, capabilities.permitted, capabilities.inheritable],
         new_session: options.new_session,
     })
+}
+
+/// Programs keep addresses into the vdso: another kernel's is of no use to them.
+fn check_specials(image: &Image, specials: &[Special]) -> Result<(), RestoreError> {
+    let refuse = |object: String, reason: &str| {
+        let reason = format!("{reason}; resume under the kernel of the capture");
+        Err(RestoreError::Unsupported { pid: image.process.pid, object, reason })
+    };
+    let Some(memory) = &image.process.memory else { return Ok(()) };
+    let kinds = [Backing::Vdso, Backing::Vvar, Backing::VvarVclock];
+    for vma in memory.vmas.iter().filter(|vma| kinds.contains(&vma.backing())) {
+        let same = memory.vmas.iter().filter(|other| other.backing() == vma.backing()).count();
+        if same > 1 || !specials.iter().any(|special| special.kind == vma.backing()) {
+            return refuse(format!("{:?}", vma.backing()), "this kernel gives no such mapping");
+        }
+    }
+    let has_vdso = memory.vmas.iter().any(|vma| vma.backing() == Backing::Vdso);
+    let own = specials.iter().find(|special| special.kind == Backing::Vdso);
+    if let Some(own) = own.filter(|_| has_vdso)
+        && vdso_crc(own).is_none_or(|crc| crc != memory.vdso_crc)
+    {
+        return refuse("Vdso".into(), "this kernel's is another one");
+    }
+    Ok(())
+}
+
+fn vdso_crc(vdso: &Special) -> Option<u32> {
+    let own = i32::try_from(std::process::id()).ok()?;
+    let mut bytes = vec![0; usize::try_from(vdso.len).ok()?];
+    ProcessMemory::open(own).ok()?.read_exact_at(vdso.start, &mut bytes).ok()?;
+    Some(crc32c::crc32c(&bytes))
+}
+
+/// The restore opens files at numbers above all of the program's; the program gets its own limit at the end.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where this is not possible, the check that follows says so.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
+
+fn check_descriptor_limit(image: &Image, fd_base: i32) -> Result<(), RestoreError> {
+    let files = u64::try_from(image.open_files.len()).unwrap_or(u64::MAX);
+    let needed = files.saturating_add(HELPERS).saturating_add(fd_base.unsigned_abs().into());
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    if needed <= limit {
+        return Ok(());
+    }
+    Err(RestoreError::Descriptors { pid: image.process.pid, needed, limit })
 }
 
 fn proc_error(image: &Image, source: ProcError) -> RestoreError {

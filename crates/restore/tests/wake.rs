@@ -148,8 +148,8 @@ fn main() {
     let dir = folder.path().join("thread-taken");
     write_image(&dir, Compression::None, (free_ids().0, 1));
     let error = wake(&dir).expect_err("thread id 1 is taken");
-    assert!(error.to_string().starts_with("clone3 failed for pid"), "{error}");
-    assert!(error.to_string().contains("(thread 1)"), "{error}");
+    assert!(error.to_string().starts_with("clone3 failed for pid 1 "), "{error}");
+    assert!(error.to_string().contains("taken by 1 ("), "{error}");
     assert!(no_children(), "nothing of a failed restore is left");
 
     println!("test wake ... ok");

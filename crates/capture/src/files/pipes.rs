@@ -1,12 +1,14 @@
-//! Pipes with both ends in the target: found by inode, read without taking anything out.
+//! Pipes with all their ends in the target, one of which may be closed: found by inode, read without taking anything out.
 
 use std::collections::HashSet;
 use std::io::Read as _;
 
 use rewake_image::records::Pipe;
 use rewake_linux::proc::{self, Proc};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{AtFlags, FileType, OFlags};
 use rustix::pipe::SpliceFlags;
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 
 use super::Seen;
 use crate::error::{CaptureError, During, Result};
@@ -21,7 +23,7 @@ pub(crate) struct PipeSource {
     fd: i32,
 }
 
-/// Finds the pipes that have a reading and a writing end among `seen` and no end anywhere else.
+/// Finds the pipes that have all their ends among `seen` and none anywhere else.
 pub(super) fn inside(proc: &Proc, seen: &[Seen]) -> Vec<PipeSource> {
     let ends: Vec<&Seen> = seen
         .iter()
@@ -34,7 +36,10 @@ pub(super) fn inside(proc: &Proc, seen: &[Seen]) -> Vec<PipeSource> {
     for one in &ends {
         let inode = one.inode();
         let any = |test: fn(&Seen) -> bool| ends.iter().any(|other| other.inode() == inode && test(other));
-        if any(Seen::reads) && any(Seen::writes) && !pipes.iter().any(|pipe| pipe.inode == inode) {
+        if pipes.iter().any(|pipe| pipe.inode == inode) {
+            continue;
+        }
+        if any(Seen::reads) && any(Seen::writes) || other_end_is_closed(proc, one.fd) {
             pipes.push(PipeSource { id: 0, inode, fd: one.fd });
         }
     }
@@ -46,6 +51,19 @@ pub(super) fn inside(proc: &Proc, seen: &[Seen]) -> Vec<PipeSource> {
         pipe.id = id;
     }
     pipes
+}
+
+/// Whether nobody holds the other end any more. Only the target's own description tells; one opened anew would count from now on.
+fn other_end_is_closed(proc: &Proc, fd: i32) -> bool {
+    let Some(pid) = Pid::from_raw(proc.id()) else { return false };
+    let own = rustix::process::pidfd_open(pid, PidfdFlags::empty())
+        .and_then(|pidfd| rustix::process::pidfd_getfd(pidfd, fd, PidfdGetfdFlags::empty()));
+    let Ok(own) = own else { return false };
+    let mut ends = [PollFd::new(&own, PollFlags::IN | PollFlags::OUT)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    // A reading end without writers hangs up, a writing end without readers is in error.
+    rustix::event::poll(&mut ends, Some(&now)).is_ok()
+        && ends[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
 }
 
 /// Device and inode of every pipe that another process holds, as far as we may look.

@@ -18,6 +18,9 @@ pub const MAX_VMAS: usize = 1 << 20;
 const PROTECTIONS: u32 = 7;
 /// ANON_VMA_NAME_MAX_LEN without the zero.
 const MAX_NAME: usize = 79;
+/// Advice of madvise(2) that a mapping keeps: random, sequential, (not) to forks, merging, huge pages or not, no dump, wiped on fork.
+/// Other advice does something once, up to taking memory away from the whole host.
+const ADVICE: [u32; 8] = [1, 2, 10, 12, 14, 15, 16, 18];
 /// Bytes of an auxiliary vector's entry, and a bound on all of them.
 const AUXV_ENTRY: usize = 16;
 const MAX_AUXV: usize = 4096;
@@ -110,6 +113,9 @@ fn one_vma(vma: &Vma, files: usize, objects: &HashMap<u32, u64>) -> Result<(), S
     let offset_end = vma.offset.checked_add(vma.length());
     if offset_end.is_none_or(|end| i64::try_from(end).is_err()) {
         return Err(format!("offset {:#x} is impossible", vma.offset));
+    }
+    if let Some(advice) = vma.advice.iter().find(|advice| !ADVICE.contains(advice)) {
+        return Err(format!("advice {advice} is none that mappings keep"));
     }
     if vma.protection & !PROTECTIONS != 0 {
         return Err(format!("protection {:#x} is impossible", vma.protection));

@@ -179,3 +179,25 @@ pub(super) fn take(tid: i32) -> Option<i32> {
     let result = unsafe { libc::waitpid(tid, &raw mut status, libc::WNOHANG | libc::__WALL) };
     (result > 0).then_some(status)
 }
+
+/// Kills a child of ours, and waits for it and for all of its threads that we trace: it is not dead before.
+///
+/// Other children that end meanwhile are waited for too.
+pub fn kill_and_reap(pid: i32) {
+    // SAFETY: kill takes numbers only; the process is our child and not waited for, so the id is its.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+    loop {
+        // SAFETY: no status is asked for.
+        let reaped = unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::__WALL) };
+        let interrupted = reaped == -1 && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted;
+        if reaped == -1 && !interrupted || reaped == pid && !exists(pid) {
+            return;
+        }
+    }
+}
+
+/// Whether there is such a process, be it a zombie: what was reaped may have been a stop.
+fn exists(pid: i32) -> bool {
+    // SAFETY: signal 0 is only looked up.
+    unsafe { libc::kill(pid, 0) == 0 }
+}

@@ -82,7 +82,8 @@ impl Planner<'_> {
     }
 
     fn move_up(&mut self, from: i32, to: i32) {
-        self.program.call(self.leader, Sysno::dup3, args![from, to, libc::O_CLOEXEC]);
+        let note = "out of the way; the descriptor limit must allow for it";
+        self.program.call(self.leader, Sysno::dup3, args![from, to, libc::O_CLOEXEC]).note(note);
         self.program.call(self.leader, Sysno::close, args![from]);
     }
 

@@ -167,7 +167,7 @@ impl Planner<'_> {
 
     fn map(&mut self, vma: &Vma, filled: bool, kind: i32, fd: i32) {
         let sharing = if vma.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
-        let grows = if vma.grows_down { libc::MAP_GROWSDOWN | libc::MAP_STACK } else { 0 };
+        let grows = if vma.grows_down { libc::MAP_GROWSDOWN } else { 0 };
         let reserve = if vma.no_reserve { libc::MAP_NORESERVE } else { 0 };
         let flags = libc::MAP_FIXED_NOREPLACE | sharing | grows | reserve | kind;
         let protection = if filled { READ_WRITE } else { vma.protection };
@@ -238,7 +238,10 @@ impl Planner<'_> {
             if vma.locked {
                 let flags = if vma.lock_on_fault { MLOCK_ONFAULT } else { 0 };
                 let call = self.program.call(self.leader, Sysno::mlock2, args![vma.start, len, flags]);
-                call.note(format!("lock, {}", describe(vma)));
+                // Without access there is nothing to bring in, but the mapping is marked as locked.
+                let accept =
+                    if vma.protection == 0 { Accept::SuccessOr(libc::ENOMEM) } else { Accept::Success };
+                call.accept(accept).note(format!("lock, {}", describe(vma)));
             }
         }
     }

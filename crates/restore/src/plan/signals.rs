@@ -1,7 +1,7 @@
 //! Dispositions and pending signals.
 
-use rewake_image::records::PendingSignal;
-use rewake_linux::program::Sysno;
+use rewake_image::records::{PendingSignal, Thread};
+use rewake_linux::program::{DataRef, Sysno, TrackRef};
 
 use super::{Planner, args};
 
@@ -24,7 +24,8 @@ impl Planner<'_> {
         }
     }
 
-    /// Queued while all signals are blocked; delivered once the threads have their masks back.
+    /// The process's, queued by the leader while all signals are blocked; delivered once the threads have their masks back. Signals
+    /// that seem to come from the kernel a thread may queue for itself only, whoever it is.
     pub(super) fn pending_signals(&mut self) {
         let pid = self.process.pid;
         for pending in &self.process.pending {
@@ -32,17 +33,19 @@ impl Planner<'_> {
             let call = self.program.call(self.leader, Sysno::rt_sigqueueinfo, args![pid, signal, info]);
             call.note(format!("pending signal {signal}"));
         }
-        for thread in &self.process.threads {
-            for pending in &thread.pending {
-                let (signal, info) = self.siginfo(pending);
-                let args = args![pid, thread.tid, signal, info];
-                let call = self.program.call(self.leader, Sysno::rt_tgsigqueueinfo, args);
-                call.note(format!("pending signal {signal} of thread {}", thread.tid));
-            }
+    }
+
+    /// A thread's own.
+    pub(super) fn pending_of_thread(&mut self, track: TrackRef, thread: &Thread) {
+        for pending in &thread.pending {
+            let (signal, info) = self.siginfo(pending);
+            let args = args![self.process.pid, thread.tid, signal, info];
+            let call = self.program.call(track, Sysno::rt_tgsigqueueinfo, args);
+            call.note(format!("pending signal {signal} of thread {}", thread.tid));
         }
     }
 
-    fn siginfo(&mut self, pending: &PendingSignal) -> (i32, rewake_linux::program::DataRef) {
+    fn siginfo(&mut self, pending: &PendingSignal) -> (i32, DataRef) {
         let signal = pending.siginfo.first_chunk::<4>().map_or(0, |bytes| i32::from_le_bytes(*bytes));
         (signal, self.program.bytes(&pending.siginfo))
     }

@@ -29,6 +29,7 @@ fn site() -> Site {
         parent: 100,
         limits: vec![(1024, u64::MAX); 16],
         rseq: Some(OwnRseq { address: RemoteAddr::new(0x7ffe_0000_0000), signature: 0x5305_3053 }),
+        capabilities: [0; 3],
         new_session: false,
     }
 }

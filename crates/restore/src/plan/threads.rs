@@ -9,8 +9,10 @@ use crate::interrupted::{Argument, GoOn, go_on};
 
 const PR_SET_PDEATHSIG: i32 = 1;
 const PR_SET_NAME: i32 = 15;
+const PR_SET_SECUREBITS: i32 = 28;
 const PR_SET_TIMERSLACK: i32 = 29;
 const IOPRIO_WHO_PROCESS: i32 = 1;
+const PRIO_PROCESS: i32 = 0;
 const SS_ONSTACK: u32 = 1;
 const SS_DISABLE: u32 = 2;
 /// VM, FS, FILES, SIGHAND, THREAD, SYSVSEM: what makes a thread.
@@ -34,6 +36,7 @@ impl<'a> Planner<'a> {
         let process = self.process;
         for thread in process.threads.iter().filter(|thread| thread.tid != process.pid) {
             let track = self.program.track(format!("thread {}", thread.tid));
+            self.tids.insert(track, thread.tid);
             let tid = self.program.bytes(&thread.tid.to_le_bytes());
             // struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size
             let clone = self.program.words(&[CLONE_THREAD_FLAGS, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
@@ -74,8 +77,34 @@ impl<'a> Planner<'a> {
                 .note("timer slack");
         }
         self.scheduling(track, thread);
+        self.pending_of_thread(track, thread);
+        if thread.securebits != 0 {
+            let args = args![PR_SET_SECUREBITS, thread.securebits];
+            self.program.call(track, Sysno::prctl, args).note("secure bits");
+        }
+        self.capabilities(track);
         let death = thread.parent_death_signal;
         self.program.call(track, Sysno::prctl, args![PR_SET_PDEATHSIG, death]).note("parent death signal");
+    }
+
+    /// Gives up what `resume` has and the program had not; last, since the steps before may need it.
+    fn capabilities(&mut self, track: TrackRef) {
+        const VERSION_3: u64 = 0x2008_0522;
+        let wanted = self.process.credentials.clone().unwrap_or_default();
+        let sets = [wanted.cap_effective, wanted.cap_permitted, wanted.cap_inheritable];
+        if sets == self.site.capabilities {
+            return;
+        }
+        let half = |bits: u64, high: bool| if high { bits >> 32 } else { bits & u64::from(u32::MAX) };
+        // Two structs of effective, permitted, inheritable, 32 bits each: the low halves, then the high ones.
+        let [effective, permitted, inheritable] = sets;
+        let data = self.program.words(&[
+            half(effective, false) | half(permitted, false) << 32,
+            half(inheritable, false) | half(effective, true) << 32,
+            half(permitted, true) | half(inheritable, true) << 32,
+        ]);
+        let header = self.program.words(&[VERSION_3]);
+        self.program.call(track, Sysno::capset, args![header, data]).note("capabilities");
     }
 
     fn scheduling(&mut self, track: TrackRef, thread: &Thread) {
@@ -93,6 +122,8 @@ impl<'a> Planner<'a> {
             ]);
             let note = format!("scheduling policy {}, nice {}", sched.policy, sched.nice);
             program.call(track, Sysno::sched_setattr, args![0, attr, 0]).note(note);
+            // Some policies leave the nice value alone, which counts again once the thread changes its policy.
+            program.call(track, Sysno::setpriority, args![PRIO_PROCESS, 0, sched.nice]).note("nice value");
         }
         if !thread.affinity.is_empty() {
             let len = u64::try_from(thread.affinity.len()).expect("image lengths are checked");
