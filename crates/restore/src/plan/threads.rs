@@ -83,7 +83,8 @@ impl<'a> Planner<'a> {
             self.program.call(track, Sysno::prctl, args).note("secure bits");
         }
         self.capabilities(track);
-        let death = thread.parent_death_signal;
+        // A detached program must outlive `resume`, the parent it would die with.
+        let death = if self.site.new_session { 0 } else { thread.parent_death_signal };
         self.program.call(track, Sysno::prctl, args![PR_SET_PDEATHSIG, death]).note("parent death signal");
     }
 
