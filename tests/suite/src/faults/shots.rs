@@ -23,6 +23,8 @@ const GUARDIAN_SHOTS: u32 = 100;
 const CLEAN_EVERY: u32 = 20;
 /// How soon the target must be seen to go on, and helpers must be gone.
 const SOON: Duration = Duration::from_secs(5);
+/// Exit code of a process that was killed, as the runner tells it.
+const KILLED: i32 = 128 + 9;
 /// Threads of `busy` that count, and all its threads.
 const COUNTERS: usize = 4;
 const THREADS: usize = 5;
@@ -245,11 +247,12 @@ fn shoot_resume(workshop: &Workshop) -> Result<()> {
     for shot in 1..=SHOTS {
         let delay = instants.pick();
         let what = format!("shot {shot} of {SHOTS}, SIGKILL after {delay:?} of {:?}", instants.span);
+        let before = target.counters()?;
         let mut running = Running::start(resume(workshop, &target), &target.subject.folder, "resume")?;
         std::thread::sleep(delay);
         running.child.kill().context("killing resume")?;
         running.child.wait().context("waiting for resume")?;
-        let late = nothing_or_whole(&target).context(what)?;
+        let late = nothing_or_whole(&target, before).context(what)?;
         instants.learn(late);
         awake += u32::from(late);
     }
@@ -287,7 +290,7 @@ fn measure_resume(workshop: &Workshop, target: &Target) -> Result<Duration> {
 }
 
 /// After `resume` died there is no process of the program, or all of it, running to its end.
-fn nothing_or_whole(target: &Target) -> Result<bool> {
+fn nothing_or_whole(target: &Target, before: [u64; COUNTERS]) -> Result<bool> {
     let (me, pid) = (std::process::id(), target.subject.pid());
     let whole = || {
         let threads = process::threads(pid);
@@ -306,21 +309,28 @@ fn nothing_or_whole(target: &Target) -> Result<bool> {
             bail!("half alive: {threads:?}")
         }
         Some([]) => Ok(false),
-        Some(_) => runs_to_its_end(target).map(|()| true),
+        Some(_) => runs_to_its_end(target, &before),
     }
 }
 
-fn runs_to_its_end(target: &Target) -> Result<()> {
+/// Whether the program runs to its end; false if it was only looked at while it was dying with `resume`, having done nothing.
+fn runs_to_its_end(target: &Target, before: &[u64]) -> Result<bool> {
     let pid = target.subject.pid();
     let awake = target.goes_on();
+    let never_ran = target.counters()? == before;
     target.subject.go()?;
     let code = process::await_some(SOON, || process::reap(pid));
     process::nothing_left(&[], Duration::ZERO)?;
+    if never_ran && code == Some(KILLED) {
+        target.subject.rewind()?;
+        return Ok(false);
+    }
     awake?;
     let said = target.subject.said();
     ensure!(
         code == Some(0) && said == PASSED,
         "the program left behind ended with {code:?} and said {said:?}"
     );
-    target.subject.rewind()
+    target.subject.rewind()?;
+    Ok(true)
 }
