@@ -97,14 +97,22 @@ pub fn check_credentials(image: &Image) -> Result<(), RestoreError> {
         source: io::Error::other(source),
     })?;
     let wanted = image.process.credentials.clone().unwrap_or_default();
-    let differences = differences(&wanted, &own);
+    let differences = differences(&wanted, &own, !is_privileged_binary());
     if differences.is_empty() {
         return Ok(());
     }
     Err(RestoreError::Credentials { pid, differences: differences.join(", ") })
 }
 
-fn differences(wanted: &Credentials, own: &Status) -> Vec<String> {
+/// Whether our capabilities came from the file we were started from (or from a set-user-id bit), not from the invoker.
+fn is_privileged_binary() -> bool {
+    const AT_SECURE: u64 = 23;
+    let secure = Proc::own().and_then(|own| own.auxv_entry(AT_SECURE));
+    // In doubt the invoker has nothing.
+    secure.ok().flatten().is_none_or(|secure| secure != 0)
+}
+
+fn differences(wanted: &Credentials, own: &Status, invoker_has_ours: bool) -> Vec<String> {
     let mut wanted_groups = wanted.groups.clone();
     let mut own_groups = own.groups.clone();
     wanted_groups.sort_unstable();
@@ -121,16 +129,17 @@ fn differences(wanted: &Credentials, own: &Status) -> Vec<String> {
         out.push("the right to gain privileges (no_new_privs unset), which we have given up".to_owned());
     }
     let own = own.capabilities;
+    // What we have more is given up (see the plan's `capabilities`); what only the binary has is nobody's to be given.
+    let within = |wanted: u64, own: u64| wanted & !(if invoker_has_ours { own } else { 0 }) == 0;
     let sets = [
-        // What we have more is given up; see the plan's `capabilities`.
         (
             "inheritable",
             wanted.cap_inheritable,
             own.inheritable,
-            wanted.cap_inheritable & !own.inheritable == 0,
+            within(wanted.cap_inheritable, own.inheritable),
         ),
-        ("permitted", wanted.cap_permitted, own.permitted, wanted.cap_permitted & !own.permitted == 0),
-        ("effective", wanted.cap_effective, own.effective, wanted.cap_effective & !own.permitted == 0),
+        ("permitted", wanted.cap_permitted, own.permitted, within(wanted.cap_permitted, own.permitted)),
+        ("effective", wanted.cap_effective, own.effective, within(wanted.cap_effective, own.permitted)),
         ("bounding", wanted.cap_bounding, own.bounding, wanted.cap_bounding == own.bounding),
         ("ambient", wanted.cap_ambient, own.ambient, wanted.cap_ambient == own.ambient),
     ];
@@ -224,6 +233,26 @@ mod tests {
         let own = Cpu { features: vec!["avx2".into()], ..Cpu::default() };
         assert_eq!(missing(&wanted, &own, 0), ["avx512f"]);
         assert!(missing(&own, &wanted, 0).is_empty());
+    }
+
+    #[test]
+    fn nobody_gets_more_than_the_invoker_has() {
+        let ids = || vec![1000; 4];
+        let wanted = |permitted| Credentials {
+            uids: ids(),
+            gids: ids(),
+            cap_permitted: permitted,
+            cap_effective: permitted,
+            ..Credentials::default()
+        };
+        let mut own = Status { uids: [1000; 4], gids: [1000; 4], ..Status::default() };
+        (own.capabilities.permitted, own.capabilities.effective) = (6, 6);
+        assert!(differences(&wanted(2), &own, true).is_empty());
+        assert!(differences(&wanted(0), &own, false).is_empty());
+        assert_eq!(differences(&wanted(2), &own, false).len(), 2, "the binary's are not the invoker's");
+        assert_eq!(differences(&wanted(8), &own, true).len(), 2);
+        own.uids[1] = 0;
+        assert!(differences(&wanted(0), &own, true)[0].starts_with("user ids"));
     }
 
     #[test]

@@ -116,6 +116,7 @@ pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<R
     let started = Instant::now();
     let mut phase = Phases::new(progress);
     let image = phase.run("open", || Ok(Image::open(&options.dir)?))?;
+    survey::allow_tracing();
     phase.run("host", || {
         refuse_unbuilt(options, &image)?;
         host::check_credentials(&image)?;

@@ -52,13 +52,12 @@ pub fn plan_here(image: &Image, options: &Options) -> Result<(Plan, Site), Resto
 
 /// A program with file capabilities is not dumpable, nor is its clone, which we could then not trace. Nobody gains by it: who
 /// traces us must have all our capabilities.
-fn allow_tracing() {
+pub fn allow_tracing() {
     // Where this is refused, the tracing will be, by name.
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable);
 }
 
 fn survey(image: &Image, options: &Options) -> Result<Site, RestoreError> {
-    allow_tracing();
     let own = Proc::own().map_err(|source| proc_error(image, source))?;
     let maps = own.maps().map_err(|source| proc_error(image, source))?;
     let specials = maps.iter().filter_map(|mapping| {
