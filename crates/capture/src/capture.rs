@@ -1,11 +1,13 @@
 //! The order of the phases.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rewake_image::records::{self, Manifest, Pipe, Process};
+use rewake_image::records::{self, Manifest, OpenFile, Pipe, Process, open_file};
 use rewake_image::{Image, PAGE_SIZE, PageWriter, PendingImage};
 use rewake_linux::cpu::Cpu;
+use rewake_linux::fork::{self, StopsBlocked};
 use rewake_linux::host::Host;
 use rewake_linux::memory::ProcessMemory;
 use rewake_linux::proc::Proc;
@@ -51,15 +53,25 @@ pub(crate) fn run(options: &Options, progress: &mut dyn FnMut(Progress)) -> Resu
     let manifest = manifest(options)?;
     let pending = commit::create(pid, &options.dir)?;
     let dir = pending.target().to_owned();
-    let mut guardian = Guardian::start(pid, pending.path(), options.freeze_timeout)?;
+    fork::ignore(&[libc::SIGXFSZ]).during("signal", pid, "SIGXFSZ")?;
+    // Ctrl-Z takes effect when the target is released: declared before the guardian, these are let through after it is gone.
+    let mut stops = Some(StopsBlocked::new().during("sigprocmask", pid, "stop signals")?);
+    let mut guardian = Guardian::start(pid, &pending, options.freeze_timeout)?;
 
     phases.begin("freeze");
     let process = guardian.freeze()?;
-    let frozen = look_at_frozen(process, &mut phases)?;
-    let (image, paused) = write_pages(options, manifest, frozen, &pending, &mut guardian, &mut phases)?;
+    let written = look_at_frozen(process, &mut phases)
+        .and_then(|frozen| write_pages(options, manifest, frozen, &pending, &mut guardian, &mut phases));
+    // What goes wrong with a target that was let go meanwhile goes wrong because of that.
+    let Written { image, paused, files_for_writing } =
+        written.map_err(|error| guardian.let_go_because().unwrap_or(error))?;
+    if paused.is_some() {
+        drop(stops.take());
+    }
 
     phases.begin("commit");
-    let bytes = commit::commit(pid, pending, &image)? + image.stream.file_length;
+    let arm = || if options.kill { guardian.arm() } else { Ok(()) };
+    let bytes = commit::commit(pid, pending, &image, arm)? + image.stream.file_length;
     let paused = match paused {
         Some(paused) => paused,
         None => {
@@ -75,6 +87,7 @@ pub(crate) fn run(options: &Options, progress: &mut dyn FnMut(Progress)) -> Resu
         threads: image.process.threads.len(),
         bytes,
         memory: image.stream.stream_length,
+        files_for_writing,
         paused,
         total: begin.elapsed(),
     })
@@ -128,7 +141,15 @@ fn look_at_frozen(process: Process, phases: &mut Phases<'_>) -> Result<FrozenSta
     Ok(FrozenState { proc, process, memory, files, pipes, plan })
 }
 
-/// Writes the pages and, unless the target is to be killed, lets it go on at once. The image's records, and the pause if it is over.
+/// An image whose pages are written.
+struct Written {
+    image: Image,
+    /// When the pause is over.
+    paused: Option<Duration>,
+    files_for_writing: usize,
+}
+
+/// Writes the pages and, unless the target is to be killed, lets it go on at once.
 fn write_pages(
     options: &Options,
     manifest: Manifest,
@@ -136,7 +157,7 @@ fn write_pages(
     pending: &PendingImage,
     guardian: &mut Guardian,
     phases: &mut Phases<'_>,
-) -> Result<(Image, Option<Duration>)> {
+) -> Result<Written> {
     let pid = options.pid;
     phases.begin("pages");
     let total = frozen.plan.total;
@@ -159,6 +180,7 @@ fn write_pages(
     };
     let stream = writer.finish().map_err(|error| commit::image_error("write", pid, error))?;
     let FrozenState { mut process, memory, files, pipes, plan, .. } = frozen;
+    let files_for_writing = for_writing(&files.open);
     process.descriptors = files.descriptors;
     process.locks = files.locks;
     if let Some(record) = &mut process.memory {
@@ -176,7 +198,18 @@ fn write_pages(
         stream,
         unknown: Vec::new(),
     };
-    Ok((image, paused))
+    Ok(Written { image, paused, files_for_writing })
+}
+
+/// How many files are open for writing.
+fn for_writing(open: &[OpenFile]) -> usize {
+    let written = open.iter().filter_map(|file| match &file.kind {
+        Some(open_file::Kind::Regular(regular)) if file.flags & libc::O_ACCMODE.cast_unsigned() != 0 => {
+            regular.identity.as_ref().map(|identity| &identity.path)
+        }
+        _ => None,
+    });
+    written.collect::<BTreeSet<_>>().len()
 }
 
 fn vdso_crc(pid: i32, memory: &Memory) -> Result<u32> {

@@ -16,13 +16,20 @@ pub(crate) fn create(pid: i32, dir: &std::path::Path) -> Result<PendingImage> {
     PendingImage::create(dir).map_err(|error| image_error("create", pid, error))
 }
 
-/// Writes the records and makes the image durable under its name. Bytes of the records.
+/// Writes the records and makes the image durable under its name, which it gets after `before_name`. Bytes of the records.
 ///
 /// # Errors
-/// When the records contradict one another or the disk fails; the image is removed then.
-pub(crate) fn commit(pid: i32, pending: PendingImage, image: &Image) -> Result<u64> {
+/// When the records contradict one another, the disk or `before_name` fails; the image is removed then.
+pub(crate) fn commit(
+    pid: i32,
+    pending: PendingImage,
+    image: &Image,
+    before_name: impl FnOnce() -> Result<()>,
+) -> Result<u64> {
     let bytes = pending.write_records(image).map_err(|error| image_error("write", pid, error))?;
-    pending.commit().map_err(|error| image_error("commit", pid, error))?;
+    let synced = pending.sync().map_err(|error| image_error("commit", pid, error))?;
+    before_name()?;
+    synced.publish().map_err(|error| image_error("commit", pid, error))?;
     Ok(bytes)
 }
 

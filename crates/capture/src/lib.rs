@@ -71,6 +71,8 @@ pub struct Summary {
     pub bytes: u64,
     /// Memory in it before compression, in bytes.
     pub memory: u64,
+    /// Files that the program has open for writing: their content is not in the image.
+    pub files_for_writing: usize,
     /// From the first interruption to the last release.
     pub paused: Duration,
     /// From the call of [`capture`] to the durable image.
@@ -93,7 +95,8 @@ pub enum Progress {
 
 /// Captures a process. Exits nothing, prints nothing.
 ///
-/// It forks, and so must be called while the caller has a single thread.
+/// It forks, and so must be called while the caller has a single thread. It leaves `SIGXFSZ` ignored: a limit of file sizes becomes an
+/// error like others. Stop signals of the terminal take effect when the target is released.
 ///
 /// # Errors
 /// When there is no image: the target has state that cannot be captured, or a step failed. The target then goes on as if nothing had

@@ -26,26 +26,37 @@ const NANOSECONDS_PER_MS: u64 = 1_000_000;
 #[derive(Debug)]
 pub(crate) struct Before {
     threads: BTreeMap<i32, (Sched, usize)>,
+    clocks: Clocks,
     /// `CLOCK_MONOTONIC` then, in nanoseconds.
     asked: u64,
 }
 
 impl Before {
-    /// Asks. A thread of which the kernel does not tell is left out.
+    /// Asks. A thread of which the kernel does not tell is left out. The clocks of their CPUs are read while the target still runs: a
+    /// busy CPU lets us wait.
     pub(crate) fn ask(proc: &Proc) -> Self {
         let tids = proc.threads().unwrap_or_default();
+        let mut clocks = Clocks::default();
+        for tid in &tids {
+            if let Some(stat) = proc.thread(*tid).ok().and_then(|thread| thread.stat().ok())
+                && stat.state == 'S'
+                && let Ok(cpu) = usize::try_from(stat.processor)
+            {
+                clocks.lag(cpu);
+            }
+        }
         let tell = |tid| {
             let thread = proc.thread(tid).ok()?;
             let (stat, sched) = (thread.stat().ok()?, thread.sched().ok()?);
             let cpu = usize::try_from(stat.processor).ok()?;
             (stat.state == 'S').then_some((tid, (sched, cpu)))
         };
-        Self { threads: tids.into_iter().filter_map(tell).collect(), asked: monotonic() }
+        Self { threads: tids.into_iter().filter_map(tell).collect(), clocks, asked: monotonic() }
     }
 
     /// The time left, in nanoseconds, for each thread that was interrupted in a call with a time-out. `proc`'s threads are stopped,
     /// and have not run since they were asked to.
-    pub(crate) fn time_left(&self, proc: &Proc, threads: &BTreeMap<i32, Stopped>) -> BTreeMap<i32, u64> {
+    pub(crate) fn time_left(mut self, proc: &Proc, threads: &BTreeMap<i32, Stopped>) -> BTreeMap<i32, u64> {
         let interrupted = threads.iter().filter_map(|(tid, thread)| {
             let registers = thread.registers().ok()?;
             (Interruption::of(&registers) == Interruption::RestartBlock).then_some((*tid, registers))
@@ -55,12 +66,11 @@ impl Before {
             return BTreeMap::new();
         }
         let Ok(memory) = ProcessMemory::open(proc.id()) else { return BTreeMap::new() };
-        let mut clocks = Clocks::default();
         let left = interrupted.into_iter().filter_map(|(tid, registers)| {
             let timeout = Timeout::of(&registers, &memory)?;
             let left = match timeout {
                 Timeout::Left(left) => left,
-                Timeout::Whole(whole) => whole.saturating_sub(self.asleep(proc, tid, &mut clocks)?),
+                Timeout::Whole(whole) => whole.saturating_sub(self.asleep(proc, tid)?),
             };
             Some((tid, left))
         });
@@ -69,19 +79,19 @@ impl Before {
 
     /// How long a thread had been asleep when it was asked to stop. It is not known of a thread that woke for another reason in
     /// between: the stop itself is the one time it gave its CPU away since.
-    fn asleep(&self, proc: &Proc, tid: i32, clocks: &mut Clocks) -> Option<u64> {
+    fn asleep(&mut self, proc: &Proc, tid: i32) -> Option<u64> {
         let (before, cpu) = *self.threads.get(&tid)?;
         let after = proc.thread(tid).ok()?.sched().ok()?;
         if after.voluntary_switches != before.voluntary_switches + 1 {
             return None;
         }
-        let fell_asleep = before.accounted_ns.checked_add_signed(clocks.lag(cpu)?)?;
+        let fell_asleep = before.accounted_ns.checked_add_signed(self.clocks.lag(cpu)?)?;
         self.asked.checked_sub(fell_asleep)
     }
 }
 
 /// By CPU, nanoseconds from its scheduler clock to `CLOCK_MONOTONIC`.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Clocks(BTreeMap<usize, Option<i64>>);
 
 impl Clocks {

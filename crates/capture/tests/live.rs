@@ -7,10 +7,13 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
 
 use rewake_capture::{CaptureError, Compression, Options, Progress, Summary, capture, obstacles};
 use rewake_image::records::{Extent, open_file, vma};
 use rewake_image::{Image, PAGES_FILE, PageReader, verify};
+use rewake_linux::fork::{self, Forked};
+use rustix::process::{Signal, WaitOptions};
 
 const PRIVATE: u64 = 8 << 20;
 const SHARED: u64 = 1 << 20;
@@ -266,17 +269,96 @@ fn refused(folder: &Path) {
     assert!(gone.to_string().contains("no such process") && gone.remedy().is_some(), "{gone}");
 }
 
+/// Wakes this process in a second, should it be stopped then.
+fn alarm_clock() -> Child {
+    let script = format!("sleep 1; kill -CONT {}", std::process::id());
+    Command::new("sh").args(["-c", &script]).spawn().expect("a shell")
+}
+
+fn signal_self(signal: Signal) {
+    rustix::process::kill_process(rustix::process::getpid(), signal).expect("to oneself");
+}
+
+/// A capture that is stopped lets the program go; continued, it leaves no image.
+fn stopped_for_good(program: &Path, folder: &Path) {
+    let target = Target::start(program, folder);
+    let options = Options { kill: true, ..Options::new(target.pid(), folder.join("stopped")) };
+    let mut clock = alarm_clock();
+    let error = capture(&options, &mut |progress| {
+        if progress == Progress::Phase("pages") {
+            signal_self(Signal::STOP);
+        }
+    })
+    .expect_err("stopped");
+    clock.wait().expect("a shell");
+    assert!(error.to_string().contains("was stopped while the target stood still"), "{error}");
+    assert!(error.remedy().is_some() && !options.dir.exists());
+    target.finish();
+}
+
+/// Ctrl-Z waits until the program runs again.
+fn stopped_by_the_terminal(program: &Path, folder: &Path) {
+    let target = Target::start(program, folder);
+    let options = Options::new(target.pid(), folder.join("ctrl-z"));
+    let mut clock = alarm_clock();
+    let summary = capture(&options, &mut |progress| {
+        if progress == Progress::Phase("pages") {
+            signal_self(Signal::TSTP);
+        }
+    })
+    .expect("an image");
+    clock.wait().expect("a shell");
+    assert!(summary.paused < Duration::from_millis(900), "{:?}", summary.paused);
+    target.finish();
+}
+
+/// Runs a capture with `--kill` in a process of its own that dies as `phase` begins.
+fn killed_at(phase: &'static str, options: &Options) {
+    match fork::fork().expect("a process") {
+        Forked::Parent(child) => {
+            rustix::process::waitpid(Some(child), WaitOptions::empty()).expect("it is ours");
+        }
+        Forked::Child => {
+            let _ = capture(options, &mut |progress| {
+                if progress == Progress::Phase(phase) {
+                    signal_self(Signal::KILL);
+                }
+            });
+            fork::leave(1);
+        }
+    }
+}
+
+/// Whoever dies when: there is an image and no program, or a program and no image.
+fn killed_before_the_kill(program: &Path, folder: &Path) {
+    let target = Target::start(program, folder);
+    let options = Options { kill: true, ..Options::new(target.pid(), folder.join("too-early")) };
+    killed_at("commit", &options);
+    target.finish();
+    assert!(!options.dir.exists());
+
+    let mut target = Target::start(program, folder);
+    let options = Options { kill: true, ..Options::new(target.pid(), folder.join("alone")) };
+    killed_at("kill", &options);
+    assert_eq!(target.child.wait().expect("the guardian ends it").signal(), Some(9));
+    verify(&options.dir, |_, _| ()).expect("an image without damage");
+}
+
 fn main() {
     let folder = tempfile::tempdir().expect("a folder");
     refused(folder.path());
     let Some(program) = build(folder.path()) else { return };
-    a_running_program(&program, folder.path());
-    killed(&program, folder.path());
+    let tests =
+        [a_running_program, killed, stopped_for_good, stopped_by_the_terminal, killed_before_the_kill];
+    for test in tests {
+        test(&program, folder.path());
+    }
     let left: Vec<_> = fs::read_dir(folder.path())
         .expect("the folder")
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .filter(|name| name.starts_with('.'))
         .collect();
     assert_eq!(left, [""; 0], "nothing unfinished is left");
-    println!("test result: ok");
+    let passed = tests.len() + 1;
+    println!("test result: ok. {passed} passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
 }

@@ -157,6 +157,7 @@ fn io_remedy(error: &io::Error) -> Option<&'static str> {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             Some("free some space, or choose a directory on another file system with -d")
         }
+        io::ErrorKind::FileTooLarge => Some("raise the limit of file sizes: ulimit -f unlimited"),
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             Some("choose a directory that you may write to with -d")
         }

@@ -2,11 +2,13 @@
 //!
 //! # Safety
 //! A child of fork(2) may go on with ordinary Rust only if no other thread existed that could have held a lock; [`fork`] checks it.
-//! [`ignore`] installs no handler.
+//! [`ignore`] installs no handler. [`StopsBlocked`] changes the calling thread's mask, with sets of its own.
 
 #![allow(unsafe_code, reason = "fork and signal dispositions, see Safety above")]
 
 use std::io;
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
 use rustix::process::Pid;
 
@@ -50,6 +52,48 @@ pub fn ignore(signals: &[i32]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The stop signals of a terminal (`SIGTSTP`, `SIGTTIN`, `SIGTTOU`) wait while this lives: in this thread and those it makes meanwhile.
+/// Dropping it lets them take effect.
+#[derive(Debug)]
+#[must_use = "the signals are blocked only as long as this lives"]
+pub struct StopsBlocked {
+    before: libc::sigset_t,
+    /// The mask is that of the thread that made it.
+    of_this_thread: PhantomData<*const ()>,
+}
+
+impl StopsBlocked {
+    /// Blocks them.
+    ///
+    /// # Errors
+    /// As the kernel's; there is none for valid signals.
+    pub fn new() -> io::Result<Self> {
+        let (mut stops, mut before) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+        // SAFETY: sigemptyset initialises our set before anything is added to it.
+        unsafe { libc::sigemptyset(stops.as_mut_ptr()) };
+        for signal in [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU] {
+            // SAFETY: the set is ours and initialised above.
+            unsafe { libc::sigaddset(stops.as_mut_ptr(), signal) };
+        }
+        // SAFETY: both sets are ours; the first is initialised, the second is written by the call.
+        match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, stops.as_ptr(), before.as_mut_ptr()) } {
+            0 => {
+                // SAFETY: the call succeeded, so it has written the mask as it was.
+                let before = unsafe { before.assume_init() };
+                Ok(Self { before, of_this_thread: PhantomData })
+            }
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+}
+
+impl Drop for StopsBlocked {
+    fn drop(&mut self) {
+        // SAFETY: the set is one the kernel gave for this very thread: a pointer within keeps this value from others.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut()) };
+    }
 }
 
 /// Ends this process at once: no destructors, no exit handlers of the process it was copied from.

@@ -1,5 +1,6 @@
 //! `chkpnt`: capture a running program.
 
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -24,7 +25,14 @@ pub fn run(arguments: &Chkpnt) -> Result<ExitCode, Failure> {
         Progress::Pages { done, total } => bar.bytes(done, total),
     });
     bar.clear();
-    report(arguments, &options.dir, &outcome?);
+    let summary = outcome?;
+    if !arguments.json
+        && let Some(note) = note(summary.files_for_writing)
+    {
+        // Nobody is left to be told when this fails.
+        let _ = io::stderr().lock().write_all(note.as_bytes());
+    }
+    report(arguments, &options.dir, &summary);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -77,14 +85,27 @@ fn report(arguments: &Chkpnt, dir: &Path, summary: &Summary) {
     let _ = output::print(&text);
 }
 
+/// What the image does not have.
+fn note(files_for_writing: usize) -> Option<String> {
+    let (files, them) = match files_for_writing {
+        0 => return None,
+        1 => ("1 file".to_owned(), "it as it is"),
+        several => (format!("{several} files"), "them as they are"),
+    };
+    Some(format!(
+        "note: the content of {files} open for writing is not in the image; keep {them} until the resume\n"
+    ))
+}
+
 fn line(dir: &Path, summary: &Summary, killed: bool) -> String {
-    let pause = if killed { "killed".to_owned() } else { format!("paused {}", time(summary.paused)) };
+    let killed = if killed { "killed, " } else { "" };
     format!(
-        "saved {}: {}, {}, {} image, {pause}, total {}, {:.0} MB/s",
+        "saved {}: {}, {}, {} image, {killed}paused {}, total {}, {:.0} MB/s",
         plain(dir.as_os_str().as_encoded_bytes()),
         count(summary.pids, "process", "processes"),
         count(summary.threads, "thread", "threads"),
         size(summary.bytes),
+        time(summary.paused),
         time(summary.total),
         rate(summary.memory, summary.total),
     )
@@ -105,6 +126,7 @@ mod tests {
             threads: 4,
             bytes: 106_249_000,
             memory: 106_200_000,
+            files_for_writing: 0,
             paused: Duration::from_micros(12_340),
             total: Duration::from_millis(190),
         };
@@ -112,6 +134,20 @@ mod tests {
             line(dir, &summary, false),
             "saved ./rewake-4711-1: 1 process, 4 threads, 106.2 MB image, paused 12.3 ms, total 190 ms, 559 MB/s"
         );
-        assert!(line(dir, &summary, true).contains(" image, killed, total "));
+        assert!(line(dir, &summary, true).contains(" image, killed, paused 12.3 ms, total "));
+    }
+
+    #[test]
+    fn what_the_image_does_not_have_is_said() {
+        assert_eq!(note(0), None);
+        assert_eq!(
+            note(2).as_deref(),
+            Some(
+                "note: the content of 2 files open for writing is not in the image; keep them as they are until the resume\n"
+            )
+        );
+        assert!(
+            note(1).is_some_and(|note| note.contains("of 1 file open") && note.contains("keep it as it is"))
+        );
     }
 }

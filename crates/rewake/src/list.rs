@@ -9,8 +9,8 @@ use serde::Serialize;
 use crate::args::List;
 use crate::failure::Failure;
 use crate::format::{date, one_line, plain, size};
-use crate::output;
 use crate::table::{Side, Table};
+use crate::{output, place};
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -24,6 +24,7 @@ struct Report<'a> {
 /// Lists a store.
 pub fn run(arguments: &List) -> Result<ExitCode, Failure> {
     let dir = arguments.store.as_path();
+    place::existing(dir)?;
     let images = store::list(dir)?;
     let latest: Option<PathBuf> = store::latest(dir).ok();
     let text = if arguments.json {

@@ -153,6 +153,11 @@ good   latest      2023-11-14 22:13:20 UTC  4711        2  [..]  program --fast
     assert_eq!(value["latest"], format!("{name}/good"));
     assert_eq!(value["images"].as_array().map(Vec::len), Some(2));
     rewake(&["show", name]).success();
+    rewake(&["list", "/nonexistent"]).code(1).stdout_eq("").stderr_eq(str![[r#"
+rewake list: no such directory (/nonexistent)
+  remedy: give the directory that chkpnt made, or a folder of such directories
+
+"#]]);
 }
 
 #[test]

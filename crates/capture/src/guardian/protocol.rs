@@ -27,6 +27,8 @@ pub(crate) enum Request {
     Leave = 4,
     /// Say whether the target stands still as ever: what was read until now belongs together.
     Confirm = 5,
+    /// The image is about to get its name: from then on the target is to be killed, whoever is there to ask for it.
+    Arm = 6,
 }
 
 /// From the guardian.
@@ -34,7 +36,7 @@ pub(crate) enum Request {
 pub(crate) enum Reply {
     /// The target stands still; this is all of it but pages and descriptors.
     Frozen(Box<Process>),
-    /// The target has stood still since it was frozen.
+    /// The target has stood still since it was frozen; also the answer to [`Request::Arm`].
     Held,
     /// The target goes on, or is dead as asked; how long it stood still.
     Released(Duration),
@@ -141,7 +143,7 @@ impl Request {
     /// The next request; `None` when the front is gone.
     pub(crate) fn receive(from: &mut impl Read) -> io::Result<Option<Self>> {
         let Some((kind, _)) = read_frame(from)? else { return Ok(None) };
-        [Self::Freeze, Self::Thaw, Self::Kill, Self::Leave, Self::Confirm]
+        [Self::Freeze, Self::Thaw, Self::Kill, Self::Leave, Self::Confirm, Self::Arm]
             .into_iter()
             .find(|&request| request as u8 == kind)
             .map(Some)

@@ -19,10 +19,7 @@ pub enum RemoteError {
     #[error(transparent)]
     Proc(#[from] ProcError),
     /// The target has no code to make a safe first call with.
-    #[error(
-        "remote call failed for pid {pid} (its executable mappings): no `{missing}` found\n\
-         a 64-bit program with a C library has one; this program cannot be captured from outside"
-    )]
+    #[error("remote call failed for pid {pid} (its executable mappings): no `{missing}` found")]
     NoGadget {
         /// The process.
         pid: i32,
@@ -45,10 +42,10 @@ pub enum RemoteError {
         /// What is not supported.
         reason: &'static str,
     },
-    /// Every signal that could end a program is handled by the target, or pending.
+    /// Every signal that could end a program is handled by the target, or pending, or would take a pending one away.
     #[error(
-        "remote call failed for pid {pid} (its signal handlers): SIGURG, SIGWINCH, SIGCHLD and SIGCONT are all handled or pending\n\
-         let the program leave one of them at its default"
+        "remote call failed for pid {pid} (its signal handlers): SIGURG, SIGWINCH, SIGCHLD and SIGCONT are all handled, pending or \
+         in the way of a pending stop"
     )]
     NoSignal {
         /// The process.
@@ -87,6 +84,25 @@ pub enum RemoteError {
 }
 
 impl RemoteError {
+    /// What the user can do about it, in one line, where there is something.
+    #[must_use]
+    pub fn remedy(&self) -> Option<String> {
+        match self {
+            Self::NoGadget { .. } => Some(
+                "a 64-bit program with a C library has one; this one cannot be captured from outside".into(),
+            ),
+            Self::NoSignal { .. } => Some("let the program leave one of these signals at its default".into()),
+            Self::Scratch { operation: "mmap", pid, source, .. }
+                if source.kind() == io::ErrorKind::OutOfMemory =>
+            {
+                Some(format!(
+                    "raise the limit of address space for a moment: prlimit --pid {pid} --as=unlimited"
+                ))
+            }
+            _ => None,
+        }
+    }
+
     /// Whether the process is gone: killed from outside, not harmed by us.
     #[must_use]
     pub fn is_gone(&self) -> bool {

@@ -18,6 +18,9 @@ pub(super) const SLOT: u64 = 32 << 10;
 /// Signals that may end a program, in order of preference: ignored by default.
 const END_SIGNALS: [i32; 4] = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD, libc::SIGCONT];
 
+/// Signals that the kernel drops where they are pending as soon as a SIGCONT is sent.
+const DROPPED_BY_SIGCONT: [i32; 4] = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+
 /// Where `struct rseq` has the address of the critical section.
 const RSEQ_CS: u64 = 8;
 
@@ -310,10 +313,36 @@ fn critical_section(
 
 /// A signal that no handler sees and that is not pending.
 fn end_signal(status: &Status, threads: &[Stopped]) -> Result<i32, RemoteError> {
-    let mut taken = SignalSet::from_bits(status.caught | status.shared_pending);
+    let mut pending = SignalSet::from_bits(status.shared_pending);
     for thread in threads {
-        taken = thread.pending(false)?.iter().fold(taken, |taken, info| taken.with(info.signal()));
+        pending = thread.pending(false)?.iter().fold(pending, |pending, info| pending.with(info.signal()));
     }
-    let free = END_SIGNALS.into_iter().find(|&signal| !taken.contains(signal));
-    free.ok_or(RemoteError::NoSignal { pid: status.tgid })
+    free_signal(SignalSet::from_bits(status.caught), pending)
+        .ok_or(RemoteError::NoSignal { pid: status.tgid })
+}
+
+/// The first of [`END_SIGNALS`] whose sending changes nothing.
+fn free_signal(caught: SignalSet, pending: SignalSet) -> Option<i32> {
+    let mut taken = SignalSet::from_bits(caught.bits() | pending.bits());
+    if DROPPED_BY_SIGCONT.into_iter().any(|signal| pending.contains(signal)) {
+        taken = taken.with(libc::SIGCONT);
+    }
+    END_SIGNALS.into_iter().find(|&signal| !taken.contains(signal))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_signal_takes_nothing_away() {
+        let caught = [libc::SIGURG, libc::SIGWINCH].into_iter().fold(SignalSet::EMPTY, SignalSet::with);
+        let pending = SignalSet::EMPTY.with(libc::SIGCHLD);
+        assert_eq!(free_signal(SignalSet::EMPTY, SignalSet::EMPTY), Some(libc::SIGURG));
+        assert_eq!(free_signal(caught, SignalSet::EMPTY), Some(libc::SIGCHLD));
+        assert_eq!(free_signal(caught, pending), Some(libc::SIGCONT));
+        for stop in DROPPED_BY_SIGCONT {
+            assert_eq!(free_signal(caught, pending.with(stop)), None);
+        }
+    }
 }
