@@ -2,12 +2,15 @@
 //!
 //! Nothing of it stays in the target: afterwards its registers, masks and memory are as they were.
 
+mod settings;
+
 use std::collections::BTreeMap;
 
 use rewake_image::records::{Process, Thread};
 use rewake_linux::program::{Accept, CallRef, DataRef, Program, Sysno, TrackRef, Value};
 use rewake_linux::remote::{Outcome, RemoteError, RemoteStage};
 
+use self::settings::{ProcessSettings, ThreadSettings};
 use crate::error::{CaptureError, Result};
 use crate::findings::Findings;
 use crate::freeze::Frozen;
@@ -38,6 +41,7 @@ struct ProcessAnswers {
     thp: CallRef,
     mdwe: CallRef,
     membarrier: CallRef,
+    settings: ProcessSettings,
 }
 
 /// Where the answers about a thread will be.
@@ -48,6 +52,7 @@ struct ThreadAnswers {
     tsc: DataRef,
     slack: CallRef,
     securebits: CallRef,
+    settings: ThreadSettings,
 }
 
 impl ProcessAnswers {
@@ -63,7 +68,8 @@ impl ProcessAnswers {
         let mdwe = prctl(program, track, PR_GET_MDWE, zero);
         let args = [Value::from(MEMBARRIER_GET_REGISTRATIONS), zero, zero];
         let membarrier = program.call(track, Sysno::membarrier, args).accept(Accept::Any).done();
-        Self { actions, timers, brk, dumpable, subreaper, thp, mdwe, membarrier }
+        let settings = ProcessSettings::ask(program, track);
+        Self { actions, timers, brk, dumpable, subreaper, thp, mdwe, membarrier, settings }
     }
 
     fn tell(&self, outcome: &Outcome, process: &mut Process, findings: &mut Findings) {
@@ -84,6 +90,7 @@ impl ProcessAnswers {
             let reason = "it may not make memory executable (PR_SET_MDWE), which is not supported yet";
             findings.add("process", reason, "run the program without that setting");
         }
+        self.settings.tell(outcome, findings);
         // Older kernels do not tell: then nothing is registered again, and the program's call fails as it would on a new thread.
         process.membarrier = u32::try_from(outcome.result(self.membarrier)).unwrap_or(0);
         if let Some(fields) = process.memory.as_mut().and_then(|memory| memory.fields.as_mut()) {
@@ -101,7 +108,8 @@ impl ThreadAnswers {
         prctl(program, track, PR_GET_TSC, tsc.into());
         let slack = prctl(program, track, PR_GET_TIMERSLACK, Value::from(0));
         let securebits = prctl(program, track, PR_GET_SECUREBITS, Value::from(0));
-        Self { stack, tid_address, death_signal, tsc, slack, securebits }
+        let settings = ThreadSettings::ask(program, track);
+        Self { stack, tid_address, death_signal, tsc, slack, securebits, settings }
     }
 
     fn tell(&self, outcome: &Outcome, thread: &mut Thread, findings: &mut Findings) {
@@ -110,6 +118,7 @@ impl ThreadAnswers {
         thread.parent_death_signal = u32::try_from(outcome.word(self.death_signal, 0)).unwrap_or(0);
         thread.timer_slack_ns = outcome.result(self.slack).max(0).cast_unsigned();
         thread.securebits = u32::try_from(outcome.result(self.securebits)).unwrap_or(0);
+        self.settings.tell(outcome, thread.tid, findings);
         if outcome.word(self.tsc, 0) > PR_TSC_ENABLE {
             let reason = "it gets a signal when it reads the time stamp counter, which is not supported yet";
             findings.add_thread(thread.tid, reason, "run the program without that setting");
@@ -188,5 +197,10 @@ impl Frozen {
 }
 
 fn remote_error(pid: i32, error: RemoteError) -> CaptureError {
-    CaptureError::failed("ask", pid, "process", error)
+    let remedy = error.remedy();
+    let failed = CaptureError::failed("ask", pid, "process", error);
+    match remedy {
+        Some(remedy) => failed.advise(remedy),
+        None => failed,
+    }
 }

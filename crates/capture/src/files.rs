@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use rewake_image::records::{
     Descriptor, Device, Directory, FileLock, OpenFile, OutsideStream, PipeEnd, RegularFile, open_file,
 };
+use rewake_linux::attributes::{self, SignalOwner};
 use rewake_linux::kcmp;
 use rewake_linux::proc::{Fd, FdInfo, Link, Proc};
 use rustix::fs::OFlags;
@@ -98,7 +99,13 @@ pub(crate) fn survey(proc: &Proc, findings: &mut Findings) -> Result<Files> {
                 continue;
             }
         };
-        let id = files.open_file(one, first, kind);
+        let owner = match kind {
+            // Set for the stream's other users too, and not by restore.
+            Kind::Outside(_) => SignalOwner::default(),
+            _ if first == one.fd => signal_owner(pid, one, findings)?,
+            _ => SignalOwner::default(),
+        };
+        let id = files.open_file(one, first, kind, owner);
         let close_on_exec = one.info.close_on_exec();
         files.descriptors.push(Descriptor { fd: one.fd, file: id, close_on_exec });
     }
@@ -133,6 +140,26 @@ fn descriptions(pid: i32, seen: &[Seen]) -> Result<Vec<i32>> {
     Ok(firsts)
 }
 
+/// Who gets signals about an open file; asked of a duplicate of the descriptor, since `/proc` does not tell.
+fn signal_owner(pid: i32, one: &Seen, findings: &mut Findings) -> Result<SignalOwner> {
+    if one.flags().contains(OFlags::PATH) {
+        return Ok(SignalOwner::default());
+    }
+    let owner = match attributes::duplicate(pid, one.fd).and_then(attributes::signal_owner) {
+        // It was closed meanwhile: the target runs.
+        Err(error) if error.raw_os_error() == Some(libc::EBADF) => return Ok(SignalOwner::default()),
+        owner => owner.during("pidfd_getfd", pid, one.name())?,
+    };
+    if owner.id != 0 && (owner.kind, owner.id) != (SignalOwner::PROCESS, pid) {
+        findings.add(
+            one.name(),
+            "signals about it to a thread or another process (F_SETOWN) are not supported yet",
+            "let the program finish with it, or wait for a version that supports it",
+        );
+    }
+    Ok(owner)
+}
+
 fn check_flags(one: &Seen, findings: &mut Findings) {
     if one.info.flags & libc::O_ASYNC.cast_unsigned() != 0 {
         findings.add(
@@ -145,7 +172,7 @@ fn check_flags(one: &Seen, findings: &mut Findings) {
 
 impl Files {
     /// The id of the open file description behind a descriptor; a new record when it is the first of its kind.
-    fn open_file(&mut self, one: &Seen, first: i32, kind: Kind) -> u32 {
+    fn open_file(&mut self, one: &Seen, first: i32, kind: Kind, owner: SignalOwner) -> u32 {
         // Standard streams outside the tree come back one by one, even when a terminal gave all three the same description.
         let key = (first, if let Kind::Outside(stream) = kind { Some(stream) } else { None });
         if let Some(&known) = self.ids.get(&key) {
@@ -172,7 +199,14 @@ impl Files {
             }),
         };
         let flags = kind::reopening_flags(one).bits();
-        self.open.push(OpenFile { id, flags, kind: Some(kind), ..OpenFile::default() });
+        self.open.push(OpenFile {
+            id,
+            flags,
+            owner_pid: owner.id,
+            owner_type: owner.kind,
+            owner_signal: owner.signal,
+            kind: Some(kind),
+        });
         self.ids.insert(key, id);
         id
     }

@@ -86,7 +86,44 @@ pub(crate) fn survey(proc: &Proc, findings: &mut Findings) -> Result<Memory> {
             "end the other process first, or capture the program before it starts one",
         );
     }
+    for object in &memory.shared {
+        let denied =
+            || proc.open_mapped_file(&object.mapping, OFlags::RDONLY).is_err_and(|error| error.is_denied());
+        if memory.has_unmapped_parts(object) && denied() {
+            let reason = "parts of this shared memory are mapped nowhere, and this user may not read them";
+            let remedy = "run the command as root, or with the capability CAP_CHECKPOINT_RESTORE";
+            findings.add(name(&object.mapping), reason, remedy);
+        }
+    }
     Ok(memory)
+}
+
+/// Mappings with a memory policy of their own. Costs as much as reading smaps: asked before the freeze only.
+pub(crate) fn check_policies(proc: &Proc, findings: &mut Findings) {
+    // There is no such file in a kernel without NUMA.
+    let Ok(text) = proc.read("numa_maps") else { return };
+    for (address, policy) in policies(&text) {
+        let reason = format!("a memory policy (set_mempolicy or mbind: {policy}) is not supported yet");
+        findings.add(format!("mapping {address}"), reason, "run the program without it (without numactl)");
+    }
+}
+
+/// The first few mappings of `numa_maps` whose policy is not the default, and it.
+fn policies(numa_maps: &[u8]) -> Vec<(String, String)> {
+    const NAMED: usize = 3;
+    let mut found = Vec::new();
+    for line in numa_maps.split(|byte| *byte == b'\n') {
+        let mut words = line.split(|byte| *byte == b' ').map(String::from_utf8_lossy);
+        if let (Some(address), Some(policy)) = (words.next(), words.next())
+            && policy != "default"
+        {
+            found.push((address.into_owned(), policy.into_owned()));
+        }
+        if found.len() == NAMED {
+            break;
+        }
+    }
+    found
 }
 
 /// Whether a mapping has another protection key than 0; processors without keys have no such lines.
@@ -222,6 +259,9 @@ impl Memory {
             }
             MappingKind::Memfd(_) => refuse("mapped memfds are not supported yet"),
             MappingKind::SystemV(_) => refuse("System V shared memory is not supported yet"),
+            MappingKind::File(b"/secretmem") if mapping.deleted => {
+                refuse("secret memory (memfd_secret) is not supported")
+            }
             MappingKind::File(_) => self.file(proc, mapping),
             MappingKind::Special(name) if name.starts_with(b"/[aio]") => {
                 refuse("asynchronous I/O contexts (io_setup) are not supported yet")
@@ -293,6 +333,12 @@ fn link(proc: &Proc, mapping: &Mapping) -> Result<Link, Refusal> {
 }
 
 impl Memory {
+    /// Whether a shared object has bytes before the end of its furthest mapping that no mapping shows.
+    fn has_unmapped_parts(&self, object: &SharedObject) -> bool {
+        let mapped: u64 = self.mapped_parts(object).iter().map(|(_, _, len)| len).sum();
+        mapped < object.mapped_end
+    }
+
     /// The parts of a shared object that the target maps: address, offset and length, by offset and each byte once.
     pub(crate) fn mapped_parts(&self, object: &SharedObject) -> Vec<(RemoteAddr, u64, u64)> {
         let mut parts: Vec<(u64, u64, u64)> = self
@@ -343,6 +389,19 @@ mod tests {
             .map(|(start, offset, len)| (start.get(), offset, len))
             .collect();
         assert_eq!(parts, [(0x5000, 0, 0x4000)]);
+        assert!(!memory.has_unmapped_parts(&memory.shared[at]));
+        memory.vmas.retain(|vma| vma.offset != 0);
+        assert!(memory.has_unmapped_parts(&memory.shared[at]));
+    }
+
+    #[test]
+    fn policies_are_seen() {
+        let text = b"7000 default anon=1 N0=1\n8000 bind:0 anon=1\n9000 interleave:0-1\n";
+        assert_eq!(
+            policies(text),
+            [("8000".into(), "bind:0".into()), ("9000".into(), "interleave:0-1".into())]
+        );
+        assert!(policies(b"7000 default\n").is_empty());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Looking before freezing: everything that is known to stand in the way, all of it at once.
 //!
-//! The checks here read `/proc` and nothing else. They run again when the target stands still, since things change.
+//! The checks here read `/proc` and compare by kcmp(2), nothing else. Those that cost little run again when the target stands
+//! still, since things change.
 
 use rewake_linux::kcmp::{self, Shared};
 use rewake_linux::proc::{self, Proc, Stat, Status};
@@ -47,9 +48,11 @@ pub(crate) fn look(options: &Options) -> Result<Findings> {
         return Ok(findings);
     }
     check_running(&proc, &mut findings)?;
-    check_not_tracing(pid, &mut findings);
+    check_others(pid, &mut findings);
     check_state(&proc, &mut findings)?;
     memory::survey(&proc, &mut findings)?;
+    memory::check_policies(&proc, &mut findings);
+    check_namespaces_of_threads(&proc, &mut findings)?;
     files::survey(&proc, &mut findings)?;
     Ok(findings)
 }
@@ -198,9 +201,19 @@ fn check_running(proc: &Proc, findings: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-/// A debugger would lose what it traces.
-fn check_not_tracing(pid: i32, findings: &mut Findings) {
-    for other in proc::processes().unwrap_or_default() {
+/// A debugger would lose what it traces; and what is shared with a process outside comes back as a copy.
+fn check_others(pid: i32, findings: &mut Findings) {
+    const KINDS: &[(Shared, &str)] =
+        &[(Shared::Memory, "memory"), (Shared::Files, "descriptors"), (Shared::Fs, "working directory")];
+    for other in proc::processes().unwrap_or_default().into_iter().filter(|&other| other != pid) {
+        // Processes that end meanwhile and those of others, which we may not ask, do not count.
+        let same = |kind| kcmp::compare(kind, pid, other).is_ok_and(std::cmp::Ordering::is_eq);
+        let shared: Vec<&str> = KINDS.iter().filter(|(kind, _)| same(*kind)).map(|(_, name)| *name).collect();
+        if !shared.is_empty() {
+            let reason = format!("it shares its {} with process {other}", shared.join(" and its "));
+            let remedy = format!("wait until process {other} has ended, or end it");
+            findings.add(format!("process {pid}"), reason, remedy);
+        }
         let tracer = Proc::open(other).and_then(|other| other.status()).map_or(0, |status| status.tracer_pid);
         if tracer == pid {
             let reason = format!("it traces process {other}");
@@ -262,8 +275,18 @@ fn check_word_size(proc: &Proc, findings: &mut Findings) -> Result<()> {
 }
 
 fn check_namespaces(proc: &Proc, findings: &mut Findings) -> Result<()> {
-    const KINDS: &[&str] =
-        &["pid", "mnt", "net", "ipc", "uts", "user", "time", "pid_for_children", "time_for_children"];
+    const KINDS: &[&str] = &[
+        "pid",
+        "mnt",
+        "net",
+        "ipc",
+        "uts",
+        "user",
+        "cgroup",
+        "time",
+        "pid_for_children",
+        "time_for_children",
+    ];
     let pid = proc.id();
     let own = Proc::own().during("open", pid, "/proc/self")?;
     for kind in KINDS {
@@ -285,11 +308,36 @@ fn check_namespaces(proc: &Proc, findings: &mut Findings) -> Result<()> {
     Ok(())
 }
 
+/// A thread may have left for namespaces of its own, by unshare(2) or setns(2).
+fn check_namespaces_of_threads(proc: &Proc, findings: &mut Findings) -> Result<()> {
+    const KINDS: &[&str] =
+        &["mnt", "net", "ipc", "uts", "cgroup", "time", "pid_for_children", "time_for_children"];
+    let pid = proc.id();
+    let of_process: Vec<_> = KINDS.iter().map(|kind| proc.namespace(kind).ok()).collect();
+    for tid in proc.threads().during("list threads", pid, "task")? {
+        if tid == pid {
+            continue;
+        }
+        // One that ends meanwhile does not count.
+        let Ok(thread) = proc.thread(tid) else { continue };
+        for (kind, theirs) in KINDS.iter().zip(&of_process) {
+            if thread.namespace(kind).is_ok_and(|own| Some(own) != *theirs) {
+                let reason = format!("its namespace {kind} is not the one of the first thread");
+                findings.add_thread(tid, reason, LATER);
+            }
+        }
+    }
+    Ok(())
+}
+
 fn check_timers(proc: &Proc, findings: &mut Findings) -> Result<()> {
     let timers = match proc.timers() {
         Ok(timers) => timers,
-        // A kernel without CONFIG_CHECKPOINT_RESTORE does not tell.
-        Err(error) if error.is_missing() => return Ok(()),
+        Err(error) if error.is_missing() => {
+            let reason = "the kernel does not tell whether it has timers";
+            findings.add("POSIX timers", reason, "use a kernel built with CONFIG_CHECKPOINT_RESTORE");
+            return Ok(());
+        }
         Err(error) => return Err(error).during("read timers", proc.id(), "POSIX timers"),
     };
     for timer in timers {

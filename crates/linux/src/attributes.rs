@@ -6,6 +6,7 @@
 #![allow(unsafe_code, reason = "system calls without a safe wrapper, see Safety above")]
 
 use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// What sched_getattr(2) tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,4 +88,73 @@ pub fn io_priority(tid: i32) -> io::Result<u32> {
     // SAFETY: the call takes two numbers.
     let priority = check(unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, tid) })?;
     u32::try_from(priority).map_err(io::Error::other)
+}
+
+/// The id of the calling thread's session keyring.
+///
+/// # Errors
+/// When the kernel has no keyrings.
+pub fn session_keyring() -> io::Result<i32> {
+    const KEYCTL_GET_KEYRING_ID: i32 = 0;
+    const KEY_SPEC_SESSION_KEYRING: i32 = -3;
+    // SAFETY: the call takes three numbers.
+    let id = check(unsafe {
+        libc::syscall(libc::SYS_keyctl, KEYCTL_GET_KEYRING_ID, KEY_SPEC_SESSION_KEYRING, 0)
+    })?;
+    i32::try_from(id).map_err(io::Error::other)
+}
+
+/// Who gets signals about an open file (`F_SETOWN`, `F_SETSIG`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SignalOwner {
+    /// `F_OWNER_TID`, `F_OWNER_PID` or `F_OWNER_PGRP`.
+    pub kind: u32,
+    /// Id of the thread, process or group; 0 for nobody.
+    pub id: i32,
+    /// The signal; 0 for the kernel's choice.
+    pub signal: u32,
+}
+
+impl SignalOwner {
+    /// `F_OWNER_PID`: the id is that of a process.
+    pub const PROCESS: u32 = 1;
+}
+
+/// `struct f_owner_ex`.
+#[repr(C)]
+#[derive(Default)]
+struct OwnerEx {
+    kind: i32,
+    id: i32,
+}
+
+/// Asks who gets signals about an open file.
+///
+/// # Errors
+/// When the descriptor is one that only names a file (`O_PATH`).
+pub fn signal_owner(file: impl AsFd) -> io::Result<SignalOwner> {
+    const F_GETOWN_EX: i32 = 16;
+    const F_GETSIG: i32 = 11;
+    let fd = file.as_fd().as_raw_fd();
+    let mut owner = OwnerEx::default();
+    // SAFETY: the kernel writes one `struct f_owner_ex`, which `owner` is.
+    check(unsafe { libc::fcntl(fd, F_GETOWN_EX, &raw mut owner) }.into())?;
+    // SAFETY: the call takes two numbers.
+    let signal = check(unsafe { libc::fcntl(fd, F_GETSIG) }.into())?;
+    Ok(SignalOwner {
+        kind: u32::try_from(owner.kind).map_err(io::Error::other)?,
+        id: owner.id,
+        signal: u32::try_from(signal).map_err(io::Error::other)?,
+    })
+}
+
+/// A descriptor of another process, as one of our own.
+///
+/// # Errors
+/// `EBADF` when it is not open there, `EPERM` when we may not trace that process.
+pub fn duplicate(pid: i32, fd: i32) -> io::Result<OwnedFd> {
+    use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+    let pid = Pid::from_raw(pid).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
+    let process = pidfd_open(pid, PidfdFlags::empty())?;
+    Ok(pidfd_getfd(process, fd, PidfdGetfdFlags::empty())?)
 }

@@ -85,7 +85,8 @@ pub(super) fn classify(
 /// A file or directory must be found again under its name.
 fn named(proc: &Proc, one: &Seen) -> Result<(), Refusal> {
     let link = &one.link;
-    if !link.target.starts_with(b"/") || (link.deleted && link.target.starts_with(b"/memfd:")) {
+    let memory = link.target.starts_with(b"/memfd:") || link.target == b"/secretmem";
+    if !link.target.starts_with(b"/") || (link.deleted && memory) {
         return special(one).map(|_| ());
     }
     if let Some(name) = virtual_file_system(proc, &format!("fd/{}", one.fd)) {
@@ -117,6 +118,7 @@ fn special(one: &Seen) -> Result<Kind, Refusal> {
         ("anon_inode:[perf_event]", "performance counters"),
         ("anon_inode:bpf", "BPF objects"),
         ("/memfd:", "memfds"),
+        ("/secretmem", "secret memory files (memfd_secret)"),
         ("mnt:", "namespace descriptors"),
         ("net:", "namespace descriptors"),
         ("pid:", "namespace descriptors"),

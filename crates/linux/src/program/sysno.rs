@@ -43,6 +43,7 @@ sysno! {
     fork = SYS_fork
     ftruncate = SYS_ftruncate
     futex = SYS_futex
+    get_mempolicy = SYS_get_mempolicy
     getitimer = SYS_getitimer
     getpgid = SYS_getpgid
     getpid = SYS_getpid
@@ -53,6 +54,7 @@ sysno! {
     gettid = SYS_gettid
     ioctl = SYS_ioctl
     ioprio_set = SYS_ioprio_set
+    keyctl = SYS_keyctl
     kill = SYS_kill
     lseek = SYS_lseek
     madvise = SYS_madvise
@@ -61,8 +63,10 @@ sysno! {
     mincore = SYS_mincore
     mlock2 = SYS_mlock2
     mmap = SYS_mmap
+    modify_ldt = SYS_modify_ldt
     mprotect = SYS_mprotect
     mremap = SYS_mremap
+    msync = SYS_msync
     munmap = SYS_munmap
     nanosleep = SYS_nanosleep
     openat = SYS_openat
