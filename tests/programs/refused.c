@@ -1,9 +1,56 @@
-/* Things that must be refused by name before anything is frozen.
-   argument: child, socket, reading (a regular file held open for reading: not refused), zombie. */
+/* Things that must be refused by name.
+   argument: child, socket, reading (a regular file held open for reading: not refused), zombie, sharer (a process that is no
+   child has the same memory), policy (set_mempolicy), future-locks (mlockall), ldt (modify_ldt), keyring, memory-errors
+   (PR_MCE_KILL), secret (memfd_secret). */
 #include "probe.h"
+#include <asm/ldt.h>
+#include <sched.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
+
+/* Processes with the memory of this one: they must not touch what threads have of their own. */
+static char stacks[2][65536];
+static volatile pid_t sharer;
+
+__attribute__((noreturn)) static int share(void *none) {
+    (void)none;
+    for (;;) pause();
+}
+
+__attribute__((noreturn)) static int share_from_afar(void *none) {
+    (void)none;
+    sharer = clone(share, stacks[1] + sizeof stacks[1], CLONE_VM | SIGCHLD, NULL);
+    _exit(0);
+}
+
+/* Not every kernel knows everything. */
+#define GET(call) ({ long got_ = (call); if (got_ == -1) skip("%s: %s", #call, strerror(errno)); (int)got_; })
+
+static void set_up(const char *kind) {
+    if (!strcmp(kind, "sharer")) {
+        pid_t between = GET(clone(share_from_afar, stacks[0] + sizeof stacks[0], CLONE_VM | SIGCHLD, NULL));
+        CHECK(waitpid(between, NULL, 0) == between && sharer > 0, "clone");
+    }
+    if (!strcmp(kind, "policy")) {
+        unsigned long nodes = 1;
+        GET(syscall(SYS_set_mempolicy, 2, &nodes, 8));
+    }
+    if (!strcmp(kind, "future-locks")) GET(mlockall(MCL_FUTURE | MCL_ONFAULT));
+    if (!strcmp(kind, "ldt")) {
+        struct user_desc entry = {.entry_number = 3, .base_addr = 4096, .limit = 4095, .seg_32bit = 1, .useable = 1};
+        GET(syscall(SYS_modify_ldt, 1, &entry, sizeof entry));
+    }
+    if (!strcmp(kind, "keyring")) GET(syscall(SYS_keyctl, 0, -2, 1));
+    if (!strcmp(kind, "memory-errors")) GET(prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0));
+    if (!strcmp(kind, "secret")) {
+        int fd = GET(syscall(447, 0));
+        GET(ftruncate(fd, 4096));
+        CHECK(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) != MAP_FAILED, "mmap");
+        GET(close(fd));
+    }
+}
 
 int main(int argc, char **argv) {
     probe_start(argc, argv);
@@ -32,8 +79,10 @@ int main(int argc, char **argv) {
         char byte;
         CHECK(read(fd, &byte, 1) == 1, "read");
     }
+    set_up(kind);
     probe_ready();
     while (!probe_resumed()) usleep(5000);
+    if (sharer) TRY(kill(sharer, SIGKILL));
     if (child && !strcmp(kind, "child")) TRY(kill(child, SIGKILL));
     if (child) CHECK(waitpid(child, NULL, 0) == child, "waitpid: %s", strerror(errno));
     return probe_pass();

@@ -15,6 +15,17 @@ use crate::workshop::Workshop;
 
 const SOON: Duration = Duration::from_secs(5);
 
+/// Kinds of state that a resumed program would not have, and a word of the refusal. Those that need no special rights.
+const SETTINGS: &[(&str, &[&str])] = &[
+    ("sharer", &["shares its memory"]),
+    ("policy", &["memory policy"]),
+    ("future-locks", &["MCL_FUTURE"]),
+    ("ldt", &["local descriptor table"]),
+    ("keyring", &["keyring"]),
+    ("memory-errors", &["memory errors"]),
+    ("secret", &["memfd_secret"]),
+];
+
 pub(super) fn run(workshop: &Workshop, report: &mut Report) {
     report.test("full disk", || full_disk(workshop));
     report.test("unwritable folder: read-only mount", || read_only_mount(workshop));
@@ -28,6 +39,11 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
         refused(workshop, "zombie", &["process", "child", "zombie"])
     });
     report.test("network socket is refused by name", || refused(workshop, "socket", &["socket"]));
+    for (kind, words) in SETTINGS {
+        report.test(&format!("setting that would be lost is refused by name: {kind}"), || {
+            refused(workshop, kind, words)
+        });
+    }
     report.test("pipe in packet mode is refused by name", || packet_pipe(workshop));
     report.test("no such pid", || no_such_pid(workshop));
     report.test("its own parent is refused", || {
