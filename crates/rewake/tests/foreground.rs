@@ -70,10 +70,13 @@ impl Frozen {
             .spawn()
             .expect("bash is there");
         let mut line = String::new();
-        BufReader::new(program.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
+        // A pipe that nobody reads any more would come back as one that nobody reads.
+        let mut output = BufReader::new(program.stdout.take().expect("piped"));
+        output.read_line(&mut line).expect("a line");
         assert_eq!(line, "ready\n");
         until("reading", || state(program.id()) == 'S');
         let captured = capture(program.id(), &image);
+        drop(output);
         if !captured {
             signal(program.id(), Signal::KILL);
         }
