@@ -13,6 +13,9 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 use super::Seen;
 use crate::error::{CaptureError, During, Result};
 
+/// Standard error.
+const HIGHEST_STREAM: i32 = 2;
+
 /// A pipe whose ends are all in the target.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PipeSource {
@@ -39,7 +42,10 @@ pub(super) fn inside(proc: &Proc, seen: &[Seen]) -> Vec<PipeSource> {
         if pipes.iter().any(|pipe| pipe.inode == inode) {
             continue;
         }
-        if any(Seen::reads) && any(Seen::writes) || other_end_is_closed(proc, one.fd) {
+        // A standard stream that nobody reads any more becomes resume's; one that nobody writes to any more keeps what is in it.
+        let standard_output = |other: &Seen| other.writes() && other.fd <= HIGHEST_STREAM;
+        let lonely = || !any(standard_output) && other_end_is_closed(proc, one.fd);
+        if any(Seen::reads) && any(Seen::writes) || lonely() {
             pipes.push(PipeSource { id: 0, inode, fd: one.fd });
         }
     }
