@@ -1,8 +1,7 @@
 //! Typed doors to the Linux kernel.
 //!
-//! Everything that talks to the kernel in a way that safe Rust cannot express lives here (and, for the steps of a restore that run
-//! in the new process itself, in `rewake-restore`): remote addresses, programs of system calls and their executor, ptrace states,
-//! `/proc`, page maps. Nothing here knows about images.
+//! Everything that talks to the kernel in a way that safe Rust cannot express lives here: remote addresses, programs of system calls
+//! and their executor, ptrace states, the seed of a restored process, `/proc`, page maps. Nothing here knows about images.
 
 pub mod addr;
 pub mod arch;
