@@ -46,15 +46,10 @@ pub fn release(
 ) -> Result<i32, RestoreError> {
     let pid = seed.pid();
     let leader = seed.take_leader()?;
-    let work = Release { image, seed: &seed, pages };
-    let mut parked = work.stop_all(leader)?;
-    for at in 0..parked.len() {
-        let Parked { tracee, thread } = parked.swap_remove(at);
-        let tracee = work.put_to_wait(tracee, thread)?;
-        parked.push(Parked { tracee, thread });
-        let last = parked.len() - 1;
-        parked.swap(at, last);
-    }
+    let memory = ProcessMemory::open(pid).map_err(|error| seed.died(&error.to_string()))?;
+    let work = Release { image, seed: &seed, pages, memory };
+    let stopped = work.stop_all(leader)?.into_iter();
+    let mut parked = stopped.map(|one| work.put_to_wait(one)).collect::<Result<Vec<Parked<'_>>, _>>()?;
     let Parked { tracee, thread } = parked.swap_remove(0);
     // Registers are read before the leader makes one more call: they tell whether it waits.
     let leader_registers = work.registers_of(&tracee, thread)?;
@@ -78,6 +73,7 @@ struct Release<'a> {
     image: &'a Image,
     seed: &'a Seed<'a>,
     pages: &'a PageMemory<'a>,
+    memory: ProcessMemory,
 }
 
 impl<'a> Release<'a> {
@@ -118,12 +114,13 @@ impl<'a> Release<'a> {
     }
 
     /// A thread that goes on in a call made for it is let run until it waits in it (or has returned from it).
-    fn put_to_wait(&self, mut tracee: Stopped, thread: &Thread) -> Result<Stopped, RestoreError> {
-        let GoOn::Waiting(wait) = interrupted::go_on(thread) else { return Ok(tracee) };
+    fn put_to_wait(&self, parked: Parked<'a>) -> Result<Parked<'a>, RestoreError> {
+        let GoOn::Waiting(wait) = interrupted::go_on(parked.thread) else { return Ok(parked) };
+        let Parked { mut tracee, thread } = parked;
         for _ in 0..WAIT_TRIES {
             let now = tracee.registers().map_err(|error| self.refused(error))?;
             if interrupted::is_waiting(&now, &wait) || self.seed.has_returned(&now) {
-                return Ok(tracee);
+                return Ok(Parked { tracee, thread });
             }
             let running = tracee.cont(0).map_err(|error| self.refused(error))?;
             std::thread::sleep(WAIT_PAUSE);
@@ -135,10 +132,8 @@ impl<'a> Release<'a> {
 
     fn registers_of(&self, tracee: &Stopped, thread: &Thread) -> Result<Registers, RestoreError> {
         let now = tracee.registers().map_err(|error| self.refused(error))?;
-        let memory =
-            ProcessMemory::open(self.seed.pid()).map_err(|error| self.seed.died(&error.to_string()))?;
         let returned = self.seed.returned(thread.tid);
-        Ok(registers::to_go_on_with(&self.image.process, thread, &now, returned, self.pages, &memory))
+        Ok(registers::to_go_on_with(&self.image.process, thread, &now, returned, self.pages, &self.memory))
     }
 
     fn set_state(
@@ -203,15 +198,13 @@ impl<'a> Release<'a> {
 
     /// A `syscall` instruction in the new process, in its vdso or else in any of its code.
     fn syscall_instruction(&self) -> Result<RemoteAddr, RestoreError> {
-        let memory =
-            ProcessMemory::open(self.seed.pid()).map_err(|error| self.seed.died(&error.to_string()))?;
         let vmas = self.image.process.memory.iter().flat_map(|memory| &memory.vmas);
         let mut code: Vec<_> = vmas.filter(|vma| vma.protection & PROT_EXEC != 0).collect();
         code.sort_by_key(|vma| vma.backing() != Backing::Vdso);
         for vma in code {
             let start = RemoteAddr::new(vma.start);
             let mut bytes = vec![0; usize::try_from(vma.end - vma.start).unwrap_or_default()];
-            let read = memory.read_at(start, &mut bytes).unwrap_or_default();
+            let read = self.memory.read_at(start, &mut bytes).unwrap_or_default();
             if let Some(at) = bytes[..read].windows(2).position(|pair| pair == SYSCALL) {
                 return Ok(start + u64::try_from(at).unwrap_or_default());
             }

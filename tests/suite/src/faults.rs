@@ -4,6 +4,7 @@
 mod images;
 mod refusals;
 mod shots;
+mod users;
 
 use crate::report::Report;
 use crate::workshop::Workshop;
@@ -13,4 +14,5 @@ pub fn run(workshop: &Workshop, report: &mut Report) {
     shots::run(workshop, report);
     refusals::run(workshop, report);
     images::run(workshop, report);
+    users::run(workshop, report);
 }

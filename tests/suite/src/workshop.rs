@@ -115,6 +115,12 @@ impl Workshop {
         Ok(output)
     }
 
+    /// The binary under test.
+    #[must_use]
+    pub fn rewake(&self) -> &Path {
+        &self.rewake
+    }
+
     /// The command `rewake ARGUMENTS`, its input empty, its output captured by whoever waits for it.
     pub fn command<I, S>(&self, arguments: I) -> Command
     where

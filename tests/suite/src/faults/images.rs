@@ -2,6 +2,7 @@
 //! says why and leaves nothing.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ use crate::workshop::Workshop;
 const SOON: Duration = Duration::from_secs(5);
 /// Bits flipped, one at a time, that `verify` must find.
 const FLIPS: u32 = 2000;
+/// Instants at which the process is killed that `resume` is making.
+const KILLS: u32 = 40;
 /// Bits flipped that `resume` must refuse.
 const RESUME_FLIPS: u32 = 100;
 
@@ -28,6 +31,9 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
     report.test("resume refuses an image whose file is missing", || missing_file(workshop));
     report.test("resume of a folder that is no image", || no_image(workshop));
     report.test("resume while the pid is taken", || pid_taken(workshop));
+    report.test(&format!("SIGKILL to the new process at {KILLS} instants of its making"), || {
+        killed_while_made(workshop)
+    });
     report.test("resume after a file changed", || file_changed(workshop));
     report.test("resume after a file was deleted", || file_deleted(workshop));
     report.test("resume passes on SIGTERM and ends as the program does", || passes_on_sigterm(workshop));
@@ -44,6 +50,30 @@ fn prepared(workshop: &Workshop, name: &str) -> Result<PathBuf> {
     let folder = workshop.folder(name)?;
     fs::write(folder.join("input"), "something to read\n")?;
     Ok(folder)
+}
+
+/// `resume` says so and leaves nothing, or the program was awake already and `resume` ends as it did. It never hangs, though the
+/// threads it traces have to be waited for one by one.
+fn killed_while_made(workshop: &Workshop) -> Result<()> {
+    let subject = captured(workshop, "killed-while-made", "threads", &["300"])?;
+    let mut unfinished = 0;
+    for shot in 0..KILLS {
+        let running = Running::start(subject.resume_command(workshop), &subject.folder, "resume")?;
+        process::await_some(SOON, || process::glimpse(subject.pid())).context("no new process")?;
+        std::thread::sleep(Duration::from_millis(1) * shot);
+        process::signal(subject.pid(), rustix::process::Signal::KILL);
+        let finished = running.finish(SOON).with_context(|| format!("shot {shot}: resume"))?;
+        let failed = finished.status.code() == Some(125);
+        ensure!(
+            failed || finished.status.signal() == Some(9),
+            "shot {shot}: resume: {}",
+            process::describe(finished.status)
+        );
+        unfinished += u32::from(failed);
+        process::nothing_left(&[], SOON).with_context(|| format!("shot {shot}"))?;
+    }
+    ensure!(unfinished > 0, "every process was complete before it was killed");
+    subject.resume_and_pass(workshop, &[]).context("undisturbed at the end")
 }
 
 fn files(image: &Path) -> Result<Vec<PathBuf>> {
