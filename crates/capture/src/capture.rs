@@ -195,6 +195,8 @@ fn write_pages(
         shared_memory: plan.shared,
         open_files: files.open,
         pipes,
+        file_contents: Vec::new(),
+        seccomp_filters: Vec::new(),
         stream,
         unknown: Vec::new(),
     };

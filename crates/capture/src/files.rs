@@ -184,10 +184,12 @@ impl Files {
             Kind::Regular => open_file::Kind::Regular(RegularFile {
                 identity: Some(identity),
                 position: one.info.position,
+                content: None,
             }),
             Kind::Directory => open_file::Kind::Directory(Directory {
                 identity: Some(identity),
                 position: one.info.position,
+                deleted: false,
             }),
             Kind::Device => {
                 open_file::Kind::Device(Device { path: one.link.target.clone(), rdev: one.link.stat.rdev })

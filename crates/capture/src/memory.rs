@@ -225,6 +225,7 @@ impl Memory {
             lock_on_fault: flags.contains(VmFlags::LOCK_ON_FAULT),
             no_reserve: flags.contains(VmFlags::NO_RESERVE),
             name,
+            ..Vma::default()
         });
         // The kernel may drop such pages at any time; and random numbers must not come twice, which is what they are for.
         let content = if flags.contains(VmFlags::DROPPABLE) { Content::None } else { content };
@@ -312,7 +313,7 @@ impl Memory {
             return Err(("memory of a device is not supported".to_owned(), LATER));
         }
         let at = self.files.len();
-        self.files.push(MappedFile { identity: Some(identity(&link)), flags });
+        self.files.push(MappedFile { identity: Some(identity(&link)), flags, content: None });
         if !mapping.deleted {
             self.known.insert(key, at);
         }

@@ -117,7 +117,8 @@ impl Plan {
     fn add_object(&mut self, proc: &Proc, memory: &Memory, object: &SharedObject) -> Result<()> {
         let pid = proc.id();
         let name = format!("shared memory at {}", object.mapping.start);
-        let mut record = SharedMemory { id: object.id, size: page_up(object.mapped_end), pages: Vec::new() };
+        let mut record =
+            SharedMemory { id: object.id, size: page_up(object.mapped_end), ..SharedMemory::default() };
         match proc.open_mapped_file(&object.mapping, OFlags::RDONLY) {
             Ok(file) => {
                 let size = page_up(file.metadata().during("stat", pid, &name)?.len());

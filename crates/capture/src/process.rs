@@ -32,7 +32,7 @@ pub(crate) fn outside(proc: &Proc) -> Result<Process> {
     let memory = AddressSpace {
         fields: Some(fields),
         auxv: proc.auxv().during("read", pid, "auxv")?,
-        exe: Some(MappedFile { identity: Some(identity(&exe)), flags: 0 }),
+        exe: Some(MappedFile { identity: Some(identity(&exe)), ..MappedFile::default() }),
         ..AddressSpace::default()
     };
     let text = |file| proc.read(file).ok().and_then(|bytes| String::from_utf8(bytes).ok());
@@ -64,6 +64,7 @@ pub(crate) fn outside(proc: &Proc) -> Result<Process> {
             cap_bounding: status.capabilities.bounding,
             cap_ambient: status.capabilities.ambient,
             no_new_privs: status.no_new_privs,
+            securebits: 0,
         }),
         memory: Some(memory),
         ..Process::default()

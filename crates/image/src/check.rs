@@ -4,9 +4,11 @@
 //! doubt numbers: every reference leads somewhere, every length is bounded, everything that is ordered is in order. Whether
 //! *this host* can wake the image is not asked here.
 
+mod contents;
 mod files;
 mod memory;
 mod process;
+mod special;
 
 use crate::Image;
 use crate::ImageError;
@@ -42,6 +44,7 @@ pub(crate) fn image(image: &Image) -> Result<(), ImageError> {
     manifest(&image.manifest)?;
     stream(&image.stream)?;
     process::check(&image.process)?;
+    contents::check(image)?;
     files::check(image)?;
     memory::check(image)?;
     ensure!(

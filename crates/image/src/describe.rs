@@ -279,7 +279,7 @@ fn kind(vma: &Vma, process: &Process) -> MemoryKind {
         (Ok(Backing::File), false) => MemoryKind::PrivateFile,
         (Ok(Backing::File), true) => MemoryKind::SharedFile,
         (Ok(Backing::SharedMemory), _) => MemoryKind::Shared,
-        (Ok(Backing::Vdso | Backing::Vvar | Backing::VvarVclock), _) => MemoryKind::Kernel,
+        (Ok(Backing::Vdso | Backing::Vvar | Backing::VvarVclock | Backing::Aio), _) => MemoryKind::Kernel,
         _ if vma.grows_down || (vma.start..vma.end).contains(&fields.start_stack) => MemoryKind::Stack,
         _ if vma.start < fields.brk && fields.start_brk < vma.end => MemoryKind::Heap,
         _ => MemoryKind::Anonymous,
@@ -324,6 +324,14 @@ fn file(fd: i32, file: &OpenFile) -> FileDescription {
         Some(Kind::Device(device)) => ("device", text(&device.path), None),
         Some(Kind::Pipe(end)) => ("pipe", format!("pipe {}", end.pipe), None),
         Some(Kind::Outside(outside)) => ("outside", text(&outside.description), None),
+        Some(Kind::Eventfd(eventfd)) => ("eventfd", format!("count {}", eventfd.count), None),
+        Some(Kind::Timerfd(timer)) => ("timerfd", format!("clock {}", timer.clock), None),
+        Some(Kind::Signalfd(signals)) => ("signalfd", format!("signals {:#x}", signals.mask), None),
+        Some(Kind::Epoll(epoll)) => ("epoll", format!("{} watched", epoll.watches.len()), None),
+        Some(Kind::Inotify(inotify)) => ("inotify", format!("{} watched", inotify.watches.len()), None),
+        Some(Kind::Fanotify(fanotify)) => ("fanotify", format!("{} marks", fanotify.marks.len()), None),
+        Some(Kind::KernelFile(file)) => ("kernel", text(&file.path), Some(file.position)),
+        Some(Kind::Symlink(link)) => ("link", text(&link.path), None),
         None => ("unknown", String::new(), None),
     };
     // O_ACCMODE

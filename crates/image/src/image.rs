@@ -9,7 +9,10 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 
 use crate::container::{self, Frame, MANDATORY, UnknownRecord, Writer};
 use crate::header::MAX_RECORDS_LENGTH;
-use crate::records::{Manifest, MappedFile, OpenFile, PageStream, Pipe, Process, RecordKind, SharedMemory};
+use crate::records::{
+    FileContent, Manifest, MappedFile, OpenFile, PageStream, Pipe, Process, RecordKind, SeccompFilter,
+    SharedMemory,
+};
 use crate::{ImageError, RECORDS_FILE, check, wire};
 
 /// Everything in an image but the pages.
@@ -27,6 +30,10 @@ pub struct Image {
     pub open_files: Vec<OpenFile>,
     /// Pipes inside the tree.
     pub pipes: Vec<Pipe>,
+    /// Content of files; [`OpenFile`] and [`MappedFile`] refer to it by id.
+    pub file_contents: Vec<FileContent>,
+    /// Seccomp filters; `Thread.seccomp_filters` are ids.
+    pub seccomp_filters: Vec<SeccompFilter>,
     /// How the file `pages` is cut up.
     pub stream: PageStream,
     /// Optional records that this version does not know, in their order. They are written again as they were.
@@ -72,6 +79,8 @@ impl Image {
         put_all(&mut writer, RecordKind::SharedMemory, &self.shared_memory);
         put_all(&mut writer, RecordKind::OpenFile, &self.open_files);
         put_all(&mut writer, RecordKind::Pipe, &self.pipes);
+        put_all(&mut writer, RecordKind::FileContent, &self.file_contents);
+        put_all(&mut writer, RecordKind::SeccompFilter, &self.seccomp_filters);
         put(&mut writer, RecordKind::PageStream, &self.stream);
         for record in &self.unknown {
             writer.frame(record.kind, record.flags, |bytes| bytes.extend_from_slice(&record.payload));
@@ -115,6 +124,8 @@ struct Records {
     shared_memory: Vec<SharedMemory>,
     open_files: Vec<OpenFile>,
     pipes: Vec<Pipe>,
+    file_contents: Vec<FileContent>,
+    seccomp_filters: Vec<SeccompFilter>,
     stream: Vec<PageStream>,
     unknown: Vec<UnknownRecord>,
 }
@@ -128,6 +139,10 @@ impl Records {
             Some(RecordKind::SharedMemory) => push(&mut self.shared_memory, RecordKind::SharedMemory, frame),
             Some(RecordKind::OpenFile) => push(&mut self.open_files, RecordKind::OpenFile, frame),
             Some(RecordKind::Pipe) => push(&mut self.pipes, RecordKind::Pipe, frame),
+            Some(RecordKind::FileContent) => push(&mut self.file_contents, RecordKind::FileContent, frame),
+            Some(RecordKind::SeccompFilter) => {
+                push(&mut self.seccomp_filters, RecordKind::SeccompFilter, frame)
+            }
             Some(RecordKind::PageStream) => push(&mut self.stream, RecordKind::PageStream, frame),
             None if frame.flags & MANDATORY != 0 => {
                 Err(ImageError::UnknownMandatory { kind: frame.kind, offset: frame.offset })
@@ -148,6 +163,8 @@ impl Records {
             shared_memory: self.shared_memory,
             open_files: self.open_files,
             pipes: self.pipes,
+            file_contents: self.file_contents,
+            seccomp_filters: self.seccomp_filters,
             stream: only(self.stream, RecordKind::PageStream)?,
             unknown: self.unknown,
         })

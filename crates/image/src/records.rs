@@ -36,11 +36,15 @@ pub enum RecordKind {
     Pipe,
     /// [`PageStream`], exactly one.
     PageStream,
+    /// [`FileContent`].
+    FileContent,
+    /// [`SeccompFilter`].
+    SeccompFilter,
 }
 
 impl RecordKind {
     /// Every kind this version knows.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Manifest,
         Self::Process,
         Self::MappedFile,
@@ -48,6 +52,8 @@ impl RecordKind {
         Self::OpenFile,
         Self::Pipe,
         Self::PageStream,
+        Self::FileContent,
+        Self::SeccompFilter,
     ];
 
     /// The kind with that number, if this version knows it.
@@ -67,6 +73,8 @@ impl RecordKind {
             Self::OpenFile => 5,
             Self::Pipe => 6,
             Self::PageStream => 7,
+            Self::FileContent => 8,
+            Self::SeccompFilter => 9,
         }
     }
 
@@ -81,6 +89,8 @@ impl RecordKind {
             Self::OpenFile => "OpenFile",
             Self::Pipe => "Pipe",
             Self::PageStream => "PageStream",
+            Self::FileContent => "FileContent",
+            Self::SeccompFilter => "SeccompFilter",
         }
     }
 }

@@ -35,10 +35,20 @@ pub fn image() -> Image {
     Image {
         manifest: manifest(),
         process: process(),
-        mapped_files: vec![MappedFile { identity: Some(identity("/usr/bin/program")), flags: 0 }],
-        shared_memory: vec![SharedMemory { id: 1, size: 2 * PAGE, pages: vec![extent(PAGE, 1, 5)] }],
+        mapped_files: vec![MappedFile {
+            identity: Some(identity("/usr/bin/program")),
+            ..MappedFile::default()
+        }],
+        shared_memory: vec![SharedMemory {
+            id: 1,
+            size: 2 * PAGE,
+            pages: vec![extent(PAGE, 1, 5)],
+            ..SharedMemory::default()
+        }],
         open_files: open_files(),
-        pipes: vec![Pipe { id: 1, capacity: 65_536, content: b"in the pipe".to_vec() }],
+        pipes: vec![Pipe { id: 1, capacity: 65_536, content: b"in the pipe".to_vec(), ..Pipe::default() }],
+        file_contents: Vec::new(),
+        seccomp_filters: Vec::new(),
         stream: PageStream {
             compression: Compression::None.into(),
             block_size: 1 << 20,
@@ -143,8 +153,7 @@ fn process() -> Process {
         }],
         memory: Some(memory()),
         membarrier: 1,
-        oom_score_adj: None,
-        coredump_filter: None,
+        ..Process::default()
     }
 }
 
@@ -179,7 +188,7 @@ fn thread(tid: i32, comm: &[u8]) -> Thread {
         affinity: vec![3],
         io_priority: 0,
         securebits: 0,
-        remaining_ns: None,
+        ..Thread::default()
     }
 }
 
@@ -212,8 +221,9 @@ fn memory() -> AddressSpace {
             extent(ANONYMOUS + PAGE, 1, 3),
             extent(STACK + 3 * PAGE, 1, 4),
         ],
-        exe: Some(MappedFile { identity: Some(identity("/usr/bin/program")), flags: 0 }),
+        exe: Some(MappedFile { identity: Some(identity("/usr/bin/program")), ..MappedFile::default() }),
         vdso_crc: 0x1234_5678,
+        ..AddressSpace::default()
     }
 }
 
@@ -256,8 +266,9 @@ fn identity(path: &str) -> FileIdentity {
 
 fn open_files() -> Vec<OpenFile> {
     let outside = OutsideStream { description: b"/dev/pts/3".to_vec(), standard_stream: 0 };
-    let regular = RegularFile { identity: Some(identity("/home/user/data")), position: 100 };
-    let directory = Directory { identity: Some(identity("/home/user")), position: 0 };
+    let regular =
+        RegularFile { identity: Some(identity("/home/user/data")), position: 100, ..RegularFile::default() };
+    let directory = Directory { identity: Some(identity("/home/user")), ..Directory::default() };
     let kinds = [
         (2, Kind::Outside(outside)),
         (1, Kind::Device(Device { path: b"/dev/null".to_vec(), rdev: 0x103 })),

@@ -52,6 +52,9 @@ pub struct Site {
     pub limits: Vec<(u64, u64)>,
     /// The registration to leave.
     pub rseq: Option<OwnRseq>,
+    /// Files that have no name (any more), or another content under it: the descriptors at which `resume` prepared them, by the
+    /// id of their [`FileContent`](rewake_image::records::FileContent).
+    pub prepared: BTreeMap<u32, i32>,
     /// `resume`'s effective, permitted and inheritable capabilities.
     pub capabilities: [u64; 3],
     /// Whether the program becomes leader of a session of its own.
@@ -71,10 +74,16 @@ impl Site {
         self.fd_base + 3
     }
 
+    /// First of the numbers of the files that `resume` prepared.
+    #[must_use]
+    pub fn first_prepared(&self) -> i32 {
+        self.fd_base + 4
+    }
+
     /// First of the numbers at which opened files wait for theirs.
     #[must_use]
     pub fn spare(&self) -> i32 {
-        self.fd_base + 4
+        self.first_prepared() + i32::try_from(self.prepared.len()).unwrap_or(i32::MAX)
     }
 }
 

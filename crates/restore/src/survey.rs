@@ -1,5 +1,6 @@
 //! What a plan has to know of the process that will run it: this one, since the seed is its clone.
 
+use std::collections::BTreeMap;
 use std::io;
 
 use rewake_image::Image;
@@ -97,6 +98,7 @@ fn survey(image: &Image, options: &Options) -> Result<Site, RestoreError> {
         rseq: seed::own_rseq(),
         capabilities: [capabilities.effective, capabilities.permitted, capabilities.inheritable],
         new_session: options.new_session,
+        prepared: BTreeMap::new(),
     })
 }
 

@@ -82,7 +82,7 @@ fn write_image(dir: &Path, compression: Compression, (pid, tid): (i32, i32)) {
     image.open_files.clear();
     image.pipes.clear();
     let mut memory = image.process.memory.take().expect("memory");
-    memory.exe = Some(MappedFile { identity: Some(identity(Path::new(EXE))), flags: 0 });
+    memory.exe = Some(MappedFile { identity: Some(identity(Path::new(EXE))), ..MappedFile::default() });
     memory.vmas = vec![vma(CODE, 5), vma(DATA, 3)];
     memory.pages = vec![Extent { address: CODE, length: PAGE, stream_offset: 0 }];
     let own = Proc::own().and_then(|own| own.status()).expect("our own status");
@@ -93,6 +93,7 @@ fn write_image(dir: &Path, compression: Compression, (pid, tid): (i32, i32)) {
         cap_inheritable: own.capabilities.inheritable,
         cap_permitted: own.capabilities.permitted,
         cap_effective: own.capabilities.effective,
+        securebits: 0,
         cap_bounding: own.capabilities.bounding,
         cap_ambient: own.capabilities.ambient,
         no_new_privs: own.no_new_privs,

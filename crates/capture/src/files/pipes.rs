@@ -118,7 +118,7 @@ impl PipeSource {
             }
         }
         let capacity = u32::try_from(capacity).during("read the capacity", pid, "pipe")?;
-        Ok(Pipe { id: self.id, capacity, content })
+        Ok(Pipe { id: self.id, capacity, content, ..Pipe::default() })
     }
 }
 

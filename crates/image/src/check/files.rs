@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{ascending, ensure, invalid, path};
+use super::{ascending, ensure, invalid, path, special};
 use crate::records::open_file::Kind;
 use crate::records::{FileIdentity, OpenFile, file_lock};
 use crate::{Image, ImageError};
@@ -12,7 +12,7 @@ const STANDARD_STREAMS: u32 = 3;
 const NANOSECONDS: u32 = 1_000_000_000;
 
 pub(super) fn check(image: &Image) -> Result<(), ImageError> {
-    for (index, file) in image.mapped_files.iter().enumerate() {
+    for (index, file) in image.mapped_files.iter().enumerate().filter(|(_, file)| file.content.is_none()) {
         identity(file.identity.as_ref(), &format!("MappedFile {index}"))?;
     }
     ascending(image.pipes.iter().map(|pipe| pipe.id), "Pipe", "id")?;
@@ -43,8 +43,22 @@ fn open_file(file: &OpenFile, pipes: &HashSet<u32>) -> Result<(), ImageError> {
         None => Err(invalid(record, "of unknown kind".to_owned())),
         Some(Kind::Regular(regular)) => {
             position(regular.position, record)?;
-            identity(regular.identity.as_ref(), record)
+            match regular.content {
+                // The content says what it was; a memfd has no path.
+                Some(_) => Ok(()),
+                None => identity(regular.identity.as_ref(), record),
+            }
         }
+        Some(
+            kind @ (Kind::Eventfd(_)
+            | Kind::Timerfd(_)
+            | Kind::Signalfd(_)
+            | Kind::Epoll(_)
+            | Kind::Inotify(_)
+            | Kind::Fanotify(_)
+            | Kind::KernelFile(_)
+            | Kind::Symlink(_)),
+        ) => special::check(kind, record),
         Some(Kind::Directory(directory)) => identity(directory.identity.as_ref(), record),
         Some(Kind::Device(device)) => path(&device.path, record, "path"),
         Some(Kind::Pipe(end)) => {

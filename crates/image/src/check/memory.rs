@@ -102,7 +102,7 @@ fn one_vma(vma: &Vma, files: usize, objects: &HashMap<u32, u64>) -> Result<(), S
     let leads_somewhere = match backing {
         Backing::File => usize::try_from(vma.object).is_ok_and(|object| object < files),
         Backing::SharedMemory => objects.contains_key(&vma.object),
-        Backing::Anonymous | Backing::Vdso | Backing::Vvar | Backing::VvarVclock => true,
+        Backing::Anonymous | Backing::Vdso | Backing::Vvar | Backing::VvarVclock | Backing::Aio => true,
     };
     if !leads_somewhere {
         return Err(format!("refers to object {}, which is not there", vma.object));
@@ -127,7 +127,7 @@ fn one_vma(vma: &Vma, files: usize, objects: &HashMap<u32, u64>) -> Result<(), S
 }
 
 /// Checks that extents are whole pages, in order, apart from one another.
-fn extents(extents: &[Extent], record: &str) -> Result<(), ImageError> {
+pub(super) fn extents(extents: &[Extent], record: &str) -> Result<(), ImageError> {
     let mut last = 0;
     for extent in extents {
         let (address, length) = (extent.address, extent.length);
@@ -174,8 +174,14 @@ fn owned_extents(memory: &AddressSpace) -> Result<(), ImageError> {
 /// Checks that the extents of all objects together are the page stream, each byte once.
 fn stream(image: &Image, memory: &AddressSpace) -> Result<(), ImageError> {
     let shared = image.shared_memory.iter().flat_map(|object| &object.pages);
-    let mut runs: Vec<(u64, u64)> =
-        memory.pages.iter().chain(shared).map(|extent| (extent.stream_offset, extent.length)).collect();
+    let files = image.file_contents.iter().flat_map(|content| &content.pages);
+    let mut runs: Vec<(u64, u64)> = memory
+        .pages
+        .iter()
+        .chain(shared)
+        .chain(files)
+        .map(|extent| (extent.stream_offset, extent.length))
+        .collect();
     runs.sort_unstable();
     let mut end = 0;
     for (offset, length) in runs {

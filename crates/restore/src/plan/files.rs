@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use rewake_image::records::{FileIdentity, FileLock, OpenFile, PipeEnd, file_lock, open_file};
+use rewake_image::records::{FileIdentity, FileLock, MappedFile, OpenFile, PipeEnd, file_lock, open_file};
 use rewake_linux::program::{Accept, Sysno};
 
 use super::{Planner, args};
@@ -49,7 +49,10 @@ impl Planner<'_> {
         match file.kind.as_ref().ok_or_else(|| unsupported("of no known kind"))? {
             Kind::Regular(regular) => {
                 let identity = regular.identity.as_ref().ok_or_else(|| unsupported("without a path"))?;
-                self.open_path(spare, &identity.path, file.flags);
+                match regular.content.and_then(|content| self.site.prepared.get(&content)) {
+                    Some(prepared) => self.open_prepared(spare, *prepared, file.flags, &identity.path),
+                    None => self.open_path(spare, &identity.path, file.flags),
+                }
                 self.seek(spare, regular.position, &identity.path);
             }
             Kind::Directory(directory) => {
@@ -65,6 +68,7 @@ impl Planner<'_> {
             }
             // Made with its other end.
             Kind::Pipe(_) => {}
+            _ => return Err(unsupported("of a kind that this version cannot restore")),
         }
         self.owner(spare, file);
         Ok(())
@@ -78,6 +82,16 @@ impl Planner<'_> {
             .call(self.leader, Sysno::openat, args![libc::AT_FDCWD, name, flags, 0])
             .accept(Accept::Exactly(0))
             .note(note);
+        self.move_up(0, spare);
+    }
+
+    /// Another description of a file that `resume` prepared: by the kernel's own link, which needs no name.
+    fn open_prepared(&mut self, spare: i32, prepared: i32, flags: u32, name: &[u8]) {
+        let path = self.program.string(format!("/proc/self/fd/{prepared}").as_bytes());
+        let flags = flags & REOPEN | (libc::O_NOCTTY | libc::O_CLOEXEC).cast_unsigned();
+        let args = args![libc::AT_FDCWD, path, flags, 0];
+        let note = String::from_utf8_lossy(name);
+        self.program.call(self.leader, Sysno::openat, args).accept(Accept::Exactly(0)).note(note);
         self.move_up(0, spare);
     }
 
@@ -159,9 +173,12 @@ impl Planner<'_> {
         self.move_up(2, spare);
     }
 
-    /// Opens a mapped file at descriptor 0.
-    pub(super) fn open_mapped(&mut self, identity: &FileIdentity, flags: i32) {
-        let path = self.program.string(&identity.path);
+    /// Opens a mapped file at descriptor 0: the one prepared for it, or that of its name.
+    pub(super) fn open_mapped(&mut self, file: &MappedFile, identity: &FileIdentity, flags: i32) {
+        let path = match file.content.and_then(|content| self.site.prepared.get(&content)) {
+            Some(prepared) => self.program.string(format!("/proc/self/fd/{prepared}").as_bytes()),
+            None => self.program.string(&identity.path),
+        };
         let args = args![libc::AT_FDCWD, path, flags | libc::O_CLOEXEC | libc::O_NOCTTY, 0];
         let note = String::from_utf8_lossy(&identity.path);
         self.program.call(self.leader, Sysno::openat, args).accept(Accept::Exactly(0)).note(note);
@@ -191,6 +208,13 @@ impl Planner<'_> {
                 }
                 file_lock::Type::Posix => self.record_lock(lock, libc::F_SETLK, note),
                 file_lock::Type::Ofd => self.record_lock(lock, libc::F_OFD_SETLK, note),
+                file_lock::Type::Lease => {
+                    return Err(RestoreError::Unsupported {
+                        pid: self.process.pid,
+                        object: note,
+                        reason: "a lease".into(),
+                    });
+                }
             }
         }
         Ok(())

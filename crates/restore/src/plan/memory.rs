@@ -151,12 +151,16 @@ impl Planner<'_> {
                             reason: "mapped from a file without a path".into(),
                         })?;
                         let flags = i32::try_from(file.flags).unwrap_or(libc::O_RDONLY);
-                        self.open_mapped(identity, flags & libc::O_ACCMODE);
+                        self.open_mapped(file, identity, flags & libc::O_ACCMODE);
                         open = Some(vma.object);
                     }
                     self.map(vma, filled, 0, 0);
                 }
-                Backing::SharedMemory | Backing::Vdso | Backing::Vvar | Backing::VvarVclock => {}
+                Backing::SharedMemory
+                | Backing::Vdso
+                | Backing::Vvar
+                | Backing::VvarVclock
+                | Backing::Aio => {}
             }
         }
         if open.is_some() {

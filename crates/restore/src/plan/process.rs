@@ -70,8 +70,10 @@ impl Planner<'_> {
             auxv_len | exe_fd << 32,
         ]);
         self.program.point(map, 88, auxv);
-        if let Some(exe) = memory.exe.as_ref().and_then(|exe| exe.identity.as_ref()) {
-            self.open_mapped(exe, libc::O_RDONLY);
+        if let Some(exe) = &memory.exe
+            && let Some(identity) = &exe.identity
+        {
+            self.open_mapped(exe, identity, libc::O_RDONLY);
         }
         let args = args![PR_SET_MM, PR_SET_MM_MAP, map, 104, 0];
         self.program

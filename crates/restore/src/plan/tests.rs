@@ -31,6 +31,7 @@ fn site() -> Site {
         rseq: Some(OwnRseq { address: RemoteAddr::new(0x7ffe_0000_0000), signature: 0x5305_3053 }),
         capabilities: [0; 3],
         new_session: false,
+        prepared: std::collections::BTreeMap::new(),
     }
 }
 
@@ -97,7 +98,7 @@ fn image(shapes: &[Shape]) -> Image {
                 let length = pages * PAGE;
                 let pages = vec![Extent { address: 0, length, stream_offset: stream }];
                 stream += length;
-                image.shared_memory.push(SharedMemory { id, size: length, pages });
+                image.shared_memory.push(SharedMemory { id, size: length, pages, ..SharedMemory::default() });
             }
         }
         if !vma.shared {
