@@ -33,6 +33,8 @@ fn constants_of_format_1() {
         (5, "OpenFile"),
         (6, "Pipe"),
         (7, "PageStream"),
+        (8, "FileContent"),
+        (9, "SeccompFilter"),
     ];
     assert_eq!(kinds, expected);
 }
