@@ -1,5 +1,6 @@
 //! The test runner: starts self-checking programs, has them checkpointed and resumed by the `rewake` binary, and
-//! reports what passed. It knows the tool from outside only, through its command line and through `/proc`.
+//! reports what passed. It knows the tool from outside only, through its command line and through `/proc`; [`edit`] alone writes
+//! images, to have them refused.
 //!
 //! Three groups: [`Group::Capabilities`] (one small program per capability; writes `docs/capabilities.md`),
 //! [`Group::Faults`] (signals at random instants, full disks, broken images) and [`Group::Real`] (programs that
@@ -7,6 +8,7 @@
 
 pub mod capabilities;
 pub mod catalogue;
+pub mod edit;
 pub mod faults;
 pub mod process;
 pub mod random;
