@@ -40,7 +40,8 @@ pub fn run(workshop: &Workshop, report: &mut Report) -> Result<()> {
 fn check(workshop: &Workshop, probe: &Probe, killed: bool, name: &str) -> Result<()> {
     let mut words = probe.call.split_whitespace();
     let program = workshop.compile(words.next().context("empty call")?, probe.options)?;
-    let mut subject = Subject::start(&program, &words.collect::<Vec<_>>(), workshop.folder(name)?)?;
+    let mut subject =
+        Subject::start_in(workshop, &program, &words.collect::<Vec<_>>(), workshop.folder(name)?)?;
     std::thread::sleep(Duration::from_millis(probe.settle));
     let result = if killed {
         kill_and_resume(&mut subject, workshop)

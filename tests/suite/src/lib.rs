@@ -6,6 +6,7 @@
 //! [`Group::Faults`] (signals at random instants, full disks, broken images) and [`Group::Real`] (programs that
 //! nobody here wrote).
 
+pub mod account;
 pub mod capabilities;
 pub mod catalogue;
 pub mod edit;

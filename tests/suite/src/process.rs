@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, WaitOptions};
 
+use crate::account::give_to_owner_of;
+
 /// How long a command of the tool may take before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks at something awaited.
@@ -249,10 +251,16 @@ impl Running {
     pub fn start(command: Command, folder: &Path, label: &str) -> Result<Self> {
         let mut command = without_inherited(command);
         let (output, errors) = (folder.join(format!("{label}.out")), folder.join(format!("{label}.err")));
+        let create = |path: &Path| -> Result<File> {
+            let file = File::create(path).with_context(|| path.display().to_string())?;
+            // It is opened by name when its program is resumed.
+            give_to_owner_of(folder, path)?;
+            Ok(file)
+        };
         let child = command
             .stdin(Stdio::null())
-            .stdout(File::create(&output).with_context(|| output.display().to_string())?)
-            .stderr(File::create(&errors).with_context(|| errors.display().to_string())?)
+            .stdout(create(&output)?)
+            .stderr(create(&errors)?)
             .process_group(0)
             .spawn()
             .with_context(|| format!("starting {}", command.get_program().display()))?;

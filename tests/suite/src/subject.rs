@@ -40,7 +40,23 @@ impl Subject {
     /// # Errors
     /// Fails when it ends early; its SKIP becomes a [`Skip`].
     pub fn start(program: &Path, arguments: &[&str], folder: PathBuf) -> Result<Self> {
-        let mut command = Command::new(program);
+        Self::start_with(Command::new(program), arguments, folder)
+    }
+
+    /// Starts a program as whoever the workshop is for and waits until it says READY.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_in(
+        workshop: &Workshop,
+        program: &Path,
+        arguments: &[&str],
+        folder: PathBuf,
+    ) -> Result<Self> {
+        Self::start_with(workshop.program(program), arguments, folder)
+    }
+
+    fn start_with(mut command: Command, arguments: &[&str], folder: PathBuf) -> Result<Self> {
         command.arg(folder.join("go")).args(arguments).current_dir(&folder);
         let running = Running::start(command, &folder, "program")?;
         let mut subject = Subject { running, folder };

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 
+use crate::account::Account;
 use crate::report::Skip;
 
 /// The root of the source tree.
@@ -49,6 +50,8 @@ pub struct Workshop {
     pub rewake: PathBuf,
     scratch: PathBuf,
     programs: PathBuf,
+    /// Whose commands these are; `None`: of whoever runs the tests.
+    account: Option<Account>,
 }
 
 impl Workshop {
@@ -67,7 +70,26 @@ impl Workshop {
             fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
         }
         let scratch = scratch.canonicalize().context("scratch folder")?;
-        Ok(Workshop { rewake, scratch, programs: programs.canonicalize().context("folder of programs")? })
+        let programs = programs.canonicalize().context("folder of programs")?;
+        Ok(Workshop { rewake, scratch, programs, account: None })
+    }
+
+    /// The same for an ordinary user: the folders are his, and commands and programs run as him, without any right. What he made is gone
+    /// with the workshop.
+    ///
+    /// # Errors
+    /// Fails when his folders cannot be made.
+    pub fn as_user(&self) -> Result<Self> {
+        let account = Account::open()?;
+        let rewake = account.copy(&self.rewake)?;
+        let scratch = account.home().to_path_buf();
+        Ok(Workshop { rewake, scratch, programs: self.programs.clone(), account: Some(account) })
+    }
+
+    /// The user whose workshop this is, if it is one's.
+    #[must_use]
+    pub fn account(&self) -> Option<&Account> {
+        self.account.as_ref()
     }
 
     /// A new, empty folder for the test of this name.
@@ -81,6 +103,9 @@ impl Workshop {
             fs::remove_dir_all(&folder).with_context(|| format!("clearing {}", folder.display()))?;
         }
         fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        if let Some(account) = &self.account {
+            account.give(&folder)?;
+        }
         Ok(folder)
     }
 
@@ -89,6 +114,11 @@ impl Workshop {
     /// # Errors
     /// A missing compiler or library is a [`Skip`]; an error of the compiler is an error.
     pub fn compile(&self, name: &str, options: &[&str]) -> Result<PathBuf> {
+        let program = self.compiled(name, options)?;
+        self.account.as_ref().map_or(Ok(program.clone()), |account| account.copy(&program))
+    }
+
+    fn compiled(&self, name: &str, options: &[&str]) -> Result<PathBuf> {
         let sources = root().join("tests/programs");
         let source = sources.join(name).with_extension("c");
         let suffix: String =
@@ -121,13 +151,19 @@ impl Workshop {
         &self.rewake
     }
 
+    /// The command that runs a program, as whoever this workshop is for.
+    #[must_use]
+    pub fn program(&self, program: &Path) -> Command {
+        self.account.as_ref().map_or_else(|| Command::new(program), |account| account.command(program))
+    }
+
     /// The command `rewake ARGUMENTS`, its input empty, its output captured by whoever waits for it.
     pub fn command<I, S>(&self, arguments: I) -> Command
     where
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
     {
-        let mut command = Command::new(&self.rewake);
+        let mut command = self.program(&self.rewake);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
