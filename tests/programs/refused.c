@@ -1,7 +1,6 @@
 /* Things that must be refused by name.
    argument: child, socket, reading (a regular file held open for reading: not refused), zombie, sharer (a process that is no
-   child has the same memory), policy (set_mempolicy), future-locks (mlockall), ldt (modify_ldt), keyring, memory-errors
-   (PR_MCE_KILL), secret (memfd_secret). */
+   child has the same memory), ldt (modify_ldt), keyring, secret (memfd_secret). */
 #include "probe.h"
 #include <asm/ldt.h>
 #include <sched.h>
@@ -33,17 +32,11 @@ static void set_up(const char *kind) {
         pid_t between = GET(clone(share_from_afar, stacks[0] + sizeof stacks[0], CLONE_VM | SIGCHLD, NULL));
         CHECK(waitpid(between, NULL, 0) == between && sharer > 0, "clone");
     }
-    if (!strcmp(kind, "policy")) {
-        unsigned long nodes = 1;
-        GET(syscall(SYS_set_mempolicy, 2, &nodes, 8));
-    }
-    if (!strcmp(kind, "future-locks")) GET(mlockall(MCL_FUTURE | MCL_ONFAULT));
     if (!strcmp(kind, "ldt")) {
         struct user_desc entry = {.entry_number = 3, .base_addr = 4096, .limit = 4095, .seg_32bit = 1, .useable = 1};
         GET(syscall(SYS_modify_ldt, 1, &entry, sizeof entry));
     }
     if (!strcmp(kind, "keyring")) GET(syscall(SYS_keyctl, 0, -2, 1));
-    if (!strcmp(kind, "memory-errors")) GET(prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0));
     if (!strcmp(kind, "secret")) {
         int fd = GET(syscall(447, 0));
         GET(ftruncate(fd, 4096));

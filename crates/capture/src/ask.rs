@@ -14,20 +14,14 @@ use self::settings::{ProcessSettings, ThreadSettings};
 use crate::error::{CaptureError, Result};
 use crate::findings::Findings;
 use crate::freeze::Frozen;
-use crate::{process, signals, threads};
+use crate::{process, signals, threads, timers};
 
 const PR_GET_PDEATHSIG: u32 = 2;
 const PR_GET_DUMPABLE: u32 = 3;
-const PR_GET_TSC: u32 = 25;
 const PR_GET_SECUREBITS: u32 = 27;
 const PR_GET_TIMERSLACK: u32 = 30;
 const PR_GET_CHILD_SUBREAPER: u32 = 37;
 const PR_GET_TID_ADDRESS: u32 = 40;
-const PR_GET_THP_DISABLE: u32 = 42;
-const PR_GET_MDWE: u32 = 66;
-const PR_TSC_ENABLE: u64 = 1;
-/// Any of `PR_THP_DISABLE_EXCEPT_ADVISED` and what may come, above the switch itself.
-const THP_DISABLE_FLAGS: i64 = !1;
 /// `MEMBARRIER_CMD_GET_REGISTRATIONS`, Linux 6.3.
 const MEMBARRIER_GET_REGISTRATIONS: u32 = 1 << 9;
 
@@ -38,8 +32,6 @@ struct ProcessAnswers {
     brk: CallRef,
     dumpable: CallRef,
     subreaper: DataRef,
-    thp: CallRef,
-    mdwe: CallRef,
     membarrier: CallRef,
     settings: ProcessSettings,
 }
@@ -49,7 +41,6 @@ struct ThreadAnswers {
     stack: DataRef,
     tid_address: DataRef,
     death_signal: DataRef,
-    tsc: DataRef,
     slack: CallRef,
     securebits: CallRef,
     settings: ThreadSettings,
@@ -64,12 +55,10 @@ impl ProcessAnswers {
         let brk = program.call(track, Sysno::brk, [zero]).accept(Accept::Any).done();
         prctl(program, track, PR_GET_CHILD_SUBREAPER, subreaper.into());
         let dumpable = prctl(program, track, PR_GET_DUMPABLE, zero);
-        let thp = prctl(program, track, PR_GET_THP_DISABLE, zero);
-        let mdwe = prctl(program, track, PR_GET_MDWE, zero);
         let args = [Value::from(MEMBARRIER_GET_REGISTRATIONS), zero, zero];
         let membarrier = program.call(track, Sysno::membarrier, args).accept(Accept::Any).done();
         let settings = ProcessSettings::ask(program, track);
-        Self { actions, timers, brk, dumpable, subreaper, thp, mdwe, membarrier, settings }
+        Self { actions, timers, brk, dumpable, subreaper, membarrier, settings }
     }
 
     fn tell(&self, outcome: &Outcome, process: &mut Process, findings: &mut Findings) {
@@ -77,20 +66,7 @@ impl ProcessAnswers {
         process.interval_timers = signals::timers(outcome, self.timers);
         process.dumpable = outcome.result(self.dumpable) == 1;
         process.child_subreaper = outcome.word(self.subreaper, 0) != 0;
-        let thp = outcome.result(self.thp).max(0);
-        process.thp_disabled = thp & 1 != 0;
-        if thp & THP_DISABLE_FLAGS != 0 {
-            findings.add(
-                "process",
-                "huge pages switched off but where advised are not supported yet",
-                "run the program without that setting",
-            );
-        }
-        if outcome.result(self.mdwe) > 0 {
-            let reason = "it may not make memory executable (PR_SET_MDWE), which is not supported yet";
-            findings.add("process", reason, "run the program without that setting");
-        }
-        self.settings.tell(outcome, findings);
+        self.settings.tell(outcome, process, findings);
         // Older kernels do not tell: then nothing is registered again, and the program's call fails as it would on a new thread.
         process.membarrier = u32::try_from(outcome.result(self.membarrier)).unwrap_or(0);
         if let Some(fields) = process.memory.as_mut().and_then(|memory| memory.fields.as_mut()) {
@@ -101,15 +77,14 @@ impl ProcessAnswers {
 
 impl ThreadAnswers {
     fn ask(program: &mut Program, track: TrackRef) -> Self {
-        let (tid_address, death_signal, tsc) = (program.zeros(8), program.zeros(8), program.zeros(8));
+        let (tid_address, death_signal) = (program.zeros(8), program.zeros(8));
         let stack = signals::ask_stack(program, track);
         prctl(program, track, PR_GET_TID_ADDRESS, tid_address.into());
         prctl(program, track, PR_GET_PDEATHSIG, death_signal.into());
-        prctl(program, track, PR_GET_TSC, tsc.into());
         let slack = prctl(program, track, PR_GET_TIMERSLACK, Value::from(0));
         let securebits = prctl(program, track, PR_GET_SECUREBITS, Value::from(0));
         let settings = ThreadSettings::ask(program, track);
-        Self { stack, tid_address, death_signal, tsc, slack, securebits, settings }
+        Self { stack, tid_address, death_signal, slack, securebits, settings }
     }
 
     fn tell(&self, outcome: &Outcome, thread: &mut Thread, findings: &mut Findings) {
@@ -118,11 +93,7 @@ impl ThreadAnswers {
         thread.parent_death_signal = u32::try_from(outcome.word(self.death_signal, 0)).unwrap_or(0);
         thread.timer_slack_ns = outcome.result(self.slack).max(0).cast_unsigned();
         thread.securebits = u32::try_from(outcome.result(self.securebits)).unwrap_or(0);
-        self.settings.tell(outcome, thread.tid, findings);
-        if outcome.word(self.tsc, 0) > PR_TSC_ENABLE {
-            let reason = "it gets a signal when it reads the time stamp counter, which is not supported yet";
-            findings.add_thread(thread.tid, reason, "run the program without that setting");
-        }
+        self.settings.tell(outcome, thread, findings);
     }
 }
 
@@ -147,6 +118,7 @@ impl Frozen {
         let leader =
             leader.ok_or_else(|| CaptureError::failed("ask", pid, "process", "it has no threads"))?;
         let about_process = ProcessAnswers::ask(&mut program, leader);
+        let about_timers = timers::ask(&self.proc, pid, &mut program, leader)?;
         let about_threads: BTreeMap<i32, ThreadAnswers> =
             tracks.iter().map(|(track, tid)| (*tid, ThreadAnswers::ask(&mut program, *track))).collect();
         let outcome = self.run(&program, &tracks)?;
@@ -154,6 +126,7 @@ impl Frozen {
         let mut findings = Findings::new(pid);
         let mut process = process::outside(&self.proc)?;
         about_process.tell(&outcome, &mut process, &mut findings);
+        process.posix_timers = about_timers.tell(&outcome);
         for (tid, stopped) in &self.threads {
             let mut thread = threads::outside(&self.proc, stopped)?;
             thread.remaining_ns = self.time_left.get(tid).copied();

@@ -17,6 +17,7 @@ mod preflight;
 mod process;
 mod signals;
 mod threads;
+mod timers;
 mod waiting;
 
 use std::path::PathBuf;

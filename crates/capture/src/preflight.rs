@@ -9,7 +9,7 @@ use rewake_linux::proc::{self, Proc, Stat, Status};
 use crate::Options;
 use crate::error::{CaptureError, During, Result};
 use crate::findings::Findings;
-use crate::{files, memory};
+use crate::{files, memory, timers};
 
 /// `PF_KTHREAD`: a thread of the kernel.
 const PF_KTHREAD: u32 = 0x0020_0000;
@@ -241,7 +241,7 @@ pub(crate) fn check_state(proc: &Proc, findings: &mut Findings) -> Result<()> {
     }
     check_word_size(proc, findings)?;
     check_namespaces(proc, findings)?;
-    check_timers(proc, findings)?;
+    timers::check(proc, pid, findings)?;
     check_directories(proc, findings)?;
     check_threads(proc, findings)
 }
@@ -326,23 +326,6 @@ fn check_namespaces_of_threads(proc: &Proc, findings: &mut Findings) -> Result<(
                 findings.add_thread(tid, reason, LATER);
             }
         }
-    }
-    Ok(())
-}
-
-fn check_timers(proc: &Proc, findings: &mut Findings) -> Result<()> {
-    let timers = match proc.timers() {
-        Ok(timers) => timers,
-        Err(error) if error.is_missing() => {
-            let reason = "the kernel does not tell whether it has timers";
-            findings.add("POSIX timers", reason, "use a kernel built with CONFIG_CHECKPOINT_RESTORE");
-            return Ok(());
-        }
-        Err(error) => return Err(error).during("read timers", proc.id(), "POSIX timers"),
-    };
-    for timer in timers {
-        let name = format!("POSIX timer {} (clock {}, signal {})", timer.id, timer.clock, timer.signal);
-        findings.add(name, "timers of timer_create are not supported yet", LATER);
     }
     Ok(())
 }

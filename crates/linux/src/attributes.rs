@@ -90,6 +90,15 @@ pub fn io_priority(tid: i32) -> io::Result<u32> {
     u32::try_from(priority).map_err(io::Error::other)
 }
 
+/// Whether a process may choose the ids of its POSIX timers (Linux 6.15).
+#[must_use]
+pub fn can_choose_timer_ids() -> bool {
+    const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
+    const GET: u64 = 2;
+    // SAFETY: the call takes numbers only.
+    unsafe { libc::prctl(PR_TIMER_CREATE_RESTORE_IDS, GET, 0, 0, 0) >= 0 }
+}
+
 /// The id of the calling thread's session keyring.
 ///
 /// # Errors

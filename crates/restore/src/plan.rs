@@ -15,8 +15,10 @@ pub mod check;
 mod files;
 mod memory;
 mod process;
+mod settings;
 mod signals;
 mod threads;
+mod timers;
 
 use std::collections::BTreeMap;
 
@@ -57,6 +59,10 @@ pub struct Site {
     pub prepared: BTreeMap<u32, i32>,
     /// `resume`'s effective, permitted and inheritable capabilities.
     pub capabilities: [u64; 3],
+    /// Whether the kernel lets a process choose the ids of its timers.
+    pub timer_ids: bool,
+    /// What clocks show, in nanoseconds, by number.
+    pub clocks: BTreeMap<i32, u64>,
     /// Whether the program becomes leader of a session of its own.
     pub new_session: bool,
 }

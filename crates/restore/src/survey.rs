@@ -6,10 +6,12 @@ use std::io;
 use rewake_image::Image;
 use rewake_image::records::vma::Backing;
 use rewake_linux::addr::RemoteAddr;
+use rewake_linux::attributes;
 use rewake_linux::memory::ProcessMemory;
 use rewake_linux::proc::{MappingKind, Proc, ProcError};
 use rewake_linux::seed;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::Options;
 use crate::error::RestoreError;
@@ -98,8 +100,26 @@ fn survey(image: &Image, options: &Options) -> Result<Site, RestoreError> {
         rseq: seed::own_rseq(),
         capabilities: [capabilities.effective, capabilities.permitted, capabilities.inheritable],
         new_session: options.new_session,
+        timer_ids: attributes::can_choose_timer_ids(),
+        clocks: clocks(),
         prepared: BTreeMap::new(),
     })
+}
+
+/// What the clocks show by which timers can be set.
+fn clocks() -> BTreeMap<i32, u64> {
+    let clocks = [
+        (libc::CLOCK_REALTIME, ClockId::Realtime),
+        (libc::CLOCK_MONOTONIC, ClockId::Monotonic),
+        (libc::CLOCK_BOOTTIME, ClockId::Boottime),
+        (libc::CLOCK_REALTIME_ALARM, ClockId::Realtime),
+        (libc::CLOCK_BOOTTIME_ALARM, ClockId::Boottime),
+    ];
+    let nanoseconds = |clock| {
+        let now = clock_gettime(clock);
+        Some(u64::try_from(now.tv_sec).ok()? * 1_000_000_000 + u64::try_from(now.tv_nsec).ok()?)
+    };
+    clocks.into_iter().filter_map(|(number, clock)| Some((number, nanoseconds(clock)?))).collect()
 }
 
 /// Programs keep addresses into the vdso: another kernel's is of no use to them.

@@ -110,6 +110,21 @@ const EXECUTION: &[Row] = &[
         "same pid and tids, working folder, umask, limits, names, nice, policy, dumpable, no_new_privs",
         &[once("process_attributes")],
     ),
+    row(
+        "locks on memory mapped later (mlockall MCL_FUTURE)",
+        &[probe("settings future-locks"), probe("settings future-locks-on-fault")],
+    ),
+    row(
+        "huge pages switched off, all or but where advised; merging of equal pages (PR_SET_MEMORY_MERGE)",
+        &[probe("settings huge-pages"), probe("settings huge-pages-but-advised"), probe("settings merging")],
+    ),
+    row("memory that cannot be made executable (PR_SET_MDWE)", &[probe("settings no-new-code")]),
+    row(
+        "per thread: policy for memory errors, time stamp counter switched off (PR_SET_TSC)",
+        &[probe("settings memory-errors"), probe("settings tsc")],
+    ),
+    row("per thread: speculation control", &[probe("settings speculation")]),
+    row("I/O flusher (PR_SET_IO_FLUSHER)", &[probe("settings flusher")]),
 ];
 
 const BLOCKED: &[Row] = &[
@@ -159,6 +174,10 @@ const SIGNALS: &[Row] = &[
         &[probe("signal_stack inside"), probe("signal_stack nested")],
     ),
     row("interval timers (all three)", &[Probe { settle: 300, ..probe("itimers") }]),
+    row(
+        "POSIX timers: ids, value, interval, signal or thread told, processor time, signals that wait",
+        &[Probe { settle: 200, ..probe("posix_timers running") }, probe("posix_timers pending")],
+    ),
 ];
 
 const FILES: &[Row] = &[

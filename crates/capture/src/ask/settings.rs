@@ -1,7 +1,9 @@
-//! Settings that a resumed program would not have again: asked of every thread, refused by name where one is not as it is by default.
+//! Settings that few programs change: asked of every thread. Those that a resumed program would not have again are refused by name
+//! where one is not as it is by default.
 //!
 //! Questions that a kernel does not know are answered with an error, which means: nothing of it is set.
 
+use rewake_image::records::{Process, SpeculationControl, Thread};
 use rewake_linux::attributes;
 use rewake_linux::program::{Accept, CallRef, DataRef, Program, Sysno, TrackRef, Value};
 use rewake_linux::remote::Outcome;
@@ -21,6 +23,13 @@ const SPECULATION: [u32; 2] = [0, 1];
 const PR_SPEC_PRCTL: i64 = 1;
 /// `PR_SPEC_DISABLE`, `PR_SPEC_FORCE_DISABLE` and `PR_SPEC_DISABLE_NOEXEC`.
 const PR_SPEC_DISABLED: i64 = 4 | 8 | 16;
+const PR_GET_TSC: u32 = 25;
+const PR_TSC_ENABLE: u64 = 1;
+const PR_GET_THP_DISABLE: u32 = 42;
+const PR_GET_MDWE: u32 = 66;
+/// Bytes of a set of memory nodes, and the number the kernel is told: one more than its bits.
+const NODES: usize = 128;
+const NODES_BITS: u64 = 1025;
 const KEYCTL_GET_KEYRING_ID: u32 = 0;
 const KEYCTL_DESCRIBE: u32 = 6;
 const KEYCTL_READ: u32 = 11;
@@ -28,14 +37,16 @@ const THREAD_KEYRING: i32 = -1;
 const PROCESS_KEYRING: i32 = -2;
 const SESSION_KEYRING: i32 = -3;
 const USER_KEYRING: i32 = -4;
-const WITHOUT: &str = "run the program without that setting";
 
 /// Where the answers about the process will be.
 pub(super) struct ProcessSettings {
     memory_merge: CallRef,
+    thp: CallRef,
+    mdwe: CallRef,
     descriptor_table: CallRef,
     trial: CallRef,
     trial_lock: CallRef,
+    trial_pages: DataRef,
     process_keyring: CallRef,
 }
 
@@ -43,33 +54,43 @@ impl ProcessSettings {
     pub(super) fn ask(program: &mut Program, track: TrackRef) -> Self {
         let zero = Value::from(0);
         let memory_merge = prctl(program, track, PR_GET_MEMORY_MERGE, zero);
+        let thp = prctl(program, track, PR_GET_THP_DISABLE, zero);
+        let mdwe = prctl(program, track, PR_GET_MDWE, zero);
         let entry = program.zeros(8);
         let descriptor_table = any(program, track, Sysno::modify_ldt, [zero, entry.into(), 8.into()]);
-        // Locks on memory mapped later show in a new mapping only: msync(2) does not invalidate what is locked.
+        // Locks on memory mapped later show in a new mapping only: msync(2) does not invalidate what is locked. Its page is there at
+        // once, unless locks wait for the first touch.
         let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        let args = [zero, 4096.into(), libc::PROT_NONE.into(), private.into(), Value::from(-1), zero];
+        let args = [zero, 4096.into(), libc::PROT_READ.into(), private.into(), Value::from(-1), zero];
         let trial = any(program, track, Sysno::mmap, args);
         let args = [trial.into(), 4096.into(), libc::MS_INVALIDATE.into()];
         let trial_lock = any(program, track, Sysno::msync, args);
+        let trial_pages = program.zeros(8);
+        any(program, track, Sysno::mincore, [trial.into(), 4096.into(), trial_pages.into()]);
         any(program, track, Sysno::munmap, [trial.into(), 4096.into()]);
         let process_keyring = keyring(program, track, PROCESS_KEYRING);
-        Self { memory_merge, descriptor_table, trial, trial_lock, process_keyring }
+        Self { memory_merge, thp, mdwe, descriptor_table, trial, trial_lock, trial_pages, process_keyring }
     }
 
-    pub(super) fn tell(&self, outcome: &Outcome, findings: &mut Findings) {
-        if outcome.result(self.memory_merge) > 0 {
-            let reason = "merging of all its memory (PR_SET_MEMORY_MERGE) is not supported yet";
-            findings.add("process", reason, WITHOUT);
-        }
+    pub(super) fn tell(&self, outcome: &Outcome, process: &mut Process, findings: &mut Findings) {
+        process.memory_merge = outcome.result(self.memory_merge) > 0;
+        let thp = u32::try_from(outcome.result(self.thp)).unwrap_or(0);
+        (process.thp_disabled, process.thp_disable_flags) = (thp & 1 != 0, thp & !1);
+        process.mdwe = u32::try_from(outcome.result(self.mdwe)).unwrap_or(0);
         // An error of modify_ldt comes as a 32-bit number: far larger than what was asked for.
         if (1..=8).contains(&outcome.result(self.descriptor_table)) {
             let reason = "a local descriptor table (modify_ldt) is not supported yet";
             findings.add("process", reason, "run the program without 16-bit or 32-bit code segments");
         }
-        let no_lock_left = outcome.result(self.trial) == -i64::from(libc::EAGAIN);
-        if no_lock_left || outcome.result(self.trial_lock) == -i64::from(libc::EBUSY) {
-            let reason = "locking all memory that is mapped later (mlockall MCL_FUTURE) is not supported yet";
-            findings.add("process", reason, "let the program lock what it needs with mlock instead");
+        if outcome.result(self.trial) == -i64::from(libc::EAGAIN) {
+            let reason =
+                "it locks all memory that is mapped later (mlockall MCL_FUTURE) and may lock no more";
+            findings.add("process", reason, "raise its limit of locked memory (prlimit --memlock)");
+        }
+        if outcome.result(self.trial_lock) == -i64::from(libc::EBUSY) {
+            let there = outcome.data(self.trial_pages)[0] & 1 != 0;
+            let flags = libc::MCL_FUTURE | if there { 0 } else { libc::MCL_ONFAULT };
+            process.lock_future = flags.unsigned_abs();
         }
         if outcome.result(self.process_keyring) >= 0 {
             findings.add("process keyring", "keyrings are not supported yet", WITHOUT_KEYS);
@@ -82,8 +103,10 @@ const WITHOUT_KEYS: &str = "let the program revoke its keys first, or run it wit
 /// Where the answers about a thread will be.
 pub(super) struct ThreadSettings {
     policy: DataRef,
+    nodes: DataRef,
     machine_check: CallRef,
     io_flusher: CallRef,
+    tsc: DataRef,
     cpuid: CallRef,
     speculation: [CallRef; 2],
     thread_keyring: CallRef,
@@ -93,52 +116,48 @@ pub(super) struct ThreadSettings {
 impl ThreadSettings {
     pub(super) fn ask(program: &mut Program, track: TrackRef) -> Self {
         let zero = Value::from(0);
-        let policy = program.zeros(8);
-        any(program, track, Sysno::get_mempolicy, [policy.into(), zero, zero, zero, zero]);
+        let (policy, nodes, tsc) = (program.zeros(8), program.zeros(NODES), program.zeros(8));
+        let args = [policy.into(), nodes.into(), NODES_BITS.into(), zero, zero];
+        any(program, track, Sysno::get_mempolicy, args);
         let machine_check = prctl(program, track, PR_MCE_KILL_GET, zero);
         let io_flusher = prctl(program, track, PR_GET_IO_FLUSHER, zero);
+        prctl(program, track, PR_GET_TSC, tsc.into());
         let cpuid = any(program, track, Sysno::arch_prctl, [ARCH_GET_CPUID.into(), zero]);
         let speculation = SPECULATION.map(|kind| prctl(program, track, PR_GET_SPECULATION_CTRL, kind.into()));
         let thread_keyring = keyring(program, track, THREAD_KEYRING);
         let session = SessionKeyring::ask(program, track);
-        Self { policy, machine_check, io_flusher, cpuid, speculation, thread_keyring, session }
+        Self { policy, nodes, machine_check, io_flusher, tsc, cpuid, speculation, thread_keyring, session }
     }
 
-    pub(super) fn tell(&self, outcome: &Outcome, tid: i32, findings: &mut Findings) {
+    pub(super) fn tell(&self, outcome: &Outcome, thread: &mut Thread, findings: &mut Findings) {
+        // The mode is an int.
+        thread.memory_policy = u32::try_from(outcome.word(self.policy, 0) & u64::from(u32::MAX)).unwrap_or(0);
+        if thread.memory_policy != 0 {
+            thread.memory_policy_nodes = outcome.data(self.nodes).to_vec();
+        }
+        let machine_check = outcome.result(self.machine_check);
+        let unusual = machine_check >= 0 && machine_check != PR_MCE_KILL_DEFAULT;
+        thread.machine_check = u32::try_from(machine_check).ok().filter(|_| unusual);
+        thread.io_flusher = outcome.result(self.io_flusher) > 0;
+        thread.tsc_faults = outcome.word(self.tsc, 0) > PR_TSC_ENABLE;
+        let kinds = SPECULATION.into_iter().zip(self.speculation);
+        thread.speculation = kinds
+            .filter_map(|(kind, call)| {
+                let result = outcome.result(call);
+                let own = result > 0 && result & PR_SPEC_PRCTL != 0;
+                let value = u32::try_from(result & PR_SPEC_DISABLED).ok()?;
+                (own && value != 0).then_some(SpeculationControl { kind, value })
+            })
+            .collect();
         let mut refuse = |holds: bool, reason: &str, remedy: &str| {
             if holds {
-                findings.add_thread(tid, reason, remedy);
+                findings.add_thread(thread.tid, reason, remedy);
             }
         };
         refuse(
-            outcome.word(self.policy, 0) != 0,
-            "a memory policy (set_mempolicy) is not supported yet",
-            "run the program without it (without numactl)",
-        );
-        let machine_check = outcome.result(self.machine_check);
-        refuse(
-            machine_check >= 0 && machine_check != PR_MCE_KILL_DEFAULT,
-            "a policy for memory errors (PR_MCE_KILL) is not supported yet",
-            WITHOUT,
-        );
-        refuse(
-            outcome.result(self.io_flusher) > 0,
-            "being an I/O flusher (PR_SET_IO_FLUSHER) is not supported yet",
-            WITHOUT,
-        );
-        refuse(
             outcome.result(self.cpuid) == 0,
             "a signal at the CPUID instruction (ARCH_SET_CPUID) is not supported yet",
-            WITHOUT,
-        );
-        let own = |call| {
-            let result = outcome.result(call);
-            result > 0 && result & PR_SPEC_PRCTL != 0 && result & PR_SPEC_DISABLED != 0
-        };
-        refuse(
-            self.speculation.into_iter().any(own),
-            "speculation switched off (PR_SET_SPECULATION_CTRL) is not supported yet",
-            WITHOUT,
+            "run the program without that setting",
         );
         refuse(
             outcome.result(self.thread_keyring) >= 0,

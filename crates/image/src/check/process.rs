@@ -31,6 +31,16 @@ const MAX_GROUPS: usize = 65_536;
 /// Bytes of the CPU mask of 64 Ki processors.
 const MAX_AFFINITY: usize = 8192;
 
+/// Far above the limit of queued signals, which bounds them.
+const MAX_TIMERS: usize = 1 << 20;
+const SIGEV_THREAD_ID: u32 = 4;
+/// Nanoseconds that the kernel's clocks can hold.
+const MAX_TIME: u64 = u64::MAX >> 1;
+/// Bytes of a set of memory nodes.
+const MAX_NODES: usize = 128;
+/// `PR_SPEC_STORE_BYPASS`, `PR_SPEC_INDIRECT_BRANCH`, `PR_SPEC_L1D_FLUSH`.
+const SPECULATION_COUNT: u32 = 3;
+
 const RECORD: &str = "Process";
 
 pub(super) fn check(process: &Process) -> Result<(), ImageError> {
@@ -46,6 +56,7 @@ pub(super) fn check(process: &Process) -> Result<(), ImageError> {
     ensure!(process.umask <= 0o777, RECORD, "umask {:#o} is impossible", process.umask);
     limits(process)?;
     signals(process)?;
+    timers(process)?;
     credentials(process.credentials.as_ref())?;
     threads(process)
 }
@@ -67,6 +78,30 @@ fn limits(process: &Process) -> Result<(), ImageError> {
     ascending(process.interval_timers.iter().map(|timer| timer.which), RECORD, "interval timer")?;
     for timer in &process.interval_timers {
         ensure!(timer.which < TIMER_COUNT, RECORD, "unknown interval timer {}", timer.which);
+    }
+    Ok(())
+}
+
+fn timers(process: &Process) -> Result<(), ImageError> {
+    let count = process.posix_timers.len();
+    ensure!(count <= MAX_TIMERS, RECORD, "{count} timers, at most {MAX_TIMERS} are possible");
+    ascending(process.posix_timers.iter().map(|timer| timer.id), RECORD, "POSIX timer")?;
+    for timer in &process.posix_timers {
+        let id = timer.id;
+        ensure!(id >= 0, RECORD, "POSIX timer {id} is impossible");
+        let signal = u32::try_from(timer.signal).unwrap_or(u32::MAX);
+        ensure!(signal <= *SIGNALS.end(), RECORD, "POSIX timer {id} with signal {}", timer.signal);
+        let to_thread = timer.notify & SIGEV_THREAD_ID != 0;
+        let exists = !to_thread || process.threads.iter().any(|thread| thread.tid == timer.thread);
+        ensure!(exists, RECORD, "POSIX timer {id} tells thread {}, which is not there", timer.thread);
+        ensure!(
+            timer.notify <= SIGEV_THREAD_ID | 2,
+            RECORD,
+            "POSIX timer {id} tells in way {}",
+            timer.notify
+        );
+        let possible = timer.interval_ns <= MAX_TIME && timer.remaining_ns <= MAX_TIME;
+        ensure!(possible, RECORD, "POSIX timer {id} has an impossible time");
     }
     Ok(())
 }
@@ -133,5 +168,10 @@ fn thread(thread: &Thread, pid: i32) -> Result<(), ImageError> {
     ensure!(death == 0 || SIGNALS.contains(&death), record, "parent death signal {death} is impossible");
     let affinity = thread.affinity.len();
     ensure!(affinity <= MAX_AFFINITY, record, "a CPU mask of {affinity} bytes is impossible");
+    let nodes = thread.memory_policy_nodes.len();
+    ensure!(nodes <= MAX_NODES, record, "a set of memory nodes of {nodes} bytes is impossible");
+    for control in &thread.speculation {
+        ensure!(control.kind < SPECULATION_COUNT, record, "speculation of unknown kind {}", control.kind);
+    }
     Ok(())
 }

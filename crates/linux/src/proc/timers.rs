@@ -18,6 +18,30 @@ pub struct PosixTimer {
     pub clock: i32,
 }
 
+impl PosixTimer {
+    /// How it tells, as `timer_create` takes it: `SIGEV_*` with `SIGEV_THREAD_ID`, and the id of the process or thread that is told
+    /// (0 when that has ended).
+    ///
+    /// # Errors
+    /// When it is not as Linux writes it.
+    pub fn event(&self) -> Result<(i32, i32), ParseError> {
+        let malformed = || ParseError::expected("notification of a timer", &self.notify);
+        let slash = self.notify.iter().position(|&byte| byte == b'/').ok_or_else(malformed)?;
+        let kind = match &self.notify[..slash] {
+            b"signal" => libc::SIGEV_SIGNAL,
+            b"none" => libc::SIGEV_NONE,
+            b"thread" => libc::SIGEV_THREAD,
+            _ => return Err(malformed()),
+        };
+        let (to_thread, id) = match &self.notify[slash + 1..] {
+            [b't', b'i', b'd', b'.', id @ ..] => (libc::SIGEV_THREAD_ID, id),
+            [b'p', b'i', b'd', b'.', id @ ..] => (0, id),
+            _ => return Err(malformed()),
+        };
+        Ok((kind | to_thread, decimal(id, "who a timer tells")?))
+    }
+}
+
 /// Parses `/proc/PID/timers`.
 ///
 /// # Errors
@@ -72,6 +96,9 @@ mod tests {
         assert_eq!((timers[0].id, timers[0].signal, timers[0].value, timers[0].clock), (0, 14, 42, 1));
         assert_eq!(timers[0].notify, b"signal/pid.77");
         assert_eq!((timers[1].id, timers[1].value, timers[1].clock), (3, 0, -6));
+        assert_eq!(timers[0].event().unwrap(), (libc::SIGEV_SIGNAL, 77));
+        assert_eq!(timers[1].event().unwrap(), (libc::SIGEV_NONE | libc::SIGEV_THREAD_ID, 78));
+        assert!(PosixTimer { notify: b"signal/uid.1".to_vec(), ..timers[0].clone() }.event().is_err());
         assert!(parse_timers(b"signal: 1/0\n").is_err());
         assert!(parse_timers(b"ID: 0\nsignal: 1\n").is_err());
         assert_eq!(parse_timers(b"").unwrap(), []);

@@ -36,6 +36,7 @@ sysno! {
     close_range = SYS_close_range
     dup2 = SYS_dup2
     dup3 = SYS_dup3
+    exit = SYS_exit
     exit_group = SYS_exit_group
     fchdir = SYS_fchdir
     fcntl = SYS_fcntl
@@ -62,6 +63,7 @@ sysno! {
     memfd_create = SYS_memfd_create
     mincore = SYS_mincore
     mlock2 = SYS_mlock2
+    mlockall = SYS_mlockall
     mmap = SYS_mmap
     modify_ldt = SYS_modify_ldt
     mprotect = SYS_mprotect
@@ -90,8 +92,11 @@ sysno! {
     sched_setattr = SYS_sched_setattr
     sched_yield = SYS_sched_yield
     seccomp = SYS_seccomp
+    set_mempolicy = SYS_set_mempolicy
     set_robust_list = SYS_set_robust_list
     set_tid_address = SYS_set_tid_address
+    setfsgid = SYS_setfsgid
+    setfsuid = SYS_setfsuid
     setgroups = SYS_setgroups
     setitimer = SYS_setitimer
     setns = SYS_setns
@@ -102,8 +107,13 @@ sysno! {
     setsid = SYS_setsid
     sigaltstack = SYS_sigaltstack
     tgkill = SYS_tgkill
+    timer_create = SYS_timer_create
+    timer_delete = SYS_timer_delete
+    timer_getoverrun = SYS_timer_getoverrun
     timer_gettime = SYS_timer_gettime
+    timer_settime = SYS_timer_settime
     umask = SYS_umask
+    unshare = SYS_unshare
     vmsplice = SYS_vmsplice
     wait4 = SYS_wait4
     write = SYS_write

@@ -6,6 +6,7 @@ use crate::addr::{PAGE_SIZE, RemoteAddr, page_up};
 use crate::arch::x86_64::regs::CODE_SEGMENT_64;
 use crate::arch::x86_64::restart::{CriticalSection, for_sigreturn, invisible_restart};
 use crate::arch::x86_64::{AltStack, Registers, SignalFrame};
+use crate::executor;
 use crate::memory::ProcessMemory;
 use crate::proc::{Proc, Status};
 use crate::program::Sysno;
@@ -198,14 +199,33 @@ impl RemoteStage {
         let frame = self.frame(0, self.prepared.frame())?;
         self.prepared.write(&self.memory, &self.gadgets, &frame)?;
         let len = program_len + SLOT * self.threads.len() as u64;
-        let protection = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        let [protection, flags] = [protection, flags].map(|bits| u64::from(bits.cast_unsigned()));
-        let base = self.call(Sysno::mmap, [0, len, protection, flags, u64::MAX, 0])?;
-        let base = checked(base).map_err(|source| self.scratch_error("mmap", len, source))?;
-        let scratch = Scratch { base: RemoteAddr::new(base), program_len, len };
+        let base = self.map_scratch(len)?;
+        let scratch = Scratch { base, program_len, len };
         self.scratch = Some(scratch);
         Ok(scratch)
+    }
+
+    /// Maps scratch memory for code and data at once; where memory may not be both writable and executable (`PR_SET_MDWE`, a security
+    /// policy), the code's pages replace the first ones. They are written from outside.
+    fn map_scratch(&mut self, len: u64) -> Result<RemoteAddr, RemoteError> {
+        let bits = |bits: i32| u64::from(bits.cast_unsigned());
+        let (read, write, exec) = (bits(libc::PROT_READ), bits(libc::PROT_WRITE), bits(libc::PROT_EXEC));
+        let flags = bits(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
+        let failed = |stage: &Self, source| stage.scratch_error("mmap", len, source);
+        let all = self.call(Sysno::mmap, [0, len, read | write | exec, flags, u64::MAX, 0])?;
+        if ![-i64::from(libc::EACCES), -i64::from(libc::EPERM)].contains(&all) {
+            return checked(all).map(RemoteAddr::new).map_err(|source| failed(self, source));
+        }
+        let data = self.call(Sysno::mmap, [0, len, read | write, flags, u64::MAX, 0])?;
+        let base = checked(data).map_err(|source| failed(self, source))?;
+        let code_len = page_up(executor::code().len() as u64);
+        let fixed = flags | bits(libc::MAP_FIXED);
+        let code = self.call(Sysno::mmap, [base, code_len, read | exec, fixed, u64::MAX, 0])?;
+        if let Err(source) = checked(code) {
+            self.call(Sysno::munmap, [base, len, 0, 0, 0, 0])?;
+            return Err(failed(self, source));
+        }
+        Ok(RemoteAddr::new(base))
     }
 
     /// Unmaps the scratch memory; every thread but the first has left it.

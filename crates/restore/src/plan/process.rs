@@ -12,6 +12,8 @@ const PR_SET_MM_MAP: i32 = 14;
 const PR_SET_CHILD_SUBREAPER: i32 = 36;
 const PR_SET_NO_NEW_PRIVS: i32 = 38;
 const PR_SET_THP_DISABLE: i32 = 41;
+const PR_SET_MDWE: i32 = 65;
+const PR_SET_MEMORY_MERGE: i32 = 67;
 const RSEQ_UNREGISTER: i32 = 1;
 /// Sizes that libc registers: the original 32 bytes, then what newer kernels' features need.
 const RSEQ_SIZES: [u32; 3] = [32, 64, 96];
@@ -96,10 +98,14 @@ impl Planner<'_> {
         program.call(leader, Sysno::prctl, args![PR_SET_DUMPABLE, dumpable]).note("dumpable");
         let subreaper = i32::from(process.child_subreaper);
         program.call(leader, Sysno::prctl, args![PR_SET_CHILD_SUBREAPER, subreaper]).note("child subreaper");
-        let thp = i32::from(process.thp_disabled);
+        let (thp, flags) = (i32::from(process.thp_disabled), process.thp_disable_flags);
         program
-            .call(leader, Sysno::prctl, args![PR_SET_THP_DISABLE, thp, 0, 0, 0])
+            .call(leader, Sysno::prctl, args![PR_SET_THP_DISABLE, thp, flags, 0, 0])
             .note("huge pages disabled");
+        if process.memory_merge {
+            let args = args![PR_SET_MEMORY_MERGE, 1, 0, 0, 0];
+            program.call(leader, Sysno::prctl, args).note("equal pages of all memory are merged");
+        }
         if process.credentials.as_ref().is_some_and(|credentials| credentials.no_new_privs) {
             program
                 .call(leader, Sysno::prctl, args![PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0])
@@ -118,6 +124,14 @@ impl Planner<'_> {
         self.pending_signals();
         self.locks()?;
         self.limits();
+        if self.process.lock_future != 0 {
+            let call = self.program.call(self.leader, Sysno::mlockall, args![self.process.lock_future]);
+            call.note("memory mapped later is locked");
+        }
+        if self.process.mdwe != 0 {
+            let args = args![PR_SET_MDWE, self.process.mdwe, 0, 0, 0];
+            self.program.call(self.leader, Sysno::prctl, args).note("memory cannot be made executable");
+        }
         for timer in &self.process.interval_timers {
             let split = |us: u64| [us / 1_000_000, us % 1_000_000];
             let words = [split(timer.interval_us), split(timer.remaining_us)].concat();
@@ -125,7 +139,7 @@ impl Planner<'_> {
             let args = args![timer.which, value, 0];
             self.program.call(self.leader, Sysno::setitimer, args).note("interval timer");
         }
-        Ok(())
+        self.timers()
     }
 
     fn limits(&mut self) {

@@ -29,6 +29,9 @@ impl Planner<'_> {
     pub(super) fn pending_signals(&mut self) {
         let pid = self.process.pid;
         for pending in &self.process.pending {
+            if self.timer_behind(pending).is_some() {
+                continue;
+            }
             let (signal, info) = self.siginfo(pending);
             let call = self.program.call(self.leader, Sysno::rt_sigqueueinfo, args![pid, signal, info]);
             call.note(format!("pending signal {signal}"));
@@ -38,6 +41,9 @@ impl Planner<'_> {
     /// A thread's own.
     pub(super) fn pending_of_thread(&mut self, track: TrackRef, thread: &Thread) {
         for pending in &thread.pending {
+            if self.timer_behind(pending).is_some() {
+                continue;
+            }
             let (signal, info) = self.siginfo(pending);
             let args = args![self.process.pid, thread.tid, signal, info];
             let call = self.program.call(track, Sysno::rt_tgsigqueueinfo, args);

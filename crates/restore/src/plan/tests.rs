@@ -31,6 +31,8 @@ fn site() -> Site {
         rseq: Some(OwnRseq { address: RemoteAddr::new(0x7ffe_0000_0000), signature: 0x5305_3053 }),
         capabilities: [0; 3],
         new_session: false,
+        timer_ids: true,
+        clocks: std::collections::BTreeMap::from([(libc::CLOCK_MONOTONIC, 1_000_000_000_000)]),
         prepared: std::collections::BTreeMap::new(),
     }
 }

@@ -77,6 +77,7 @@ impl<'a> Planner<'a> {
                 .note("timer slack");
         }
         self.scheduling(track, thread);
+        self.thread_settings(track, thread);
         self.pending_of_thread(track, thread);
         if thread.securebits != 0 {
             let args = args![PR_SET_SECUREBITS, thread.securebits];

@@ -18,11 +18,8 @@ const SOON: Duration = Duration::from_secs(5);
 /// Kinds of state that a resumed program would not have, and a word of the refusal. Those that need no special rights.
 const SETTINGS: &[(&str, &[&str])] = &[
     ("sharer", &["shares its memory"]),
-    ("policy", &["memory policy"]),
-    ("future-locks", &["MCL_FUTURE"]),
     ("ldt", &["local descriptor table"]),
     ("keyring", &["keyring"]),
-    ("memory-errors", &["memory errors"]),
     ("secret", &["memfd_secret"]),
 ];
 

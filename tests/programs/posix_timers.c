@@ -1,0 +1,143 @@
+/* Timers of timer_create: ids, values, intervals, how they tell, and signals that wait.
+   argument: running, pending (the signals are blocked at the checkpoint). */
+#include "probe.h"
+#include <signal.h>
+
+#ifndef sigev_notify_thread_id
+#define sigev_notify_thread_id _sigev_un._tid
+#endif
+
+static volatile int stop, counts[65], last_value[65], last_overrun[65];
+static volatile pid_t last_thread[65];
+static pthread_barrier_t barrier;
+static volatile pid_t second_tid;
+
+static void on_timer(int signal, siginfo_t *info, void *context) {
+    (void)context;
+    counts[signal]++;
+    last_value[signal] = info->si_value.sival_int;
+    last_overrun[signal] = info->si_overrun;
+    last_thread[signal] = probe_gettid();
+    if (info->si_code != SI_TIMER) last_value[signal] = -1;
+}
+
+static int make(clockid_t clock, int notify, int signal, int value, pid_t thread) {
+    struct sigevent event;
+    memset(&event, 0, sizeof event);
+    event.sigev_notify = notify;
+    event.sigev_signo = signal;
+    event.sigev_value.sival_int = value;
+    event.sigev_notify_thread_id = thread;
+    int id = -1;
+    TRY(syscall(SYS_timer_create, clock, &event, &id));
+    return id;
+}
+
+static void set(int id, double value, double interval) {
+    struct itimerspec time = {{(time_t)interval, (long)((interval - (double)(time_t)interval) * 1e9)}, {(time_t)value, (long)((value - (double)(time_t)value) * 1e9)}};
+    TRY(syscall(SYS_timer_settime, id, 0, &time, NULL));
+}
+
+static struct itimerspec get(int id) {
+    struct itimerspec time;
+    TRY(syscall(SYS_timer_gettime, id, &time));
+    return time;
+}
+
+static double seconds(struct timespec time) { return (double)time.tv_sec + (double)time.tv_nsec / 1e9; }
+
+static void *second(void *nothing) {
+    second_tid = probe_gettid();
+    pthread_barrier_wait(&barrier);
+    while (!stop) { }
+    return nothing;
+}
+
+static void expect(int id, double value, double interval) {
+    struct itimerspec now = get(id);
+    CHECK(seconds(now.it_interval) == interval, "interval of timer %d is %.3f s", id, seconds(now.it_interval));
+    CHECK(seconds(now.it_value) <= value && seconds(now.it_value) > value - 30, "timer %d has %.3f s left", id, seconds(now.it_value));
+}
+
+int main(int argc, char **argv) {
+    probe_start(argc, argv);
+    int pending = argc > 2 && !strcmp(argv[2], "pending");
+    struct sigaction action = {.sa_sigaction = on_timer, .sa_flags = SA_SIGINFO | SA_RESTART};
+    sigset_t blocked;
+    sigemptyset(&blocked);
+    for (int i = 0; i < 6; i++) {
+        TRY(sigaction(SIGRTMIN + i, &action, NULL));
+        sigaddset(&blocked, SIGRTMIN + i);
+    }
+    TRY(sigaction(SIGALRM, &action, NULL));
+    PTRY(pthread_barrier_init(&barrier, NULL, 2));
+    pthread_t thread;
+    PTRY(pthread_create(&thread, NULL, second, NULL));
+    pthread_barrier_wait(&barrier);
+    if (pending) PTRY(pthread_sigmask(SIG_BLOCK, &blocked, NULL));
+
+    /* Ids with gaps. */
+    int gone[3];
+    for (int i = 0; i < 3; i++) gone[i] = make(CLOCK_MONOTONIC, SIGEV_SIGNAL, SIGALRM, 0, 0);
+    int far = make(CLOCK_REALTIME, SIGEV_SIGNAL, SIGALRM, 41, 0);
+    int none = make(CLOCK_BOOTTIME, SIGEV_NONE, 0, 0, 0);
+    for (int i = 0; i < 3; i++) TRY(syscall(SYS_timer_delete, gone[i]));
+    int disarmed = make(CLOCK_MONOTONIC, SIGEV_SIGNAL, SIGALRM, 42, 0);
+    clockid_t of_second;
+    PTRY(pthread_getcpuclockid(thread, &of_second));
+    int cpu = make(CLOCK_PROCESS_CPUTIME_ID, SIGEV_SIGNAL, SIGRTMIN + 2, 43, 0);
+    int thread_cpu = make(of_second, SIGEV_SIGNAL, SIGRTMIN + 3, 44, 0);
+    int to_thread = make(CLOCK_MONOTONIC, SIGEV_SIGNAL | SIGEV_THREAD_ID, SIGRTMIN + 1, 45, second_tid);
+    int often = make(CLOCK_MONOTONIC, SIGEV_SIGNAL | SIGEV_THREAD_ID, SIGRTMIN, 46, probe_tid);
+    int soon = make(CLOCK_MONOTONIC, SIGEV_SIGNAL | SIGEV_THREAD_ID, SIGRTMIN + 4, 47, probe_tid);
+    int ids[] = {far, none, disarmed, cpu, thread_cpu, to_thread, often, soon};
+    set(far, 1000, 0.5);
+    set(none, 2000, 0);
+    set(cpu, 500, 7.25);
+    set(thread_cpu, 600, 0);
+    set(to_thread, pending ? 0.005 : 0.7, 0);
+    set(soon, pending ? 0.005 : 0.6, 0);
+    set(often, pending ? 0.005 : 0.02, 0.02);
+    if (pending) {
+        double begun = probe_now();
+        while (probe_now() - begun < 0.06) { }
+        CHECK(counts[SIGRTMIN] == 0, "the signal was not blocked");
+    }
+    double started = probe_now();
+    probe_ready();
+    probe_wait();
+    double awake = probe_now() - started - probe_gap;
+    for (int i = 0; i < 8; i++) get(ids[i]);
+    for (int i = 0; i < 3; i++)
+        CHECK(syscall(SYS_timer_gettime, gone[i], &(struct itimerspec){0}) == -1 && errno == EINVAL, "timer %d is there again", gone[i]);
+    expect(far, 1000, 0.5);
+    expect(none, 2000, 0);
+    expect(cpu, 500, 7.25);
+    expect(thread_cpu, 600, 0);
+    CHECK(get(disarmed).it_value.tv_sec == 0 && get(disarmed).it_value.tv_nsec == 0, "timer %d is armed", disarmed);
+    set(disarmed, 0.01, 0);
+    while (counts[SIGALRM] == 0 && probe_now() - started < 60) { }
+    CHECK(counts[SIGALRM] == 1 && last_value[SIGALRM] == 42, "timer %d: %d signals, value %d", disarmed, counts[SIGALRM], last_value[SIGALRM]);
+
+    if (pending) {
+        CHECK(counts[SIGRTMIN] == 0 && counts[SIGRTMIN + 4] == 0, "signals came while blocked");
+        PTRY(pthread_sigmask(SIG_UNBLOCK, &blocked, NULL));
+        CHECK(counts[SIGRTMIN] >= 1 && last_value[SIGRTMIN] == 46, "the pending signal of timer %d is gone (%d, value %d)", often, counts[SIGRTMIN], last_value[SIGRTMIN]);
+        CHECK(counts[SIGRTMIN + 4] == 1 && last_value[SIGRTMIN + 4] == 47, "the pending signal of timer %d came %d times", soon, counts[SIGRTMIN + 4]);
+    }
+    while ((counts[SIGRTMIN + 1] == 0 || counts[SIGRTMIN + 4] == 0) && probe_now() - started - probe_gap < 5) { }
+    awake = probe_now() - started - probe_gap;
+    CHECK(counts[SIGRTMIN + 1] == 1 && last_value[SIGRTMIN + 1] == 45, "timer %d: %d signals, value %d", to_thread, counts[SIGRTMIN + 1], last_value[SIGRTMIN + 1]);
+    CHECK(last_thread[SIGRTMIN + 1] == second_tid, "timer %d told thread %d", to_thread, last_thread[SIGRTMIN + 1]);
+    CHECK(counts[SIGRTMIN + 4] == 1 && last_thread[SIGRTMIN + 4] == probe_tid, "timer %d: %d signals", soon, counts[SIGRTMIN + 4]);
+    if (!pending) CHECK(awake > 0.7 - probe_gap - 0.05 && awake < 1.2, "0.7 s were %.3f s (stood still %.3f s)", awake, probe_gap);
+    int before = counts[SIGRTMIN];
+    double begun = probe_now();
+    while (probe_now() - begun < 0.2) { }
+    int more = counts[SIGRTMIN] - before;
+    CHECK(more >= 2 && more <= 12, "%d signals of 10", more);
+    CHECK(last_overrun[SIGRTMIN] < 30, "overrun of %d", last_overrun[SIGRTMIN]);
+    stop = 1;
+    PTRY(pthread_join(thread, NULL));
+    return probe_pass();
+}
