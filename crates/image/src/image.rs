@@ -56,13 +56,18 @@ impl Image {
     /// # Errors
     /// Any [`ImageError`] but [`ImageError::Io`].
     pub fn decode(file: &[u8]) -> Result<Self, ImageError> {
+        let image = Self::decode_unchecked(file)?;
+        image.check()?;
+        Ok(image)
+    }
+
+    /// The records as they are, whether they make sense or not.
+    pub(crate) fn decode_unchecked(file: &[u8]) -> Result<Self, ImageError> {
         let mut records = Records::default();
         for frame in container::frames(file)? {
             records.add(&frame)?;
         }
-        let image = records.into_image()?;
-        image.check()?;
-        Ok(image)
+        records.into_image()
     }
 
     /// Checks the records and encodes them as the content of a file `records`.
@@ -72,6 +77,17 @@ impl Image {
     /// ever written.
     pub fn encode(&self) -> Result<Vec<u8>, ImageError> {
         self.check()?;
+        let bytes = self.encode_unchecked();
+        if u64::try_from(bytes.len()).is_ok_and(|length| length <= MAX_RECORDS_LENGTH) {
+            Ok(bytes)
+        } else {
+            let detail = format!("{} bytes, at most {MAX_RECORDS_LENGTH} can be read again", bytes.len());
+            Err(ImageError::Invalid { record: RECORDS_FILE.to_owned(), detail })
+        }
+    }
+
+    /// The records as they are, whether they make sense or not.
+    pub(crate) fn encode_unchecked(&self) -> Vec<u8> {
         let mut writer = Writer::new();
         put(&mut writer, RecordKind::Manifest, &self.manifest);
         put(&mut writer, RecordKind::Process, &self.process);
@@ -85,13 +101,7 @@ impl Image {
         for record in &self.unknown {
             writer.frame(record.kind, record.flags, |bytes| bytes.extend_from_slice(&record.payload));
         }
-        let bytes = writer.finish();
-        if u64::try_from(bytes.len()).is_ok_and(|length| length <= MAX_RECORDS_LENGTH) {
-            Ok(bytes)
-        } else {
-            let detail = format!("{} bytes, at most {MAX_RECORDS_LENGTH} can be read again", bytes.len());
-            Err(ImageError::Invalid { record: RECORDS_FILE.to_owned(), detail })
-        }
+        writer.finish()
     }
 
     /// Checks that the records make sense, one by one and together; see [`crate::check`].

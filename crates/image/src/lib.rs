@@ -16,6 +16,8 @@ pub mod describe;
 pub mod dir;
 mod error;
 pub mod header;
+#[cfg(any(test, feature = "sample"))]
+pub mod hostile;
 pub mod image;
 pub mod pages;
 pub mod records;

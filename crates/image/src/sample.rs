@@ -1,6 +1,9 @@
 //! A small valid image with something of everything, to test planners, printers and the format itself with.
 //!
-//! The golden image of format 1 is this very image, so what stands here never changes: a new field of the format gets a new sample.
+//! The golden image of format 1 is this very image, so what stands here never changes: new fields of the format stand in
+//! [`everything`].
+
+mod everything;
 
 use std::path::Path;
 
@@ -14,6 +17,8 @@ use crate::records::{
     SharedMemory, SignalAction, Thread, UNLIMITED, Vma, XsaveComponent, file_lock,
 };
 use crate::{Image, ImageError, PageWriter, PendingImage};
+
+pub use everything::everything;
 
 /// Id of the process, and of its first thread.
 pub const PID: i32 = 4711;

@@ -108,7 +108,7 @@ fn mappings() {
     refused("empty", |image| vmas(image)[0].end = vmas(image)[0].start);
     refused("above the end", |image| vmas(image).last_mut().unwrap().end = check::TASK_SIZE + 4096);
     refused("begins below", |image| vmas(image).swap(0, 1));
-    refused("unknown backing 6", |image| vmas(image)[0].backing = 6);
+    refused("unknown backing 77", |image| vmas(image)[0].backing = 77);
     refused("refers to object 1", |image| vmas(image)[0].object = 1);
     refused("refers to object 2", |image| vmas(image)[4].object = 2);
     refused("refers to no shared memory", |image| vmas(image)[2].shared = true);
@@ -159,7 +159,7 @@ fn files() {
     refused("descriptor 0 comes after 0", |image| image.process.descriptors[1].fd = 0);
     refused("descriptor -1 is impossible", |image| image.process.descriptors[0].fd = -1);
     refused("lock through descriptor 77", |image| image.process.locks[0].fd = 77);
-    refused("lock of unknown type 3", |image| image.process.locks[0].r#type = 3);
+    refused("lock of unknown type 77", |image| image.process.locks[0].r#type = 77);
     refused("position 18446744073709551615", |image| image.process.locks[0].start = u64::MAX);
 }
 

@@ -6,7 +6,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use rewake_image::container::{self, MANDATORY, UnknownRecord, Writer};
 use rewake_image::records::{Extent, Message, PageStream, RecordKind};
-use rewake_image::{BLOCK_SIZE, Compression, Image, ImageError, PAGE_SIZE, sample};
+use rewake_image::{BLOCK_SIZE, Compression, Image, ImageError, PAGE_SIZE, hostile, sample};
 
 /// A valid image that differs from the sample in many numbers.
 fn images() -> impl Strategy<Value = Image> {
@@ -15,7 +15,7 @@ fn images() -> impl Strategy<Value = Image> {
     let files = (any::<(u64, u64, i64)>(), vec(any::<u8>(), 0..100), "/[a-zäöü ]{0,40}");
     let unknown = vec((100u32..200, vec(any::<u8>(), 0..50)), 0..4);
     (memory, process, files, unknown).prop_map(|(memory, process, files, unknown)| {
-        let mut image = sample::image();
+        let mut image = sample::everything();
         image.manifest.created_unix_ns = process.0.0;
         let thread = &mut image.process.threads[1];
         (thread.signal_mask, thread.timer_slack_ns) = (process.0.0, process.0.1);
@@ -52,7 +52,7 @@ fn more_memory(image: &mut Image, runs: &[(u64, u64)]) {
 
 /// Arbitrary bytes as the payload of a frame whose checksum is right.
 fn with_payload(kind: u32, payload: &[u8]) -> Vec<u8> {
-    let image = sample::image();
+    let image = sample::everything();
     let mut writer = Writer::new();
     for frame in container::frames(&image.encode().unwrap()).unwrap() {
         let payload = if frame.kind == kind { payload } else { frame.payload };
@@ -76,7 +76,7 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_payloads_do_not_panic(kind in 1u32..8, payload in vec(any::<u8>(), 0..600)) {
+    fn arbitrary_payloads_do_not_panic(kind in 1u32..10, payload in vec(any::<u8>(), 0..600)) {
         if let Ok(image) = Image::decode(&with_payload(kind, &payload)) {
             prop_assert!(image.encode().is_ok());
         }
@@ -84,10 +84,10 @@ proptest! {
 
     #[test]
     fn mutated_payloads_do_not_panic(
-        kind in 1u32..8,
+        kind in 1u32..10,
         changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..5),
     ) {
-        let bytes = sample::image().encode().unwrap();
+        let bytes = sample::everything().encode().unwrap();
         let frames = container::frames(&bytes).unwrap();
         let mut payload = frames.iter().find(|frame| frame.kind == kind).unwrap().payload.to_vec();
         for (place, byte) in changes {
@@ -99,6 +99,21 @@ proptest! {
             prop_assert_eq!(&Image::decode(&image.encode().unwrap()).unwrap(), &image);
             let description = rewake_image::describe::Description::of(&image);
             prop_assert!(serde_json::to_string(&description).is_ok());
+        }
+    }
+
+    /// Fields of messages changed, added, removed, exchanged; several generations, as a fuzzer would.
+    #[test]
+    fn images_with_hostile_fields_are_refused_or_make_sense(seeds in vec(any::<u64>(), 1..6)) {
+        let mut file = sample::everything().encode().unwrap();
+        for seed in seeds {
+            let changed = hostile::mutate(&file, seed);
+            if let Ok(image) = Image::decode(&changed) {
+                prop_assert_eq!(&Image::decode(&image.encode().unwrap()).unwrap(), &image);
+                let description = rewake_image::describe::Description::of(&image);
+                prop_assert!(serde_json::to_string(&description).is_ok());
+                file = changed;
+            }
         }
     }
 

@@ -7,9 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use rewake_image::container::{MANDATORY, Writer};
-use rewake_image::records::{Message, RecordKind};
-use rewake_image::{Image, RECORDS_FILE};
+use rewake_image::{Image, RECORDS_FILE, hostile};
 
 /// Where the header keeps the version of the format, and the checksum of all before it.
 const VERSION_AT: usize = 8;
@@ -24,7 +22,7 @@ pub fn image(dir: &Path, change: impl FnOnce(&mut Image)) -> Result<()> {
     let before = image.clone();
     change(&mut image);
     ensure!(image != before, "the edit changes nothing: the test would prove nothing");
-    write(dir, &encode(&image))
+    write(dir, &hostile::encode(&image))
 }
 
 /// Says in the header that the image is of another version of the format.
@@ -42,39 +40,4 @@ pub fn format_version(dir: &Path, version: u32) -> Result<()> {
 
 fn write(dir: &Path, bytes: &[u8]) -> Result<()> {
     fs::write(dir.join(RECORDS_FILE), bytes).context("writing the records")
-}
-
-/// As [`Image::encode`], without its checks.
-fn encode(image: &Image) -> Vec<u8> {
-    let mut writer = Writer::new();
-    put(&mut writer, RecordKind::Manifest, std::slice::from_ref(&image.manifest));
-    put(&mut writer, RecordKind::Process, std::slice::from_ref(&image.process));
-    put(&mut writer, RecordKind::MappedFile, &image.mapped_files);
-    put(&mut writer, RecordKind::SharedMemory, &image.shared_memory);
-    put(&mut writer, RecordKind::OpenFile, &image.open_files);
-    put(&mut writer, RecordKind::Pipe, &image.pipes);
-    put(&mut writer, RecordKind::FileContent, &image.file_contents);
-    put(&mut writer, RecordKind::SeccompFilter, &image.seccomp_filters);
-    put(&mut writer, RecordKind::PageStream, std::slice::from_ref(&image.stream));
-    for record in &image.unknown {
-        writer.frame(record.kind, record.flags, |bytes| bytes.extend_from_slice(&record.payload));
-    }
-    writer.finish()
-}
-
-fn put(writer: &mut Writer, kind: RecordKind, messages: &[impl Message]) {
-    for message in messages {
-        writer.frame(kind.number(), MANDATORY, |bytes| bytes.extend_from_slice(&message.encode_to_vec()));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn encodes_as_the_format_does() {
-        let image = rewake_image::sample::image();
-        assert!(encode(&image) == image.encode().expect("the sample makes sense"));
-    }
 }

@@ -1,0 +1,135 @@
+//! The sample with every kind of record and field that came to the format after its golden image was made.
+
+use super::{ANONYMOUS, PID, TID, image};
+use crate::records::open_file::Kind;
+use crate::records::vma::Backing;
+use crate::records::{
+    Descriptor, Epoll, EpollWatch, EventFd, Extent, Fanotify, FanotifyMark, FileContent, FileIdentity,
+    Inotify, InotifyWatch, KernelFile, OpenFile, PosixTimer, RegularFile, SeccompFilter, SignalFd,
+    SpeculationControl, Symlink, TimerFd, Vma, file_content,
+};
+use crate::{Image, PAGE_SIZE, hostile};
+
+/// `SECCOMP_RET_ALLOW` as the one instruction of a filter.
+const ALLOW: [u8; 8] = [6, 0, 0, 0, 0, 0, 0xff, 0x7f];
+const GUARDED: u64 = ANONYMOUS + 0x100 * PAGE_SIZE;
+const SECOND: u64 = 1_000_000_000;
+
+/// The records. Their page stream is all zeros, not compressed.
+#[must_use]
+pub fn everything() -> Image {
+    let mut image = image();
+    contents(&mut image);
+    files(&mut image);
+    process(&mut image);
+    memory(&mut image);
+    let mut image = hostile::with_fitting_stream(image);
+    let length = usize::try_from(image.stream.stream_length).expect("a small sample");
+    image.stream.checksums = vec![hostile::checksum(&vec![0; length])];
+    image
+}
+
+fn contents(image: &mut Image) {
+    let content = |id, kind: file_content::Kind, path: &str| FileContent {
+        id,
+        kind: kind.into(),
+        identity: Some(FileIdentity {
+            path: path.into(),
+            size: 2 * PAGE_SIZE + 100,
+            mode: 0o100_600,
+            ..FileIdentity::default()
+        }),
+        uid: 1000,
+        gid: 1000,
+        pages: vec![Extent { address: PAGE_SIZE, length: 2 * PAGE_SIZE, stream_offset: 0 }],
+        written: true,
+        ..FileContent::default()
+    };
+    image.file_contents = vec![
+        content(1, file_content::Kind::Named, "/home/user/data"),
+        content(2, file_content::Kind::Unlinked, "/home/user/gone"),
+        FileContent { seals: 0xf, ..content(3, file_content::Kind::Memfd, "buffer") },
+    ];
+    image.seccomp_filters = vec![SeccompFilter { id: 1, flags: 0, instructions: ALLOW.to_vec() }];
+}
+
+fn files(image: &mut Image) {
+    let identity = image.file_contents.iter().map(|content| content.identity.clone());
+    let regular = identity.zip(1..).map(|(identity, content)| {
+        Kind::Regular(RegularFile { identity, position: 7, content: Some(content) })
+    });
+    let watched = image.mapped_files[0].identity.clone();
+    let others = [
+        Kind::Eventfd(EventFd { count: 3, semaphore: true }),
+        Kind::Timerfd(TimerFd {
+            clock: 1,
+            ticks: 2,
+            remaining_ns: SECOND,
+            interval_ns: SECOND,
+            ..TimerFd::default()
+        }),
+        Kind::Signalfd(SignalFd { mask: 1 << 9 }),
+        Kind::Epoll(Epoll { watches: vec![EpollWatch { fd: 4, events: 1, data: 99, file: 5 }] }),
+        Kind::Inotify(Inotify {
+            watches: vec![InotifyWatch {
+                wd: 1,
+                mask: 0x100,
+                identity: watched.clone(),
+                ..InotifyWatch::default()
+            }],
+        }),
+        Kind::Fanotify(Fanotify {
+            marks: vec![FanotifyMark { mask: 1, identity: watched, ..FanotifyMark::default() }],
+            ..Fanotify::default()
+        }),
+        Kind::KernelFile(KernelFile { path: b"/proc/self/status".to_vec(), position: 10 }),
+        Kind::Symlink(Symlink { path: b"/home/user/link".to_vec(), target: b"data".to_vec() }),
+    ];
+    let next = u32::try_from(image.open_files.len()).expect("few") + 1;
+    for (kind, id) in regular.chain(others).zip(next..) {
+        let fd = i32::try_from(id).expect("few") - 1;
+        image.open_files.push(OpenFile { id, flags: 2, kind: Some(kind), ..OpenFile::default() });
+        image.process.descriptors.push(Descriptor { fd, file: id, close_on_exec: false });
+    }
+}
+
+fn process(image: &mut Image) {
+    let process = &mut image.process;
+    process.posix_timers = vec![PosixTimer {
+        id: 3,
+        clock: 1,
+        notify: 4,
+        signal: 34,
+        thread: TID,
+        value: 17,
+        interval_ns: SECOND,
+        remaining_ns: SECOND,
+        overrun: 2,
+    }];
+    process.stopped_by = Some(19);
+    process.lock_future = 2;
+    process.oom_score_adj = Some(100);
+    process.coredump_filter = Some(0x33);
+    let own = process.credentials.clone();
+    for thread in &mut process.threads {
+        thread.seccomp_mode = 2;
+        thread.seccomp_filters = vec![1];
+        thread.speculation = vec![SpeculationControl { kind: 0, value: 4 }];
+        thread.credentials = (thread.tid != PID).then(|| own.clone()).flatten();
+    }
+}
+
+fn memory(image: &mut Image) {
+    let Some(memory) = &mut image.process.memory else { return };
+    let vma = Vma {
+        start: GUARDED,
+        end: GUARDED + 8 * PAGE_SIZE,
+        protection: 3,
+        backing: Backing::Anonymous.into(),
+        sealed: true,
+        guards: vec![Extent { address: GUARDED + PAGE_SIZE, length: PAGE_SIZE, stream_offset: 0 }],
+        ..Vma::default()
+    };
+    let place = memory.vmas.partition_point(|other| other.start < vma.start);
+    memory.vmas.insert(place, vma);
+}
