@@ -12,6 +12,7 @@ use rewake_linux::host::Host;
 use rewake_linux::memory::ProcessMemory;
 use rewake_linux::proc::Proc;
 
+use crate::contents::{Contents, MAPPED, Source};
 use crate::error::{CaptureError, During, Result};
 use crate::files::Files;
 use crate::findings::Findings;
@@ -60,7 +61,7 @@ pub(crate) fn run(options: &Options, progress: &mut dyn FnMut(Progress)) -> Resu
 
     phases.begin("freeze");
     let process = guardian.freeze()?;
-    let written = look_at_frozen(process, &mut phases)
+    let written = look_at_frozen(options, process, &mut phases)
         .and_then(|frozen| write_pages(options, manifest, frozen, &pending, &mut guardian, &mut phases));
     // What goes wrong with a target that was let go meanwhile goes wrong because of that.
     let Written { image, paused, files_for_writing } =
@@ -88,6 +89,7 @@ pub(crate) fn run(options: &Options, progress: &mut dyn FnMut(Progress)) -> Resu
         bytes,
         memory: image.stream.stream_length,
         files_for_writing,
+        files_stored: image.file_contents.len(),
         paused,
         total: begin.elapsed(),
     })
@@ -127,18 +129,34 @@ struct FrozenState {
     plan: Plan,
 }
 
-fn look_at_frozen(process: Process, phases: &mut Phases<'_>) -> Result<FrozenState> {
+fn look_at_frozen(options: &Options, mut process: Process, phases: &mut Phases<'_>) -> Result<FrozenState> {
     let pid = process.pid;
     let proc = preflight::open(pid)?;
     let mut findings = Findings::new(pid);
-    phases.begin("memory");
-    let memory = memory::survey(&proc, &mut findings)?;
-    let plan = pages::plan(&proc, &memory, &mut findings)?;
+    let mut contents = Contents::new(options.file_level);
     phases.begin("files");
-    let files = files::survey(&proc, &mut findings)?;
+    let files = files::survey(&proc, &mut contents, &mut findings)?;
+    phases.begin("memory");
+    let memory = memory::survey(&proc, &mut contents, &mut findings)?;
+    executable(&proc, &mut process, &mut contents)?;
+    let plan = pages::plan(&proc, &memory, &contents, &mut findings)?;
     findings.into_result()?;
     let pipes = files.pipes.iter().map(|pipe| pipe.read(&proc)).collect::<Result<_>>()?;
     Ok(FrozenState { proc, process, memory, files, pipes, plan })
+}
+
+/// The executable's content, where it is kept.
+fn executable(proc: &Proc, process: &mut Process, contents: &mut Contents) -> Result<()> {
+    let link = proc.exe().during("readlink", proc.id(), "exe")?;
+    let content = if link.reachable {
+        contents.named(&link, Source::Exe, false, MAPPED)
+    } else {
+        Some(contents.unlinked(&link, Source::Exe, false))
+    };
+    if let Some(exe) = process.memory.as_mut().and_then(|memory| memory.exe.as_mut()) {
+        exe.content = content;
+    }
+    Ok(())
 }
 
 /// An image whose pages are written.
@@ -195,7 +213,7 @@ fn write_pages(
         shared_memory: plan.shared,
         open_files: files.open,
         pipes,
-        file_contents: Vec::new(),
+        file_contents: plan.contents,
         seccomp_filters: Vec::new(),
         stream,
         unknown: Vec::new(),
@@ -203,10 +221,12 @@ fn write_pages(
     Ok(Written { image, paused, files_for_writing })
 }
 
-/// How many files are open for writing.
+/// How many files are open for writing and not in the image.
 fn for_writing(open: &[OpenFile]) -> usize {
     let written = open.iter().filter_map(|file| match &file.kind {
-        Some(open_file::Kind::Regular(regular)) if file.flags & libc::O_ACCMODE.cast_unsigned() != 0 => {
+        Some(open_file::Kind::Regular(regular))
+            if regular.content.is_none() && file.flags & libc::O_ACCMODE.cast_unsigned() != 0 =>
+        {
             regular.identity.as_ref().map(|identity| &identity.path)
         }
         _ => None,
@@ -259,8 +279,7 @@ fn manifest(options: &Options) -> Result<Manifest> {
         }),
         root_pid: pid,
         page_size: u32::try_from(PAGE_SIZE).expect("a page is small"),
-        // Content of files is not stored yet, whatever was asked for.
-        file_level: 0,
+        file_level: options.file_level.into(),
         uid: rustix::process::getuid().as_raw(),
     })
 }

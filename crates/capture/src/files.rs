@@ -19,6 +19,7 @@ use rustix::fs::OFlags;
 use self::kind::Kind;
 pub(crate) use self::kind::identity;
 pub(crate) use self::pipes::PipeSource;
+use crate::contents::Contents;
 use crate::error::{During, Result};
 use crate::findings::Findings;
 
@@ -76,7 +77,7 @@ impl Seen {
 ///
 /// # Errors
 /// When the target is gone or may not be looked at; what cannot be captured goes to `findings`.
-pub(crate) fn survey(proc: &Proc, findings: &mut Findings) -> Result<Files> {
+pub(crate) fn survey(proc: &Proc, contents: &mut Contents, findings: &mut Findings) -> Result<Files> {
     let pid = proc.id();
     let mut seen = Vec::new();
     for Fd { fd, link } in proc.fds().during("list descriptors", pid, "fd")? {
@@ -105,7 +106,7 @@ pub(crate) fn survey(proc: &Proc, findings: &mut Findings) -> Result<Files> {
             _ if first == one.fd => signal_owner(pid, one, findings)?,
             _ => SignalOwner::default(),
         };
-        let id = files.open_file(one, first, kind, owner);
+        let id = files.open_file(one, first, kind, owner, contents);
         let close_on_exec = one.info.close_on_exec();
         files.descriptors.push(Descriptor { fd: one.fd, file: id, close_on_exec });
     }
@@ -172,7 +173,14 @@ fn check_flags(one: &Seen, findings: &mut Findings) {
 
 impl Files {
     /// The id of the open file description behind a descriptor; a new record when it is the first of its kind.
-    fn open_file(&mut self, one: &Seen, first: i32, kind: Kind, owner: SignalOwner) -> u32 {
+    fn open_file(
+        &mut self,
+        one: &Seen,
+        first: i32,
+        kind: Kind,
+        owner: SignalOwner,
+        contents: &mut Contents,
+    ) -> u32 {
         // Standard streams outside the tree come back one by one, even when a terminal gave all three the same description.
         let key = (first, if let Kind::Outside(stream) = kind { Some(stream) } else { None });
         if let Some(&known) = self.ids.get(&key) {
@@ -181,10 +189,10 @@ impl Files {
         let id = u32::try_from(self.open.len()).expect("fewer open files than 2^32");
         let identity = kind::identity(&one.link);
         let kind = match kind {
-            Kind::Regular => open_file::Kind::Regular(RegularFile {
+            Kind::Regular(place) => open_file::Kind::Regular(RegularFile {
                 identity: Some(identity),
                 position: one.info.position,
-                content: None,
+                content: kind::content(one, place, contents),
             }),
             Kind::Directory => open_file::Kind::Directory(Directory {
                 identity: Some(identity),

@@ -6,6 +6,7 @@
 mod ask;
 mod capture;
 mod commit;
+mod contents;
 mod error;
 mod files;
 mod findings;
@@ -36,7 +37,7 @@ pub struct Options {
     /// Kill the process as soon as the image is durable; otherwise it goes on.
     pub kill: bool,
     /// Whose content goes into the image besides memory: 0 none, 1 files open for writing, 2 all open regular files, 3 mapped files
-    /// too. Content of files is not stored yet: 2 and 3 are refused, and the image says 0.
+    /// too. Files without a name go in at every level.
     pub file_level: u8,
     /// How pages are stored.
     pub compression: Compression,
@@ -72,8 +73,10 @@ pub struct Summary {
     pub bytes: u64,
     /// Memory in it before compression, in bytes.
     pub memory: u64,
-    /// Files that the program has open for writing: their content is not in the image.
+    /// Files that the program has open for writing, and whose content is not in the image.
     pub files_for_writing: usize,
+    /// Files whose content is in the image.
+    pub files_stored: usize,
     /// From the first interruption to the last release.
     pub paused: Duration,
     /// From the call of [`capture`] to the durable image.

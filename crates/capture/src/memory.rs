@@ -9,6 +9,7 @@ use rewake_linux::addr::RemoteAddr;
 use rewake_linux::proc::{self, FileStat, Link, Mapping, MappingKind, Proc, VmFlags};
 use rustix::fs::OFlags;
 
+use crate::contents::{self, Contents, Source};
 use crate::error::{During, Result};
 use crate::files::identity;
 use crate::findings::Findings;
@@ -57,7 +58,7 @@ pub(crate) struct Memory {
 ///
 /// # Errors
 /// When the target is gone or may not be looked at; what cannot be captured goes to `findings`.
-pub(crate) fn survey(proc: &Proc, findings: &mut Findings) -> Result<Memory> {
+pub(crate) fn survey(proc: &Proc, contents: &mut Contents, findings: &mut Findings) -> Result<Memory> {
     let mut memory = Memory::default();
     let text = proc.read("smaps").during("read smaps", proc.id(), "mappings")?;
     if uses_protection_keys(&text) {
@@ -71,7 +72,7 @@ pub(crate) fn survey(proc: &Proc, findings: &mut Findings) -> Result<Memory> {
         if mapping.kind() == MappingKind::Vsyscall {
             continue;
         }
-        match memory.add(proc, &mapping) {
+        match memory.add(proc, &mapping, contents) {
             Ok(()) => {}
             // A running target maps and unmaps: preflight looks at what is still there.
             Err(_) if is_gone(proc, &mapping) => {}
@@ -200,12 +201,12 @@ fn advice(flags: VmFlags) -> Vec<u32> {
 
 impl Memory {
     /// Adds one mapping.
-    fn add(&mut self, proc: &Proc, mapping: &Mapping) -> Result<(), Refusal> {
+    fn add(&mut self, proc: &Proc, mapping: &Mapping, contents: &mut Contents) -> Result<(), Refusal> {
         let flags = mapping.flags;
         if let Some(what) = refused_flags(flags) {
             return Err((format!("{what} are not supported yet"), LATER));
         }
-        let (backing, object, content) = self.backing(proc, mapping)?;
+        let (backing, object, content) = self.backing(proc, mapping, contents)?;
         let special = matches!(backing, vma::Backing::Vdso | vma::Backing::Vvar | vma::Backing::VvarVclock);
         let name = match mapping.kind() {
             MappingKind::NamedAnonymous(name) | MappingKind::NamedShared(name) => name.to_vec(),
@@ -233,7 +234,12 @@ impl Memory {
         Ok(())
     }
 
-    fn backing(&mut self, proc: &Proc, mapping: &Mapping) -> Result<(vma::Backing, u32, Content), Refusal> {
+    fn backing(
+        &mut self,
+        proc: &Proc,
+        mapping: &Mapping,
+        contents: &mut Contents,
+    ) -> Result<(vma::Backing, u32, Content), Refusal> {
         let refuse = |reason: &str| Err((reason.to_owned(), LATER));
         match mapping.kind() {
             MappingKind::Vdso => {
@@ -260,12 +266,11 @@ impl Memory {
                 let at = self.shared_object(mapping);
                 Ok((vma::Backing::SharedMemory, self.shared[at].id, Content::Shared(at)))
             }
-            MappingKind::Memfd(_) => refuse("mapped memfds are not supported yet"),
             MappingKind::SystemV(_) => refuse("System V shared memory is not supported yet"),
             MappingKind::File(b"/secretmem") if mapping.deleted => {
                 refuse("secret memory (memfd_secret) is not supported")
             }
-            MappingKind::File(_) => self.file(proc, mapping),
+            MappingKind::File(_) | MappingKind::Memfd(_) => self.file(proc, mapping, contents),
             MappingKind::Special(name) if name.starts_with(b"/[aio]") => {
                 refuse("asynchronous I/O contexts (io_setup) are not supported yet")
             }
@@ -289,7 +294,12 @@ impl Memory {
         at
     }
 
-    fn file(&mut self, proc: &Proc, mapping: &Mapping) -> Result<(vma::Backing, u32, Content), Refusal> {
+    fn file(
+        &mut self,
+        proc: &Proc,
+        mapping: &Mapping,
+        contents: &mut Contents,
+    ) -> Result<(vma::Backing, u32, Content), Refusal> {
         let content = if mapping.shared { Content::None } else { Content::Private };
         let writes = mapping.shared && mapping.flags.contains(VmFlags::MAY_WRITE);
         let flags = if writes { OFlags::RDWR } else { OFlags::RDONLY }.bits();
@@ -299,26 +309,42 @@ impl Memory {
             return Ok((vma::Backing::File, u32::try_from(at).expect("few files"), content));
         }
         let link = link(proc, mapping)?;
-        if link.deleted || link.stat.links == 0 {
-            let reason = "the mapped file was deleted or replaced; its content cannot be kept yet";
-            return Err((reason.to_owned(), "put the file back, or restart the program with the new one"));
-        }
-        if !link.reachable {
-            return Err((
-                "the mapped file cannot be found under its name".to_owned(),
-                "make it reachable under that name",
-            ));
-        }
         if link.stat.file_type() != libc::S_IFREG {
             return Err(("memory of a device is not supported".to_owned(), LATER));
         }
+        let stored = stored(mapping, &link, writes, contents)?;
         let at = self.files.len();
-        self.files.push(MappedFile { identity: Some(identity(&link)), flags, content: None });
+        self.files.push(MappedFile { identity: Some(identity(&link)), flags, content: stored });
         if !mapping.deleted {
             self.known.insert(key, at);
         }
         Ok((vma::Backing::File, u32::try_from(at).expect("few files"), content))
     }
+}
+
+/// The id of a mapped file's content, if it goes into the image.
+fn stored(
+    mapping: &Mapping,
+    link: &Link,
+    writes: bool,
+    contents: &mut Contents,
+) -> Result<Option<u32>, Refusal> {
+    let source = Source::Mapping(mapping.clone());
+    if let MappingKind::Memfd(name) = mapping.kind() {
+        return Ok(Some(contents.memfd(link, name, source)));
+    }
+    if link.reachable {
+        return Ok(contents.named(link, source, writes, contents::MAPPED));
+    }
+    if !link.deleted {
+        let reason = "the mapped file cannot be found under its name".to_owned();
+        return Err((reason, "make it reachable under that name"));
+    }
+    if link.stat.links > 0 {
+        let reason = "the mapped file lives on under another name (a hard link) that cannot be found";
+        return Err((reason.to_owned(), "put a link to it back under its old name: ln OTHER-NAME OLD-NAME"));
+    }
+    Ok(Some(contents.unlinked(link, source, writes)))
 }
 
 /// The file behind a mapping, by the kernel's own link where that is permitted, else by the name shown.
@@ -420,7 +446,7 @@ mod tests {
     fn our_own_memory_is_understood() {
         let proc = Proc::own().unwrap();
         let mut findings = Findings::new(proc.id());
-        let memory = survey(&proc, &mut findings).unwrap();
+        let memory = survey(&proc, &mut Contents::default(), &mut findings).unwrap();
         assert_eq!(findings.into_obstacles(), []);
         assert_eq!(memory.vmas.len(), memory.contents.len());
         assert!(memory.vmas.is_sorted_by_key(|vma| vma.start));

@@ -6,14 +6,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 
 use rewake_image::pages::{BLOCK_SIZE, BLOCK_SIZE_U64, block_count};
-use rewake_image::records::{Extent, SharedMemory};
+use rewake_image::records::{Extent, FileContent, SharedMemory};
 use rewake_image::{AlignedBuffer, PageWriter};
-use rewake_linux::addr::{RemoteAddr, page_up};
+use rewake_linux::addr::{PAGE_SIZE, RemoteAddr, page_up};
 use rewake_linux::memory::ProcessMemory;
 use rewake_linux::pagemap::{self, PageMap, Query, Run};
 use rewake_linux::proc::Proc;
 use rustix::fs::OFlags;
 
+use crate::contents::Contents;
 use crate::error::{CaptureError, During, Result};
 use crate::findings::Findings;
 use crate::memory::{Content, Memory, SharedObject};
@@ -28,10 +29,20 @@ pub(crate) struct Plan {
     pub(crate) private: Vec<Extent>,
     /// Records of shared memory objects.
     pub(crate) shared: Vec<SharedMemory>,
+    /// Records of contents of files.
+    pub(crate) contents: Vec<FileContent>,
     /// Length of the stream, in bytes.
     pub(crate) total: u64,
     sources: Vec<Source>,
-    objects: Vec<File>,
+    objects: Vec<Object>,
+}
+
+/// A file that is read from.
+#[derive(Debug)]
+struct Object {
+    file: File,
+    /// What is read behind this is zero: the rest of its last page.
+    size: u64,
 }
 
 /// A run of the stream and where its bytes are.
@@ -54,7 +65,12 @@ enum Place {
 ///
 /// # Errors
 /// When the kernel does not tell; what cannot be captured goes to `findings`.
-pub(crate) fn plan(proc: &Proc, memory: &Memory, findings: &mut Findings) -> Result<Plan> {
+pub(crate) fn plan(
+    proc: &Proc,
+    memory: &Memory,
+    contents: &Contents,
+    findings: &mut Findings,
+) -> Result<Plan> {
     let pid = proc.id();
     let mut map = PageMap::of(proc).during("open", pid, "pagemap")?;
     let mut plan = Plan::default();
@@ -78,6 +94,9 @@ pub(crate) fn plan(proc: &Proc, memory: &Memory, findings: &mut Findings) -> Res
     check_guards(&mut map, memory, pid, findings)?;
     for object in &memory.shared {
         plan.add_object(proc, memory, object)?;
+    }
+    for (record, file) in contents.open(proc)? {
+        plan.add_content(pid, record, file)?;
     }
     Ok(plan)
 }
@@ -129,7 +148,7 @@ impl Plan {
                     record.pages.push(Extent { address: run.start, length: len, stream_offset: self.total });
                     self.push(len, Place::Object(place, run.start));
                 }
-                self.objects.push(file);
+                self.objects.push(Object { file, size });
             }
             Err(error) if error.is_denied() => {
                 for (address, offset, len) in memory.mapped_parts(object) {
@@ -140,6 +159,27 @@ impl Plan {
             Err(error) => return Err(error).during("open", pid, name),
         }
         self.shared.push(record);
+        Ok(())
+    }
+
+    /// Adds the content of a file, without its holes.
+    fn add_content(&mut self, pid: i32, mut record: FileContent, file: File) -> Result<()> {
+        let size = record.identity.as_ref().map_or(0, |identity| identity.size);
+        let place = self.objects.len();
+        let mut end = 0;
+        let runs = pagemap::data_runs(&file, 0..size);
+        for run in runs.during("find data", pid, format!("content {}", record.id))? {
+            // File systems with blocks smaller than a page may tell of parts of pages.
+            let (start, stop) = ((run.start & !(PAGE_SIZE - 1)).max(end), page_up(run.end));
+            if stop > start {
+                let length = stop - start;
+                record.pages.push(Extent { address: start, length, stream_offset: self.total });
+                self.push(length, Place::Object(place, start));
+                end = stop;
+            }
+        }
+        self.objects.push(Object { file, size });
+        self.contents.push(record);
         Ok(())
     }
 
@@ -159,11 +199,10 @@ impl Plan {
                         .map_err(|error| unreadable(pid, address + skip, len, error.source))?;
                 }
                 Place::Object(object, offset) => {
-                    let read = self.objects[object].read_exact_at(part, offset + skip);
-                    read.during(
+                    self.objects[object].read(part, offset + skip).during(
                         "read",
                         pid,
-                        format!("shared memory, {len} bytes at offset {:#x}", offset + skip),
+                        format!("file or shared memory, {len} bytes at offset {:#x}", offset + skip),
                     )?;
                 }
             }
@@ -233,6 +272,16 @@ impl Plan {
             writer.block(index, block).map_err(|error| crate::commit::image_error("write", pid, error))?;
             let _front_gone = done.send(Ok(len));
         }
+        Ok(())
+    }
+}
+
+impl Object {
+    fn read(&self, into: &mut [u8], offset: u64) -> std::io::Result<()> {
+        let there = usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let (file, rest) = into.split_at_mut(there.min(into.len()));
+        self.file.read_exact_at(file, offset)?;
+        rest.fill(0);
         Ok(())
     }
 }

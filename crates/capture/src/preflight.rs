@@ -7,6 +7,7 @@ use rewake_linux::kcmp::{self, Shared};
 use rewake_linux::proc::{self, Proc, Stat, Status};
 
 use crate::Options;
+use crate::contents::Contents;
 use crate::error::{CaptureError, During, Result};
 use crate::findings::Findings;
 use crate::{files, memory, timers};
@@ -50,10 +51,12 @@ pub(crate) fn look(options: &Options) -> Result<Findings> {
     check_running(&proc, &mut findings)?;
     check_others(pid, &mut findings);
     check_state(&proc, &mut findings)?;
-    memory::survey(&proc, &mut findings)?;
+    // What will go into the image counts in the freeze only.
+    let mut contents = Contents::new(options.file_level);
+    memory::survey(&proc, &mut contents, &mut findings)?;
     memory::check_policies(&proc, &mut findings);
     check_namespaces_of_threads(&proc, &mut findings)?;
-    files::survey(&proc, &mut findings)?;
+    files::survey(&proc, &mut contents, &mut findings)?;
     Ok(findings)
 }
 
@@ -73,13 +76,6 @@ fn check_options(options: &Options, findings: &mut Findings) {
             format!("image {dir}"),
             format!("there is no folder {} to put it into", parent.display()),
             "make the folder first, or choose another place with -d",
-        );
-    }
-    if options.file_level >= 2 {
-        findings.add(
-            format!("file level {}", options.file_level),
-            "content of files cannot be stored in the image yet",
-            "keep the files as they are and use --files 1",
         );
     }
 }
@@ -253,12 +249,9 @@ fn check_word_size(proc: &Proc, findings: &mut Findings) -> Result<()> {
     let pid = proc.id();
     let exe = proc.exe().during("readlink", pid, "exe")?;
     let object = format!("executable {}", String::from_utf8_lossy(&exe.target));
-    if exe.deleted || exe.stat.links == 0 || !exe.reachable {
-        findings.add(
-            &object,
-            "the file was deleted or replaced, or cannot be found under its name",
-            "put the file back, or restart the program with the new one",
-        );
+    if !exe.deleted && !exe.reachable {
+        let reason = "the file cannot be found under its name";
+        findings.add(&object, reason, "make it reachable under that name");
     }
     let mut head = [0; 20];
     let mut file = proc.open_file("exe", rustix::fs::OFlags::RDONLY).during("open", pid, &object)?;

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 
 use rewake_image::Image;
-use rewake_image::records::{Cpu, Credentials, Device, FileIdentity, open_file};
+use rewake_image::records::{Cpu, Credentials, Device, FileIdentity, file_content, open_file};
 use rewake_linux::proc::{Proc, Status};
 use rewake_linux::{cpu, host};
 
@@ -14,6 +14,8 @@ use crate::error::RestoreError;
 
 /// `S_IFMT`.
 const KIND: u32 = 0o170_000;
+/// `O_WRONLY` and `O_RDWR`.
+const WRITES: u32 = 3;
 /// `S_IFCHR`.
 const CHARACTER_DEVICE: u32 = 0o020_000;
 /// First bits of an xsave area's header: which components hold something.
@@ -148,15 +150,18 @@ fn differences(wanted: &Credentials, own: &Status, invoker_has_ours: bool) -> Ve
     out
 }
 
-/// Compares every file the image refers to with what is there now.
+/// Compares every file the image refers to with what is there now. Gives the ids of the contents that take the place of mapped files
+/// that are no longer what they were.
 ///
 /// # Errors
 /// [`RestoreError::Changed`] with all differences; none if `on_changed` says to go on with the files as they are, unless one is
 /// gone: then there is nothing to go on with.
-pub fn check_files(image: &Image, on_changed: OnChanged) -> Result<(), RestoreError> {
+pub fn check_files(image: &Image, on_changed: OnChanged) -> Result<BTreeSet<u32>, RestoreError> {
     let same_host = is_same_host(image);
     let open = image.open_files.iter().filter_map(|file| match file.kind.as_ref()? {
-        open_file::Kind::Regular(regular) => regular.identity.as_ref(),
+        open_file::Kind::Regular(regular) if !is_nameless(image, regular.content) => {
+            regular.identity.as_ref()
+        }
         _ => None,
     });
     let devices = image.open_files.iter().filter_map(|file| match file.kind.as_ref()? {
@@ -164,9 +169,20 @@ pub fn check_files(image: &Image, on_changed: OnChanged) -> Result<(), RestoreEr
         _ => None,
     });
     let exe = image.process.memory.as_ref().and_then(|memory| memory.exe.as_ref());
-    let mapped = image.mapped_files.iter().chain(exe).filter_map(|file| file.identity.as_ref());
+    let mapped = image.mapped_files.iter().chain(exe).filter(|file| !is_nameless(image, file.content));
     let mut changes: Vec<String> = devices.collect();
-    for identity in open.chain(mapped) {
+    let mut private = BTreeSet::new();
+    for file in mapped {
+        let Some(change) = file.identity.as_ref().and_then(|is| difference(is, same_host, on_changed)) else {
+            continue;
+        };
+        match file.content.filter(|_| file.flags & WRITES == 0) {
+            Some(content) => drop(private.insert(content)),
+            None if changes.contains(&change) => {}
+            None => changes.push(change),
+        }
+    }
+    for identity in open {
         if let Some(change) = difference(identity, same_host, on_changed)
             && !changes.contains(&change)
         {
@@ -174,9 +190,15 @@ pub fn check_files(image: &Image, on_changed: OnChanged) -> Result<(), RestoreEr
         }
     }
     if changes.is_empty() {
-        return Ok(());
+        return Ok(private);
     }
     Err(RestoreError::Changed { pid: image.process.pid, changes })
+}
+
+/// Whether a content is of a file that has no name to be found under.
+fn is_nameless(image: &Image, content: Option<u32>) -> bool {
+    let mut contents = image.file_contents.iter().filter(|one| Some(one.id) == content);
+    contents.any(|content| content.kind() != file_content::Kind::Named)
 }
 
 fn another_device(device: &Device) -> Option<String> {

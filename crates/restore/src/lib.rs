@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | open | [`rewake_image`] | header, records and their meaning are checked |
 //! | host | [`host`] | CPU and files must be what the image needs |
+//! | contents | [`contents`] | files without a name are made anew, as are private copies of changed ones |
 //! | survey | [`survey`] | what the plan has to know of the process it will run in |
 //! | plan | [`plan`](mod@plan) | records to a program of system calls, checked against a model of the address space |
 //! | run | [`run`] | a seed process walks the program; meanwhile every block of pages is verified |
@@ -12,6 +13,7 @@
 //! Up to the end of *release* everything can fail, and then nothing is left of the new process. This crate has no unsafe code and
 //! knows nothing of the capture: only the image joins them.
 
+pub mod contents;
 pub mod error;
 pub mod host;
 pub mod interrupted;
@@ -102,7 +104,10 @@ pub struct Restored {
 /// As [`resume`], up to the plan.
 pub fn listing(options: &Options) -> Result<String, RestoreError> {
     let image = Image::open(&options.dir)?;
-    let (plan, _) = survey::plan_here(&image, options)?;
+    let reader = PageReader::open(&options.dir, &image.stream)?;
+    let private = host::check_files(&image, options.on_changed).unwrap_or_default();
+    let prepared = contents::prepare(&image, &reader, &options.dir, &private)?;
+    let (plan, _) = survey::plan_here(&image, options, &prepared)?;
     Ok(plan.program.listing())
 }
 
@@ -117,16 +122,18 @@ pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<R
     let mut phase = Phases::new(progress);
     let image = phase.run("open", || Ok(Image::open(&options.dir)?))?;
     survey::allow_tracing();
-    phase.run("host", || {
+    let private = phase.run("host", || {
         refuse_unbuilt(options, &image)?;
         host::check_credentials(&image)?;
         host::check_cpu(&image)?;
         host::check_files(&image, options.on_changed)
     })?;
     let reader = PageReader::open(&options.dir, &image.stream)?;
-    let (plan, site) = phase.run("plan", || survey::plan_here(&image, options))?;
+    let prepared = phase.run("contents", || contents::prepare(&image, &reader, &options.dir, &private))?;
+    let (plan, site) = phase.run("plan", || survey::plan_here(&image, options, &prepared))?;
     let pages = phase.run("pages", || run::page_source(&image, &reader))?;
-    let mut seed = phase.run("start", || run::start(&image, &plan, &site, &pages))?;
+    let mut seed = phase.run("start", || run::start(&image, &plan, &site, &pages, &prepared))?;
+    drop(prepared);
     phase.begin("memory");
     run::verify(&image, &reader, &mut *phase.progress)?;
     phase.run("park", || seed.wait_parked())?;

@@ -14,6 +14,7 @@ use rewake_linux::ptrace::{self, Event, ExitStatus, Poll, Running, StopReason};
 use rewake_linux::seed::SharedStage;
 
 use crate::Progress;
+use crate::contents::Prepared;
 use crate::error::RestoreError;
 use crate::plan::{Plan, Site};
 
@@ -91,6 +92,7 @@ pub fn start<'a>(
     plan: &'a Plan,
     site: &Site,
     pages: &OwnedFd,
+    prepared: &Prepared,
 ) -> Result<Seed<'a>, RestoreError> {
     let pid = image.process.pid;
     let system = |operation, object: &str, source| RestoreError::System {
@@ -99,7 +101,8 @@ pub fn start<'a>(
         object: object.into(),
         source,
     };
-    let helpers = helper_descriptors(site, pages).map_err(|source| system("dup", "descriptors", source))?;
+    let helpers =
+        helper_descriptors(site, pages, prepared).map_err(|source| system("dup", "descriptors", source))?;
     let assembled = plan.program.assemble(site.stage);
     let stage = SharedStage::map(site.stage, site.stage_len, &assembled);
     let stage = stage.map_err(|source| system("mmap", "program of the restore", source))?;
@@ -113,8 +116,8 @@ pub fn start<'a>(
     Ok(seed)
 }
 
-/// Our standard streams and the page stream at the numbers the plan expects them at; the seed inherits them.
-fn helper_descriptors(site: &Site, pages: &OwnedFd) -> io::Result<Vec<OwnedFd>> {
+/// Our standard streams, the page stream and prepared files at the numbers the plan expects them at; the seed inherits them.
+fn helper_descriptors(site: &Site, pages: &OwnedFd, prepared: &Prepared) -> io::Result<Vec<OwnedFd>> {
     let null = File::options().read(true).write(true).open("/dev/null")?;
     let streams =
         [io::stdin().as_fd().as_raw_fd(), io::stdout().as_fd().as_raw_fd(), io::stderr().as_fd().as_raw_fd()];
@@ -130,6 +133,9 @@ fn helper_descriptors(site: &Site, pages: &OwnedFd) -> io::Result<Vec<OwnedFd>> 
         helpers.push(own.or_else(|_| rustix::io::fcntl_dupfd_cloexec(&null, min))?);
     }
     helpers.push(rustix::io::fcntl_dupfd_cloexec(pages, site.pages())?);
+    for (file, number) in prepared.descriptors().zip(site.first_prepared()..) {
+        helpers.push(rustix::io::fcntl_dupfd_cloexec(file, number)?);
+    }
     for (helper, expected) in helpers.iter().zip(site.fd_base..) {
         if helper.as_raw_fd() != expected {
             return Err(io::Error::other(format!("descriptor {expected} is in use")));

@@ -14,6 +14,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::Options;
+use crate::contents::Prepared;
 use crate::error::RestoreError;
 use crate::plan::{Plan, Site, Special, check, free_gap, plan};
 
@@ -28,8 +29,12 @@ const HELPERS: u64 = 8;
 ///
 /// # Errors
 /// What cannot be planned, by name.
-pub fn plan_here(image: &Image, options: &Options) -> Result<(Plan, Site), RestoreError> {
-    let mut site = survey(image, options)?;
+pub fn plan_here(
+    image: &Image,
+    options: &Options,
+    prepared: &Prepared,
+) -> Result<(Plan, Site), RestoreError> {
+    let mut site = survey(image, options, prepared)?;
     // A first time for the size, a second time with the place.
     let len = plan(image, &site)?.program.assembled_size();
     let own = Proc::own().and_then(|own| own.maps()).map_err(|source| proc_error(image, source))?;
@@ -60,7 +65,7 @@ pub fn allow_tracing() {
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable);
 }
 
-fn survey(image: &Image, options: &Options) -> Result<Site, RestoreError> {
+fn survey(image: &Image, options: &Options, prepared: &Prepared) -> Result<Site, RestoreError> {
     let own = Proc::own().map_err(|source| proc_error(image, source))?;
     let maps = own.maps().map_err(|source| proc_error(image, source))?;
     let specials = maps.iter().filter_map(|mapping| {
@@ -87,9 +92,9 @@ fn survey(image: &Image, options: &Options) -> Result<Site, RestoreError> {
         });
     }
     let fd_base = (highest + 1).max(LOWEST_FD_BASE);
-    check_descriptor_limit(image, fd_base)?;
+    check_descriptor_limit(image, fd_base, prepared)?;
     let capabilities = own.status().map_err(|source| proc_error(image, source))?.capabilities;
-    Ok(Site {
+    let mut site = Site {
         stage: RemoteAddr::new(1 << 32),
         stage_len: 4096,
         aside: RemoteAddr::new((1 << 32) + 4096),
@@ -103,7 +108,9 @@ fn survey(image: &Image, options: &Options) -> Result<Site, RestoreError> {
         timer_ids: attributes::can_choose_timer_ids(),
         clocks: clocks(),
         prepared: BTreeMap::new(),
-    })
+    };
+    site.prepared = prepared.numbers(site.first_prepared());
+    Ok(site)
 }
 
 /// What the clocks show by which timers can be set.
@@ -160,8 +167,8 @@ fn raise_descriptor_limit() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
-fn check_descriptor_limit(image: &Image, fd_base: i32) -> Result<(), RestoreError> {
-    let files = u64::try_from(image.open_files.len()).unwrap_or(u64::MAX);
+fn check_descriptor_limit(image: &Image, fd_base: i32, prepared: &Prepared) -> Result<(), RestoreError> {
+    let files = u64::try_from(image.open_files.len() + prepared.ids().count()).unwrap_or(u64::MAX);
     let needed = files.saturating_add(HELPERS).saturating_add(fd_base.unsigned_abs().into());
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     if needed <= limit {

@@ -69,8 +69,7 @@ pub struct Chkpnt {
     pub kill: bool,
 
     /// Whose content goes into the image besides memory: 0 no file's (path, position and flags only), 1 files open for writing, 2 all
-    /// open regular files, 3 mapped files, executable and libraries too. This version stores no content yet: 1 is as 0, 2 and 3 are
-    /// refused
+    /// open regular files, 3 mapped files, executable and libraries too. Files that have no name any more go in at every level
     #[arg(long, value_name = "LEVEL", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=3))]
     pub files: u8,
 

@@ -58,6 +58,7 @@ struct Report {
     threads: usize,
     image_bytes: u64,
     memory_bytes: u64,
+    files_stored: usize,
     killed: bool,
     paused_ms: f64,
     total_ms: f64,
@@ -74,6 +75,7 @@ fn report(arguments: &Chkpnt, dir: &Path, summary: &Summary) {
             threads: summary.threads,
             image_bytes: summary.bytes,
             memory_bytes: summary.memory,
+            files_stored: summary.files_stored,
             killed: arguments.kill,
             paused_ms: milliseconds(summary.paused),
             total_ms: milliseconds(summary.total),
@@ -127,6 +129,7 @@ mod tests {
             bytes: 106_249_000,
             memory: 106_200_000,
             files_for_writing: 0,
+            files_stored: 2,
             paused: Duration::from_micros(12_340),
             total: Duration::from_millis(190),
         };

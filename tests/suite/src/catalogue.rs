@@ -74,6 +74,17 @@ const MEMORY: &[Row] = &[
     row("private file mappings, clean and modified", &[probe("mem_file_private")]),
     row("shared file mappings", &[once("mem_file_shared")]),
     row("shared anonymous memory mapped several times", &[probe("mem_shared_anon")]),
+    row(
+        "memory files (memfd): open, mapped shared and private, sealed, only mapped",
+        &[
+            probe("memfd open"),
+            probe("memfd shared"),
+            probe("memfd private"),
+            probe("memfd sealed"),
+            probe("memfd future"),
+            probe("memfd only-mapped"),
+        ],
+    ),
     row("code made at run time: writable and executable, execute-only", &[probe("mem_jit")]),
     row("sparse reservation of a terabyte", &[probe("mem_sparse")]),
     row("shared libraries, opened before and after (dlopen)", &[probe("mem_dlopen")]),
@@ -187,6 +198,17 @@ const FILES: &[Row] = &[
     ),
     row("dup'd descriptors share one position", &[once("file_shared_position")]),
     row("directories, /dev/null, zero, full, urandom", &[once("file_devices")]),
+    row(
+        "unlinked files: open several times, sparse (5 GB), O_TMPFILE, replaced, mapped, folder gone",
+        &[
+            probe("file_unlinked plain"),
+            probe("file_unlinked sparse"),
+            once("file_unlinked tmpfile"),
+            probe("file_unlinked replaced"),
+            probe("file_unlinked mapped"),
+            probe("file_unlinked folder"),
+        ],
+    ),
     row("locks: flock, POSIX record locks", &[once("file_locks")]),
 ];
 

@@ -6,11 +6,12 @@ use rustix::fs::{FileType, OFlags};
 
 use super::Seen;
 use super::pipes::PipeSource;
+use crate::contents::{self, Contents, Source};
 
 /// What can be captured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    Regular,
+    Regular(Place),
     Directory,
     Device,
     Pipe {
@@ -20,6 +21,33 @@ pub(super) enum Kind {
     /// Takes the place of this standard stream.
     Outside(u32),
 }
+
+/// Where a regular file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Under its name.
+    Named,
+    /// Nowhere but where it is open or mapped.
+    Unlinked,
+    /// In memory, made by memfd_create(2).
+    Memfd,
+}
+
+/// The id of a regular file's content, if it goes into the image.
+pub(super) fn content(one: &Seen, place: Place, contents: &mut Contents) -> Option<u32> {
+    let (link, source) = (&one.link, Source::Descriptor(one.fd));
+    match place {
+        Place::Named => contents.named(link, source, one.writes(), contents::OPEN),
+        Place::Unlinked => Some(contents.unlinked(link, source, one.writes())),
+        Place::Memfd => {
+            let name = link.target.strip_prefix(MEMFD).unwrap_or(&link.target);
+            Some(contents.memfd(link, name, source))
+        }
+    }
+}
+
+/// What the kernel puts before the name of a memfd.
+const MEMFD: &[u8] = b"/memfd:";
 
 /// Why something cannot.
 #[derive(Debug)]
@@ -65,7 +93,7 @@ pub(super) fn classify(
     pipes: &[PipeSource],
 ) -> Result<Kind, Refusal> {
     match FileType::from_raw_mode(one.link.stat.mode) {
-        FileType::RegularFile => named(proc, one).map(|()| Kind::Regular),
+        FileType::RegularFile => place(proc, one).map(Kind::Regular),
         FileType::Directory => named(proc, one).map(|()| Kind::Directory),
         FileType::CharacterDevice => device(proc, one, all, firsts),
         FileType::Fifo => fifo(one, all, firsts, pipes),
@@ -82,10 +110,33 @@ pub(super) fn classify(
     }
 }
 
+/// Where a regular file is; one without a name goes into the image whole.
+fn place(proc: &Proc, one: &Seen) -> Result<Place, Refusal> {
+    let link = &one.link;
+    if link.deleted && link.target.starts_with(MEMFD) {
+        return Ok(Place::Memfd);
+    }
+    if link.deleted && link.target.starts_with(b"/") && link.target != SECRET {
+        if link.stat.links > 0 {
+            return refuse(
+                "the file lives on under another name (a hard link) that cannot be found",
+                "put a link to it back under its old name: ln OTHER-NAME OLD-NAME",
+            );
+        }
+        return match virtual_file_system(proc, &format!("fd/{}", one.fd)) {
+            Some(name) => refuse(format!("open files of {name} are not supported yet"), LET_FINISH),
+            None => Ok(Place::Unlinked),
+        };
+    }
+    named(proc, one).map(|()| Place::Named)
+}
+
+const SECRET: &[u8] = b"/secretmem";
+
 /// A file or directory must be found again under its name.
 fn named(proc: &Proc, one: &Seen) -> Result<(), Refusal> {
     let link = &one.link;
-    let memory = link.target.starts_with(b"/memfd:") || link.target == b"/secretmem";
+    let memory = link.target.starts_with(MEMFD) || link.target == SECRET;
     if !link.target.starts_with(b"/") || (link.deleted && memory) {
         return special(one).map(|_| ());
     }

@@ -125,6 +125,7 @@ impl PipeSource {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::contents::Contents;
     use crate::files;
     use crate::findings::Findings;
     use std::io::Write as _;
@@ -141,7 +142,7 @@ mod tests {
         rustix::pipe::fcntl_setpipe_size(&writer, 8192).unwrap();
         writer.write_all(&[7; 5000]).unwrap();
         let proc = Proc::own().unwrap();
-        let files = files::survey(&proc, &mut Findings::new(proc.id())).unwrap();
+        let files = files::survey(&proc, &mut Contents::default(), &mut Findings::new(proc.id())).unwrap();
         let stat = rustix::fs::fstat(&reader).unwrap();
         let source = files.pipes.iter().find(|pipe| pipe.inode == (stat.st_dev, stat.st_ino)).unwrap();
         for _ in 0..2 {
@@ -170,7 +171,7 @@ mod tests {
         let proc = Proc::own().unwrap();
         let stat = rustix::fs::fstat(&writer).unwrap();
         let mut findings = Findings::new(proc.id());
-        let files = files::survey(&proc, &mut findings).unwrap();
+        let files = files::survey(&proc, &mut Contents::default(), &mut findings).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(!files.pipes.iter().any(|pipe| pipe.inode == (stat.st_dev, stat.st_ino)));

@@ -44,6 +44,7 @@ impl Planner<'_> {
         self.mappings(memory)?;
         self.fill(&memory.pages, 0);
         self.protect(memory);
+        self.seal_files();
         Ok(())
     }
 
@@ -119,6 +120,18 @@ impl Planner<'_> {
             self.program.call(self.leader, Sysno::munmap, args![workshop, size]).note(note);
         }
         Ok(())
+    }
+
+    /// Memfds are sealed when their mappings are there: some seals forbid to make them.
+    fn seal_files(&mut self) {
+        for content in self.image.file_contents.iter().filter(|content| content.seals != 0) {
+            if let Some(prepared) = self.site.prepared.get(&content.id) {
+                let args = args![*prepared, libc::F_ADD_SEALS, content.seals];
+                let call = self.program.call(self.leader, Sysno::fcntl, args);
+                // One made without the right to be sealed has this seal already.
+                call.accept(Accept::SuccessOr(libc::EPERM)).note(format!("seals of content {}", content.id));
+            }
+        }
     }
 
     /// A free place for the largest of the objects.

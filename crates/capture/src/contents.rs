@@ -1,0 +1,168 @@
+//! Content of files: which goes into the image, and from where it is read.
+//!
+//! A file that has no name any more lives on in the image only: it always goes in. What has a name goes in as far as the level asks
+//! for it, to be there when the file is found changed.
+
+use std::collections::HashMap;
+use std::fs::File;
+
+use rewake_image::records::{FileContent, file_content::Kind};
+use rewake_linux::attributes;
+use rewake_linux::proc::{Link, Mapping, Proc};
+use rustix::fs::{OFlags, SealFlags};
+
+use crate::error::{CaptureError, During, Result};
+use crate::files::identity;
+
+/// Content of files open (or mapped) for writing is kept from this level on.
+pub(crate) const WRITTEN: u8 = 1;
+/// That of every open regular file.
+pub(crate) const OPEN: u8 = 2;
+/// That of mapped files, the executable and libraries too.
+pub(crate) const MAPPED: u8 = 3;
+
+/// How the target has a file.
+#[derive(Clone, Debug)]
+pub(crate) enum Source {
+    /// At this descriptor.
+    Descriptor(i32),
+    /// Mapped here.
+    Mapping(Mapping),
+    /// As its executable.
+    Exe,
+}
+
+/// Files whose content goes into the image.
+#[derive(Debug, Default)]
+pub(crate) struct Contents {
+    level: u8,
+    files: Vec<(FileContent, Source)>,
+    /// Places in `files` by device and inode.
+    known: HashMap<(u64, u64), usize>,
+}
+
+impl Contents {
+    /// None yet, at that level.
+    pub(crate) fn new(level: u8) -> Self {
+        Self { level, ..Self::default() }
+    }
+
+    /// The id of the content of a file that has a name, if the level asks for it: from `level` on, or from [`WRITTEN`] on if the
+    /// program may write to it.
+    pub(crate) fn named(&mut self, link: &Link, source: Source, written: bool, level: u8) -> Option<u32> {
+        let wanted = self.level >= level || (written && self.level >= WRITTEN);
+        wanted.then(|| self.add(link, source, written, Kind::Named))
+    }
+
+    /// The id of the content of a file that has none.
+    pub(crate) fn unlinked(&mut self, link: &Link, source: Source, written: bool) -> u32 {
+        self.add(link, source, written, Kind::Unlinked)
+    }
+
+    /// The id of the content of a memfd; `name` without the kernel's prefix.
+    pub(crate) fn memfd(&mut self, link: &Link, name: &[u8], source: Source) -> u32 {
+        let id = self.add(link, source, true, Kind::Memfd);
+        if let Some((record, _)) = self.file_mut(id)
+            && let Some(identity) = &mut record.identity
+        {
+            identity.path = name.to_vec();
+        }
+        id
+    }
+
+    /// The record and the source of a content.
+    pub(crate) fn file_mut(&mut self, id: u32) -> Option<&mut (FileContent, Source)> {
+        self.files.get_mut(usize::try_from(id).ok()?)
+    }
+
+    fn add(&mut self, link: &Link, source: Source, written: bool, kind: Kind) -> u32 {
+        let next = self.files.len();
+        let at = *self.known.entry((link.stat.device, link.stat.inode)).or_insert(next);
+        if at == next {
+            let record = FileContent {
+                id: u32::try_from(at).expect("fewer files than 2^32"),
+                kind: kind.into(),
+                identity: Some(identity(link)),
+                uid: link.stat.uid,
+                gid: link.stat.gid,
+                ..FileContent::default()
+            };
+            self.files.push((record, source));
+        } else if matches!(source, Source::Descriptor(_)) {
+            // A descriptor can be opened by everybody who may trace the target, a mapping by few.
+            self.files[at].1 = source;
+        }
+        self.files[at].0.written |= written;
+        u32::try_from(at).expect("fewer files than 2^32")
+    }
+
+    /// Opens all of them for reading. The target stands still.
+    ///
+    /// # Errors
+    /// When one cannot be read.
+    pub(crate) fn open(&self, proc: &Proc) -> Result<Vec<(FileContent, File)>> {
+        self.files.iter().map(|(record, source)| open(proc, record, source)).collect()
+    }
+}
+
+fn open(proc: &Proc, record: &FileContent, source: &Source) -> Result<(FileContent, File)> {
+    let pid = proc.id();
+    let path = record.identity.as_ref().map(|identity| identity.path.clone()).unwrap_or_default();
+    let name = format!("content of {}", String::from_utf8_lossy(&path));
+    let file = match source {
+        Source::Descriptor(fd) => match proc.open_file(&format!("fd/{fd}"), OFlags::RDONLY) {
+            // It may have been opened with rights that its owner has no more.
+            Err(error) if error.is_denied() => {
+                File::from(attributes::duplicate(pid, *fd).during("open", pid, &name)?)
+            }
+            opened => opened.during("open", pid, &name)?,
+        },
+        Source::Mapping(mapping) => proc.open_mapped_file(mapping, OFlags::RDONLY).map_err(|error| {
+            let denied = error.is_denied();
+            let error = CaptureError::failed("open", pid, &name, error);
+            if denied {
+                error.advise("run the command as root, or with the capability CAP_CHECKPOINT_RESTORE")
+            } else {
+                error
+            }
+        })?,
+        Source::Exe => proc.open_file("exe", OFlags::RDONLY).during("open", pid, &name)?,
+    };
+    let mut record = record.clone();
+    let size = file.metadata().during("stat", pid, &name)?.len();
+    if let Some(identity) = &mut record.identity {
+        identity.size = size;
+    }
+    if record.kind() == Kind::Memfd {
+        let seals = rustix::fs::fcntl_get_seals(&file).unwrap_or(SealFlags::empty());
+        record.seals = seals.bits();
+    }
+    Ok((record, file))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::fd::AsRawFd as _;
+
+    use super::*;
+
+    #[test]
+    fn levels_say_what_goes_in_and_a_file_goes_in_once() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"content").unwrap();
+        let proc = Proc::own().unwrap();
+        let link = proc.link(&format!("fd/{}", file.as_raw_fd())).unwrap();
+        let source = || Source::Descriptor(file.as_raw_fd());
+        assert_eq!(Contents::new(0).named(&link, source(), true, OPEN), None);
+        assert_eq!(Contents::new(1).named(&link, source(), false, OPEN), None);
+        let mut contents = Contents::new(2);
+        assert_eq!(contents.named(&link, source(), false, OPEN), Some(0));
+        assert_eq!(contents.named(&link, source(), true, MAPPED), Some(0));
+        assert_eq!(contents.unlinked(&link, source(), false), 0);
+        let opened = contents.open(&proc).unwrap();
+        assert_eq!(opened.len(), 1);
+        let record = &opened[0].0;
+        assert!(record.written && record.identity.as_ref().unwrap().size == 7);
+    }
+}

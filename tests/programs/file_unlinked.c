@@ -1,0 +1,100 @@
+/* Files that have no name any more, and some that never had one: content, position, one inode behind several descriptors.
+   argument: plain, sparse (5 GB of hole with a little data), tmpfile, replaced, mapped, folder (its folder is gone too). */
+#include "probe.h"
+
+static void expect(int fd, off_t at, const char *what, size_t bytes, uint64_t seed) {
+    char *buffer = malloc(bytes);
+    CHECK(pread(fd, buffer, bytes, at) == (ssize_t)bytes, "%s: pread: %s", what, strerror(errno));
+    probe_same(buffer, bytes, seed, what);
+    free(buffer);
+}
+
+static void put(int fd, off_t at, size_t bytes, uint64_t seed) {
+    char *buffer = malloc(bytes);
+    probe_fill(buffer, bytes, seed);
+    CHECK(pwrite(fd, buffer, bytes, at) == (ssize_t)bytes, "pwrite: %s", strerror(errno));
+    free(buffer);
+}
+
+int main(int argc, char **argv) {
+    probe_start(argc, argv);
+    const char *kind = argc > 2 ? argv[2] : "plain";
+    int sparse = !strcmp(kind, "sparse"), tmpfile_ = !strcmp(kind, "tmpfile"), replaced = !strcmp(kind, "replaced");
+    int mapped = !strcmp(kind, "mapped"), folder = !strcmp(kind, "folder");
+    const char *name = folder ? "gone/unlinked" : "unlinked";
+    if (folder) TRY(mkdir("gone", 0700));
+    int fd = tmpfile_ ? TRY(open(".", O_TMPFILE | O_RDWR, 0640)) : TRY(open(name, O_RDWR | O_CREAT | O_EXCL, 0640));
+    /* Not whole pages: the last one ends in the middle. */
+    size_t size = 300000;
+    put(fd, 0, size, 1);
+    if (sparse) {
+        put(fd, 5000000000, 8192, 2);
+        TRY(ftruncate(fd, 5100000001));
+    }
+    int reader = -1, appender = -1;
+    if (!tmpfile_) {
+        TRY(reader = open(name, O_RDONLY));
+        TRY(appender = open(name, O_WRONLY | O_APPEND));
+    }
+    char *memory = NULL;
+    if (mapped) memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    CHECK(memory != MAP_FAILED, "mmap");
+    if (replaced) {
+        int other = TRY(open("other", O_RDWR | O_CREAT, 0600));
+        put(other, 0, 64, 9);
+        TRY(close(other));
+        TRY(rename("other", name));
+    } else if (!tmpfile_) TRY(unlink(name));
+    if (folder) TRY(rmdir("gone"));
+    int twin = TRY(dup(fd));
+    TRY(lseek(fd, 12345, SEEK_SET));
+    if (reader >= 0) TRY(lseek(reader, 777, SEEK_SET));
+
+    probe_ready();
+    probe_wait();
+
+    struct stat now, other;
+    TRY(fstat(fd, &now));
+    CHECK(now.st_nlink == 0, "it has %ld names", (long)now.st_nlink);
+    CHECK((now.st_mode & 07777) == 0640, "mode %o", now.st_mode);
+    CHECK(now.st_size == (sparse ? 5100000001 : (off_t)size), "size %lld", (long long)now.st_size);
+    CHECK(now.st_blocks * 512 < 20000000, "%lld blocks: the holes are filled", (long long)now.st_blocks);
+    expect(fd, 0, "content", size, 1);
+    if (sparse) {
+        expect(fd, 5000000000, "content behind the hole", 8192, 2);
+        char zeros[4096] = {1};
+        CHECK(pread(fd, zeros, sizeof zeros, 2500000000) == sizeof zeros, "pread");
+        probe_zero(zeros, sizeof zeros, "hole");
+    }
+    CHECK(lseek(fd, 0, SEEK_CUR) == 12345, "position");
+    TRY(lseek(twin, 5, SEEK_SET));
+    CHECK(lseek(fd, 0, SEEK_CUR) == 5, "a dup'd descriptor has another position");
+    if (reader >= 0) {
+        CHECK(lseek(reader, 0, SEEK_CUR) == 777, "position of the reader");
+        TRY(fstat(reader, &other));
+        CHECK(other.st_ino == now.st_ino && other.st_dev == now.st_dev, "two descriptors, two files");
+        CHECK(write(reader, "x", 1) == -1 && errno == EBADF, "the reader writes");
+        CHECK(write(appender, "12345678", 8) == 8, "append");
+        TRY(fstat(fd, &other));
+        CHECK(other.st_size == now.st_size + 8, "appended somewhere else");
+    }
+    if (mapped) {
+        probe_same(memory, size / 8 * 8, 1, "mapping");
+        put(fd, 4096, 4096, 3);
+        probe_same(memory + 4096, 4096, 3, "what was written to the file");
+        probe_fill(memory, 4096, 4);
+        expect(fd, 0, "what was written to the mapping", 4096, 4);
+    }
+    if (replaced) {
+        int named = TRY(open(name, O_RDONLY));
+        expect(named, 0, "the file that has the name now", 64, 9);
+        TRY(fstat(named, &other));
+        CHECK(other.st_ino != now.st_ino, "the same file");
+    }
+    if (tmpfile_) {
+        char path[64];
+        snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+        CHECK(linkat(AT_FDCWD, path, AT_FDCWD, "linked", AT_SYMLINK_FOLLOW) == 0, "linkat: %s", strerror(errno));
+    }
+    return probe_pass();
+}
