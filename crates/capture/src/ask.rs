@@ -129,6 +129,7 @@ impl Frozen {
         process.posix_timers = about_timers.tell(&outcome);
         for (tid, stopped) in &self.threads {
             let mut thread = threads::outside(&self.proc, stopped)?;
+            thread.credentials.take_if(|own| Some(&*own) == process.credentials.as_ref());
             thread.remaining_ns = self.time_left.get(tid).copied();
             about_threads[tid].tell(&outcome, &mut thread, &mut findings);
             process.threads.push(thread);

@@ -350,7 +350,6 @@ fn check_directories(proc: &Proc, findings: &mut Findings) -> Result<()> {
 /// What threads must have in common, and must not have at all.
 fn check_threads(proc: &Proc, findings: &mut Findings) -> Result<()> {
     let pid = proc.id();
-    let leader = proc.status().during("read status", pid, "process")?;
     for tid in proc.threads().during("list threads", pid, "task")? {
         let text = match proc.thread(tid).and_then(|thread| thread.read("status")) {
             Ok(text) => text,
@@ -359,7 +358,7 @@ fn check_threads(proc: &Proc, findings: &mut Findings) -> Result<()> {
             Err(error) => return Err(error).during("read status", pid, format!("thread {tid}")),
         };
         let status = Status::parse(&text).during("read status", pid, format!("thread {tid}"))?;
-        check_thread(tid, &leader, &status, findings);
+        check_thread(tid, &status, findings);
         if has_shadow_stack(&text) {
             findings.add_thread(
                 tid,
@@ -383,19 +382,10 @@ fn has_shadow_stack(status: &[u8]) -> bool {
     })
 }
 
-fn check_thread(tid: i32, leader: &Status, thread: &Status, findings: &mut Findings) {
+fn check_thread(tid: i32, thread: &Status, findings: &mut Findings) {
     if thread.seccomp != 0 {
         let reason = "it runs under seccomp: it cannot be asked to make system calls";
         findings.add_thread(tid, reason, "run the program without the sandbox");
-    }
-    let same = (thread.uids, thread.gids, &thread.groups, &thread.capabilities, thread.no_new_privs)
-        == (leader.uids, leader.gids, &leader.groups, &leader.capabilities, leader.no_new_privs);
-    if !same {
-        findings.add_thread(
-            tid,
-            "its user, groups or capabilities differ from those of the first thread",
-            LATER,
-        );
     }
 }
 

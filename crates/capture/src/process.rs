@@ -1,7 +1,7 @@
 //! The record of the process: what can be told from outside while it stands still.
 
 use rewake_image::records::{AddressSpace, Credentials, Limit, MappedFile, MmFields, Process};
-use rewake_linux::proc::Proc;
+use rewake_linux::proc::{Proc, Status};
 
 use crate::error::{During, Result};
 use crate::files::identity;
@@ -54,19 +54,23 @@ pub(crate) fn outside(proc: &Proc) -> Result<Process> {
             .iter()
             .map(|limit| Limit { resource: limit.resource, soft: limit.soft, hard: limit.hard })
             .collect(),
-        credentials: Some(Credentials {
-            uids: status.uids.to_vec(),
-            gids: status.gids.to_vec(),
-            groups: status.groups.clone(),
-            cap_inheritable: status.capabilities.inheritable,
-            cap_permitted: status.capabilities.permitted,
-            cap_effective: status.capabilities.effective,
-            cap_bounding: status.capabilities.bounding,
-            cap_ambient: status.capabilities.ambient,
-            no_new_privs: status.no_new_privs,
-            securebits: 0,
-        }),
+        credentials: Some(credentials(&status)),
         memory: Some(memory),
         ..Process::default()
     })
+}
+
+/// The credentials of a thread, or of the process: those of its first thread.
+pub(crate) fn credentials(status: &Status) -> Credentials {
+    Credentials {
+        uids: status.uids.to_vec(),
+        gids: status.gids.to_vec(),
+        groups: status.groups.clone(),
+        cap_inheritable: status.capabilities.inheritable,
+        cap_permitted: status.capabilities.permitted,
+        cap_effective: status.capabilities.effective,
+        cap_bounding: status.capabilities.bounding,
+        cap_ambient: status.capabilities.ambient,
+        no_new_privs: status.no_new_privs,
+    }
 }

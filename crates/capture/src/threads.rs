@@ -7,6 +7,7 @@ use rewake_linux::ptrace::{self, Stopped};
 use rewake_linux::signal::SigInfo;
 
 use crate::error::{During, Result};
+use crate::process;
 
 /// All of a thread but what only itself can tell (see [`crate::ask`]).
 ///
@@ -17,10 +18,12 @@ pub(crate) fn outside(proc: &Proc, stopped: &Stopped) -> Result<Thread> {
     let object = format!("thread {tid}");
     let rseq = stopped.rseq().during("read rseq", pid, &object)?;
     let (robust_list, robust_list_len) = ptrace::robust_list(tid).during("read robust list", pid, &object)?;
+    let thread = proc.thread(tid).during("open", pid, &object)?;
+    let status = thread.status().during("read status", pid, &object)?;
     let scheduling = attributes::scheduling(tid).during("read scheduling", pid, &object)?;
     Ok(Thread {
         tid,
-        comm: proc.thread(tid).and_then(|thread| thread.comm()).during("read name", pid, &object)?,
+        comm: thread.comm().during("read name", pid, &object)?,
         registers: stopped.registers().during("read registers", pid, &object)?.words().to_vec(),
         xstate: stopped.xstate().during("read extended registers", pid, &object)?.as_bytes().to_vec(),
         signal_mask: stopped.signal_mask().during("read signal mask", pid, &object)?.bits(),
@@ -49,6 +52,7 @@ pub(crate) fn outside(proc: &Proc, stopped: &Stopped) -> Result<Thread> {
         }),
         affinity: attributes::affinity(tid).during("read affinity", pid, &object)?,
         io_priority: attributes::io_priority(tid).during("read I/O priority", pid, &object)?,
+        credentials: Some(process::credentials(&status)),
         ..Thread::default()
     })
 }

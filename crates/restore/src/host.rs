@@ -5,11 +5,12 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 
 use rewake_image::Image;
-use rewake_image::records::{Cpu, Credentials, Device, FileIdentity, file_content, open_file};
-use rewake_linux::proc::{Proc, Status};
+use rewake_image::records::{Cpu, Device, FileIdentity, file_content, open_file};
+use rewake_linux::proc::Proc;
 use rewake_linux::{cpu, host};
 
 use crate::OnChanged;
+use crate::credentials::Identity;
 use crate::error::RestoreError;
 
 /// `S_IFMT`.
@@ -86,20 +87,27 @@ fn missing(wanted: &Cpu, own: &Cpu, used: u64) -> Vec<String> {
     missing
 }
 
-/// Refuses credentials that are not exactly ours: the new process gets what we have, never more and, so far, never less.
+/// Refuses credentials that the invoker cannot give: see [`Identity`].
 ///
 /// # Errors
 /// [`RestoreError::Credentials`] with everything that differs.
 pub fn check_credentials(image: &Image) -> Result<(), RestoreError> {
     let pid = image.process.pid;
-    let own = Proc::own().and_then(|own| own.status()).map_err(|source| RestoreError::System {
+    let own = Identity::own().map_err(|source| RestoreError::System {
         operation: "survey",
         pid,
         object: "our own credentials".into(),
-        source: io::Error::other(source),
+        source,
     })?;
-    let wanted = image.process.credentials.clone().unwrap_or_default();
-    let differences = differences(&wanted, &own, !is_privileged_binary());
+    let invoker_has_ours = !is_privileged_binary();
+    let mut differences = Vec::new();
+    for thread in &image.process.threads {
+        for one in Identity::of(&image.process, thread).differences(&own, invoker_has_ours) {
+            if !differences.contains(&one) {
+                differences.push(one);
+            }
+        }
+    }
     if differences.is_empty() {
         return Ok(());
     }
@@ -112,42 +120,6 @@ fn is_privileged_binary() -> bool {
     let secure = Proc::own().and_then(|own| own.auxv_entry(AT_SECURE));
     // In doubt the invoker has nothing.
     secure.ok().flatten().is_none_or(|secure| secure != 0)
-}
-
-fn differences(wanted: &Credentials, own: &Status, invoker_has_ours: bool) -> Vec<String> {
-    let mut wanted_groups = wanted.groups.clone();
-    let mut own_groups = own.groups.clone();
-    wanted_groups.sort_unstable();
-    own_groups.sort_unstable();
-    let ids = [
-        ("user ids", &wanted.uids[..], &own.uids[..]),
-        ("group ids", &wanted.gids[..], &own.gids[..]),
-        ("supplementary groups", &wanted_groups[..], &own_groups[..]),
-    ];
-    let ids = ids.into_iter().filter(|(_, wanted, own)| wanted != own);
-    let mut out: Vec<String> =
-        ids.map(|(name, wanted, own)| format!("{name} {wanted:?}, ours {own:?}")).collect();
-    if own.no_new_privs && !wanted.no_new_privs {
-        out.push("the right to gain privileges (no_new_privs unset), which we have given up".to_owned());
-    }
-    let own = own.capabilities;
-    // What we have more is given up (see the plan's `capabilities`); what only the binary has is nobody's to be given.
-    let within = |wanted: u64, own: u64| wanted & !(if invoker_has_ours { own } else { 0 }) == 0;
-    let sets = [
-        (
-            "inheritable",
-            wanted.cap_inheritable,
-            own.inheritable,
-            within(wanted.cap_inheritable, own.inheritable),
-        ),
-        ("permitted", wanted.cap_permitted, own.permitted, within(wanted.cap_permitted, own.permitted)),
-        ("effective", wanted.cap_effective, own.effective, within(wanted.cap_effective, own.permitted)),
-        ("bounding", wanted.cap_bounding, own.bounding, wanted.cap_bounding == own.bounding),
-        ("ambient", wanted.cap_ambient, own.ambient, wanted.cap_ambient == own.ambient),
-    ];
-    let sets = sets.into_iter().filter(|(_, _, _, fits)| !fits);
-    out.extend(sets.map(|(name, wanted, own, _)| format!("{name} capabilities {wanted:#x}, ours {own:#x}")));
-    out
 }
 
 /// Compares every file the image refers to with what is there now. Gives the ids of the contents that take the place of mapped files
@@ -255,26 +227,6 @@ mod tests {
         let own = Cpu { features: vec!["avx2".into()], ..Cpu::default() };
         assert_eq!(missing(&wanted, &own, 0), ["avx512f"]);
         assert!(missing(&own, &wanted, 0).is_empty());
-    }
-
-    #[test]
-    fn nobody_gets_more_than_the_invoker_has() {
-        let ids = || vec![1000; 4];
-        let wanted = |permitted| Credentials {
-            uids: ids(),
-            gids: ids(),
-            cap_permitted: permitted,
-            cap_effective: permitted,
-            ..Credentials::default()
-        };
-        let mut own = Status { uids: [1000; 4], gids: [1000; 4], ..Status::default() };
-        (own.capabilities.permitted, own.capabilities.effective) = (6, 6);
-        assert!(differences(&wanted(2), &own, true).is_empty());
-        assert!(differences(&wanted(0), &own, false).is_empty());
-        assert_eq!(differences(&wanted(2), &own, false).len(), 2, "the binary's are not the invoker's");
-        assert_eq!(differences(&wanted(8), &own, true).len(), 2);
-        own.uids[1] = 0;
-        assert!(differences(&wanted(0), &own, true)[0].starts_with("user ids"));
     }
 
     #[test]

@@ -14,6 +14,7 @@
 //! knows nothing of the capture: only the image joins them.
 
 pub mod contents;
+pub mod credentials;
 pub mod error;
 pub mod host;
 pub mod interrupted;

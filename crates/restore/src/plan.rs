@@ -12,6 +12,7 @@
 //! 7. all threads park; the tracer gives them their registers and lets them go.
 
 pub mod check;
+mod credentials;
 mod files;
 mod memory;
 mod process;
@@ -28,6 +29,7 @@ use rewake_linux::addr::RemoteAddr;
 use rewake_linux::program::{CallRef, DataRef, Program, TrackRef};
 use rewake_linux::seed::OwnRseq;
 
+use crate::credentials::Identity;
 use crate::error::RestoreError;
 
 pub use memory::{Special, free_gap};
@@ -57,8 +59,8 @@ pub struct Site {
     /// Files that have no name (any more), or another content under it: the descriptors at which `resume` prepared them, by the
     /// id of their [`FileContent`](rewake_image::records::FileContent).
     pub prepared: BTreeMap<u32, i32>,
-    /// `resume`'s effective, permitted and inheritable capabilities.
-    pub capabilities: [u64; 3],
+    /// Who `resume` is.
+    pub identity: Identity,
     /// Whether the kernel lets a process choose the ids of its timers.
     pub timer_ids: bool,
     /// What clocks show, in nanoseconds, by number.
@@ -121,6 +123,8 @@ struct Planner<'a> {
     gate: DataRef,
     parked: DataRef,
     never: DataRef,
+    /// Where all threads meet when they have become who they were; nothing where that is who `resume` is.
+    changed: Option<DataRef>,
     waits: BTreeMap<i32, CallRef>,
     tids: BTreeMap<TrackRef, i32>,
 }
@@ -133,8 +137,10 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
     let mut program = Program::new();
     let leader = program.track(format!("leader {}", image.process.pid));
     let (gate, parked, never) = (program.zeros(4), program.zeros(4), program.zeros(4));
+    let changed = credentials::change(&image.process, &site.identity).then(|| program.zeros(4));
     let (process, waits, tids) = (&image.process, BTreeMap::new(), BTreeMap::new());
-    let mut planner = Planner { image, process, site, program, leader, gate, parked, never, waits, tids };
+    let mut planner =
+        Planner { image, process, site, program, leader, gate, parked, never, changed, waits, tids };
     planner.birth();
     planner.open_files()?;
     planner.memory()?;

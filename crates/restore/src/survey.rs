@@ -15,6 +15,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::Options;
 use crate::contents::Prepared;
+use crate::credentials::Identity;
 use crate::error::RestoreError;
 use crate::plan::{Plan, Site, Special, check, free_gap, plan};
 
@@ -93,7 +94,12 @@ fn survey(image: &Image, options: &Options, prepared: &Prepared) -> Result<Site,
     }
     let fd_base = (highest + 1).max(LOWEST_FD_BASE);
     check_descriptor_limit(image, fd_base, prepared)?;
-    let capabilities = own.status().map_err(|source| proc_error(image, source))?.capabilities;
+    let identity = Identity::own().map_err(|source| RestoreError::System {
+        operation: "survey",
+        pid: image.process.pid,
+        object: "our own credentials".into(),
+        source,
+    })?;
     let mut site = Site {
         stage: RemoteAddr::new(1 << 32),
         stage_len: 4096,
@@ -103,7 +109,7 @@ fn survey(image: &Image, options: &Options, prepared: &Prepared) -> Result<Site,
         parent: i32::try_from(std::process::id()).unwrap_or_default(),
         limits: limits.iter().map(|limit| (limit.soft, limit.hard)).collect(),
         rseq: seed::own_rseq(),
-        capabilities: [capabilities.effective, capabilities.permitted, capabilities.inheritable],
+        identity,
         new_session: options.new_session,
         timer_ids: attributes::can_choose_timer_ids(),
         clocks: clocks(),

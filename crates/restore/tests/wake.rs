@@ -93,7 +93,6 @@ fn write_image(dir: &Path, compression: Compression, (pid, tid): (i32, i32)) {
         cap_inheritable: own.capabilities.inheritable,
         cap_permitted: own.capabilities.permitted,
         cap_effective: own.capabilities.effective,
-        securebits: 0,
         cap_bounding: own.capabilities.bounding,
         cap_ambient: own.capabilities.ambient,
         no_new_privs: own.no_new_privs,

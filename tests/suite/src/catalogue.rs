@@ -136,6 +136,11 @@ const EXECUTION: &[Row] = &[
     ),
     row("per thread: speculation control", &[probe("settings speculation")]),
     row("I/O flusher (PR_SET_IO_FLUSHER)", &[probe("settings flusher")]),
+    row(
+        "credentials: another user, groups, all five capability sets, secure bits, parent death signal, dumpable",
+        &[probe("credentials dropped"), probe("credentials plain"), probe("credentials exposed")],
+    ),
+    row("threads with credentials of their own", &[probe("credentials threads")]),
 ];
 
 const BLOCKED: &[Row] = &[

@@ -164,6 +164,7 @@ fn thread(thread: &Thread, pid: i32) -> Result<(), ImageError> {
     let xstate = thread.xstate.len();
     ensure!(XSTATE_LENGTHS.contains(&xstate), record, "an xsave area of {xstate} bytes is impossible");
     pending(&thread.pending, record)?;
+    thread.credentials.iter().try_for_each(|own| credentials(Some(own)))?;
     let death = thread.parent_death_signal;
     ensure!(death == 0 || SIGNALS.contains(&death), record, "parent death signal {death} is impossible");
     let affinity = thread.affinity.len();

@@ -10,7 +10,6 @@ const PR_SET_DUMPABLE: i32 = 4;
 const PR_SET_MM: i32 = 35;
 const PR_SET_MM_MAP: i32 = 14;
 const PR_SET_CHILD_SUBREAPER: i32 = 36;
-const PR_SET_NO_NEW_PRIVS: i32 = 38;
 const PR_SET_THP_DISABLE: i32 = 41;
 const PR_SET_MDWE: i32 = 65;
 const PR_SET_MEMORY_MERGE: i32 = 67;
@@ -94,8 +93,6 @@ impl Planner<'_> {
         program.call(leader, Sysno::chdir, args![cwd]).note(note);
         program.call(leader, Sysno::umask, args![process.umask]);
         program.call(leader, Sysno::personality, args![process.personality]).note("personality");
-        let dumpable = i32::from(process.dumpable);
-        program.call(leader, Sysno::prctl, args![PR_SET_DUMPABLE, dumpable]).note("dumpable");
         let subreaper = i32::from(process.child_subreaper);
         program.call(leader, Sysno::prctl, args![PR_SET_CHILD_SUBREAPER, subreaper]).note("child subreaper");
         let (thp, flags) = (i32::from(process.thp_disabled), process.thp_disable_flags);
@@ -105,11 +102,6 @@ impl Planner<'_> {
         if process.memory_merge {
             let args = args![PR_SET_MEMORY_MERGE, 1, 0, 0, 0];
             program.call(leader, Sysno::prctl, args).note("equal pages of all memory are merged");
-        }
-        if process.credentials.as_ref().is_some_and(|credentials| credentials.no_new_privs) {
-            program
-                .call(leader, Sysno::prctl, args![PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0])
-                .note("no new privileges");
         }
         for bit in 0..32 {
             let command = 1u32 << bit;
@@ -157,6 +149,9 @@ impl Planner<'_> {
     pub(super) fn park_leader(&mut self) -> Result<(), RestoreError> {
         let thread = self.leader_thread()?;
         self.thread_state(self.leader, thread);
+        // Becoming somebody else changes it.
+        let dumpable = i32::from(self.process.dumpable);
+        self.program.call(self.leader, Sysno::prctl, args![PR_SET_DUMPABLE, dumpable]).note("dumpable");
         self.park(self.leader, thread);
         self.program.on_failure(self.leader);
         self.program.call(self.leader, Sysno::exit_group, args![FAILED]).accept(Accept::Any);

@@ -8,6 +8,8 @@ use rewake_linux::addr::RemoteAddr;
 use rewake_linux::program::{Program, Sysno};
 use rewake_linux::seed::OwnRseq;
 
+use crate::credentials::Identity;
+
 use super::{Plan, Site, Special, check, plan};
 
 const PAGE: u64 = 4096;
@@ -29,7 +31,7 @@ fn site() -> Site {
         parent: 100,
         limits: vec![(1024, u64::MAX); 16],
         rseq: Some(OwnRseq { address: RemoteAddr::new(0x7ffe_0000_0000), signature: 0x5305_3053 }),
-        capabilities: [0; 3],
+        identity: Identity { uids: [1000; 4], gids: [1000; 4], ..Identity::default() },
         new_session: false,
         timer_ids: true,
         clocks: std::collections::BTreeMap::from([(libc::CLOCK_MONOTONIC, 1_000_000_000_000)]),

@@ -9,7 +9,6 @@ use crate::interrupted::{Argument, GoOn, go_on};
 
 const PR_SET_PDEATHSIG: i32 = 1;
 const PR_SET_NAME: i32 = 15;
-const PR_SET_SECUREBITS: i32 = 28;
 const PR_SET_TIMERSLACK: i32 = 29;
 const IOPRIO_WHO_PROCESS: i32 = 1;
 const PRIO_PROCESS: i32 = 0;
@@ -79,34 +78,14 @@ impl<'a> Planner<'a> {
         self.scheduling(track, thread);
         self.thread_settings(track, thread);
         self.pending_of_thread(track, thread);
-        if thread.securebits != 0 {
-            let args = args![PR_SET_SECUREBITS, thread.securebits];
-            self.program.call(track, Sysno::prctl, args).note("secure bits");
-        }
-        self.capabilities(track);
+        self.credentials(track, thread);
         // A detached program must outlive `resume`, the parent it would die with.
         let death = if self.site.new_session { 0 } else { thread.parent_death_signal };
         self.program.call(track, Sysno::prctl, args![PR_SET_PDEATHSIG, death]).note("parent death signal");
-    }
-
-    /// Gives up what `resume` has and the program had not; last, since the steps before may need it.
-    fn capabilities(&mut self, track: TrackRef) {
-        const VERSION_3: u64 = 0x2008_0522;
-        let wanted = self.process.credentials.clone().unwrap_or_default();
-        let sets = [wanted.cap_effective, wanted.cap_permitted, wanted.cap_inheritable];
-        if sets == self.site.capabilities {
-            return;
+        if let Some(changed) = self.changed {
+            let threads = u32::try_from(self.process.threads.len()).expect("image counts are checked");
+            self.program.barrier(track, changed, threads).note("all are who they were");
         }
-        let half = |bits: u64, high: bool| if high { bits >> 32 } else { bits & u64::from(u32::MAX) };
-        // Two structs of effective, permitted, inheritable, 32 bits each: the low halves, then the high ones.
-        let [effective, permitted, inheritable] = sets;
-        let data = self.program.words(&[
-            half(effective, false) | half(permitted, false) << 32,
-            half(inheritable, false) | half(effective, true) << 32,
-            half(permitted, true) | half(inheritable, true) << 32,
-        ]);
-        let header = self.program.words(&[VERSION_3]);
-        self.program.call(track, Sysno::capset, args![header, data]).note("capabilities");
     }
 
     fn scheduling(&mut self, track: TrackRef, thread: &Thread) {
