@@ -1,5 +1,6 @@
 /* Files that have no name any more, and some that never had one: content, position, one inode behind several descriptors.
-   argument: plain, sparse (5 GB of hole with a little data), tmpfile, replaced, mapped, folder (its folder is gone too). */
+   argument: plain, sparse (5 GB of hole with a little data), tmpfile, replaced, mapped, folder (its folder is gone too), linked (a hard link
+   is left under another name: the same file). */
 #include "probe.h"
 
 static void expect(int fd, off_t at, const char *what, size_t bytes, uint64_t seed) {
@@ -20,6 +21,7 @@ int main(int argc, char **argv) {
     probe_start(argc, argv);
     const char *kind = argc > 2 ? argv[2] : "plain";
     int sparse = !strcmp(kind, "sparse"), tmpfile_ = !strcmp(kind, "tmpfile"), replaced = !strcmp(kind, "replaced");
+    int linked = !strcmp(kind, "linked");
     int mapped = !strcmp(kind, "mapped"), folder = !strcmp(kind, "folder");
     const char *name = folder ? "gone/unlinked" : "unlinked";
     if (folder) TRY(mkdir("gone", 0700));
@@ -44,7 +46,10 @@ int main(int argc, char **argv) {
         put(other, 0, 64, 9);
         TRY(close(other));
         TRY(rename("other", name));
-    } else if (!tmpfile_) TRY(unlink(name));
+    } else if (!tmpfile_) {
+        if (linked) TRY(link(name, "other-name"));
+        TRY(unlink(name));
+    }
     if (folder) TRY(rmdir("gone"));
     int twin = TRY(dup(fd));
     TRY(lseek(fd, 12345, SEEK_SET));
@@ -55,7 +60,11 @@ int main(int argc, char **argv) {
 
     struct stat now, other;
     TRY(fstat(fd, &now));
-    CHECK(now.st_nlink == 0, "it has %ld names", (long)now.st_nlink);
+    CHECK(now.st_nlink == (linked ? 1 : 0), "it has %ld names", (long)now.st_nlink);
+    if (linked) {
+        TRY(stat("other-name", &other));
+        CHECK(other.st_ino == now.st_ino, "no longer the file of that name");
+    }
     CHECK((now.st_mode & 07777) == 0640, "mode %o", now.st_mode);
     CHECK(now.st_size == (sparse ? 5100000001 : (off_t)size), "size %lld", (long long)now.st_size);
     CHECK(now.st_blocks * 512 < 20000000, "%lld blocks: the holes are filled", (long long)now.st_blocks);

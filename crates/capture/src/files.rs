@@ -80,9 +80,13 @@ impl Seen {
 pub(crate) fn survey(proc: &Proc, contents: &mut Contents, findings: &mut Findings) -> Result<Files> {
     let pid = proc.id();
     let mut seen = Vec::new();
-    for Fd { fd, link } in proc.fds().during("list descriptors", pid, "fd")? {
+    let cwd = proc.link_text("cwd").unwrap_or_default();
+    for Fd { fd, mut link } in proc.fds().during("list descriptors", pid, "fd")? {
         match proc.fdinfo(fd) {
-            Ok(info) => seen.push(Seen { fd, link, info }),
+            Ok(info) => {
+                link.find_other_name(&[&cwd]);
+                seen.push(Seen { fd, link, info });
+            }
             // A running target opens and closes: preflight looks at what is still there.
             Err(error) if error.is_missing() => {}
             Err(error) => return Err(error).during("read fdinfo", pid, format!("descriptor {fd}")),

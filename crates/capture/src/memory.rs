@@ -350,7 +350,10 @@ fn stored(
 /// The file behind a mapping, by the kernel's own link where that is permitted, else by the name shown.
 fn link(proc: &Proc, mapping: &Mapping) -> Result<Link, Refusal> {
     match proc.mapped_file(mapping) {
-        Ok(link) => return Ok(link),
+        Ok(mut link) => {
+            link.find_other_name(&[]);
+            return Ok(link);
+        }
         Err(error) if error.is_denied() => {}
         Err(error) => return Err((error.to_string(), "try again")),
     }

@@ -204,7 +204,7 @@ const FILES: &[Row] = &[
     row("dup'd descriptors share one position", &[once("file_shared_position")]),
     row("directories, /dev/null, zero, full, urandom", &[once("file_devices")]),
     row(
-        "unlinked files: open several times, sparse (5 GB), O_TMPFILE, replaced, mapped, folder gone",
+        "unlinked files: open several times, sparse (5 GB), O_TMPFILE, replaced, mapped, folder gone, another hard link left",
         &[
             probe("file_unlinked plain"),
             probe("file_unlinked sparse"),
@@ -212,6 +212,7 @@ const FILES: &[Row] = &[
             probe("file_unlinked replaced"),
             probe("file_unlinked mapped"),
             probe("file_unlinked folder"),
+            once("file_unlinked linked"),
         ],
     ),
     row("locks: flock, POSIX record locks", &[once("file_locks")]),

@@ -1,5 +1,10 @@
 //! The magic links of `/proc/PID`: `exe`, `cwd`, `root`, `fd/N`, `map_files/...`.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::DirEntryExt as _;
+use std::path::Path;
+
 use rustix::fs::{AtFlags, Stat};
 
 use super::{Proc, ProcError};
@@ -114,6 +119,36 @@ impl Proc {
     }
 }
 
+impl Link {
+    /// Gives a file that was deleted under its name, but lives on under another one (a hard link), that name: if it is found in one
+    /// of these folders or in the one it was in. Looks at no more than some ten thousand names.
+    pub fn find_other_name(&mut self, folders: &[&[u8]]) {
+        if !self.deleted || self.stat.links == 0 || !self.target.starts_with(b"/") {
+            return;
+        }
+        let own = self.target.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash.max(1));
+        let own = self.target[..own].to_vec();
+        let folders = std::iter::once(own.as_slice()).chain(folders.iter().copied());
+        let found = folders.filter_map(|folder| name_in(folder, &self.stat)).next();
+        if let Some(name) = found {
+            *self = Self { target: name, deleted: false, reachable: true, stat: self.stat };
+        }
+    }
+}
+
+/// A name of the file in that folder.
+fn name_in(folder: &[u8], file: &FileStat) -> Option<Vec<u8>> {
+    const MOST: usize = 10_000;
+    let path = Path::new(OsStr::from_bytes(folder));
+    let entries = std::fs::read_dir(path).ok()?.take(MOST).flatten();
+    // The listing tells the inode; whether it is the file itself, only a look at it.
+    let mut names = entries.filter(|entry| entry.ino() == file.inode).map(|entry| entry.path());
+    let name = names.find(|name| {
+        FileStat::of_path(name.as_os_str().as_bytes()).is_ok_and(|found| found.same_file(file))
+    })?;
+    Some(name.into_os_string().into_encoded_bytes())
+}
+
 /// Tells a deleted file from one whose name ends like that.
 fn judge(shown: Vec<u8>, stat: FileStat) -> Link {
     let leads_here = |path: &[u8]| {
@@ -160,6 +195,32 @@ mod tests {
         // Another file of the same name is not it.
         std::fs::write(&path, "other").unwrap();
         assert!(link_of(&file).deleted);
+    }
+
+    #[test]
+    fn another_name_is_found_where_it_was_or_where_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        let folder = folder.path().canonicalize().unwrap();
+        let (path, other) = (folder.join("one"), folder.join("two"));
+        let file = File::create(&path).unwrap();
+        std::fs::hard_link(&path, &other).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let mut link = link_of(&file);
+        assert!(link.deleted);
+        link.find_other_name(&[]);
+        assert_eq!((link.deleted, link.target.as_slice()), (false, other.as_os_str().as_bytes()));
+
+        let far = elsewhere.path().canonicalize().unwrap().join("three");
+        std::fs::rename(&other, &far).unwrap();
+        std::fs::hard_link(&far, &path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let mut link = link_of(&file);
+        let before = link.clone();
+        link.find_other_name(&[b"/no such folder"]);
+        assert_eq!(link.deleted, before.deleted);
+        link.find_other_name(&[far.parent().unwrap().as_os_str().as_bytes()]);
+        assert_eq!((link.deleted, link.target.as_slice()), (false, far.as_os_str().as_bytes()));
     }
 
     #[test]
