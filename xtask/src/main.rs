@@ -1,8 +1,9 @@
-//! `cargo xtask`: a demonstration, the tests, the figures.
+//! `cargo xtask`: a demonstration, the tests, hostile bytes, the figures.
 
 mod bench;
 mod bench_table;
 mod demo;
+mod fuzz;
 mod packages;
 mod test;
 
@@ -45,6 +46,14 @@ enum Task {
         #[arg(default_value = "target/completions")]
         folder: PathBuf,
     },
+    /// Feeds what reads images and /proc with hostile bytes, under the address sanitizer
+    Fuzz {
+        /// Minutes for each target
+        #[arg(long, default_value_t = 10)]
+        minutes: u64,
+        /// Targets; all when none is named
+        targets: Vec<String>,
+    },
     /// Measures pause, checkpoint and wake-up beside memcpy and a durable write of the same size
     Bench {
         /// Sizes of the program's memory in megabytes
@@ -77,6 +86,7 @@ fn main() -> ExitCode {
         Task::Test { group, only } => test::run(group, only.as_deref()),
         Task::Man { folder } => generate("man", &folder),
         Task::Completions { folder } => generate("completions", &folder),
+        Task::Fuzz { minutes, targets } => fuzz::run(minutes, &targets),
         Task::Bench { sizes, runs, json } => bench::run(&sizes, runs, json).map(|()| true),
     };
     match result {

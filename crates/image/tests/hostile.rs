@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::path::{Path, PathBuf};
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 use rewake_image::container::{self, MANDATORY, UnknownRecord, Writer};
@@ -168,6 +170,36 @@ fn missing_and_repeated_records_are_named() {
         }
         let error = Image::decode(&writer.finish()).unwrap_err();
         assert!(matches!(error, ImageError::Count { kind: "PageStream", .. }), "{error}");
+    }
+}
+
+/// What the fuzz targets begin with, and inputs that once were a finding.
+fn seeds() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds/records")
+}
+
+#[test]
+fn seeds_of_the_fuzz_targets_do_no_harm() {
+    let mut good = 0;
+    for entry in std::fs::read_dir(seeds()).unwrap() {
+        if let Ok(image) = Image::decode(&std::fs::read(entry.unwrap().path()).unwrap()) {
+            assert_eq!(Image::decode(&image.encode().unwrap()).unwrap(), image);
+            good += 1;
+        }
+    }
+    assert!(good >= 2, "the seeds are no images any more: make them anew with the test below");
+}
+
+/// Run by hand when the samples have changed: `cargo test -p rewake-image --test hostile -- --ignored`.
+#[test]
+#[ignore = "writes the seeds of the fuzz targets"]
+fn make_seeds() {
+    std::fs::create_dir_all(seeds()).unwrap();
+    for (name, image) in [("sample", sample::image()), ("everything", sample::everything())] {
+        let mut small = image;
+        // The rest of the extended state is zeros.
+        small.process.threads.iter_mut().for_each(|thread| thread.xstate.truncate(576));
+        std::fs::write(seeds().join(name), small.encode().unwrap()).unwrap();
     }
 }
 

@@ -66,6 +66,14 @@ pub enum RestoreError {
         /// Our hard limit.
         limit: u64,
     },
+    /// The program's hard limits are above ours, and we may not raise them.
+    #[error("resume failed for pid {pid} (limits): it had higher hard limits than ours: {limits}")]
+    Limits {
+        /// The process in the image.
+        pid: i32,
+        /// Each by its name, as in /proc/PID/limits, with both values.
+        limits: String,
+    },
     /// The id of the process or of one of its threads belongs to somebody else.
     #[error("clone3 failed for pid {pid} (id of a process or thread): taken by {owner}")]
     PidTaken {
@@ -135,6 +143,9 @@ impl RestoreError {
                 "put the files back as they were, or go on with them as they are: --on-changed as-is"
             }
             Self::Descriptors { .. } => "raise the hard limit (ulimit -Hn), then resume again",
+            Self::Limits { .. } => {
+                "resume where these limits are as high (ulimit -H shows them); raising them takes CAP_SYS_RESOURCE"
+            }
             Self::PidTaken { .. } => "end that process or wait for its end, then resume again",
             Self::PidForbidden { .. } => {
                 "resume as root, or let root allow it: setcap cap_checkpoint_restore+ep on the rewake binary"

@@ -1,5 +1,7 @@
 //! What the host must offer, checked before anything is created.
 
+mod needs;
+
 use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -12,6 +14,8 @@ use rewake_linux::{cpu, host};
 use crate::OnChanged;
 use crate::credentials::Identity;
 use crate::error::RestoreError;
+
+pub use needs::{check_architecture, check_limits};
 
 /// `S_IFMT`.
 const KIND: u32 = 0o170_000;

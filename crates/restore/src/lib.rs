@@ -125,6 +125,8 @@ pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<R
     survey::allow_tracing();
     let private = phase.run("host", || {
         refuse_unbuilt(options, &image)?;
+        host::check_architecture(&image)?;
+        host::check_limits(&image)?;
         host::check_credentials(&image)?;
         host::check_cpu(&image)?;
         host::check_files(&image, options.on_changed)

@@ -16,6 +16,8 @@ mod credentials;
 mod files;
 mod memory;
 mod process;
+#[cfg(any(test, feature = "sample"))]
+mod sample;
 mod settings;
 mod signals;
 mod threads;

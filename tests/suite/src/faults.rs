@@ -1,9 +1,11 @@
 //! Everything that may go wrong does: the tool's processes are killed at random instants, disks are full, images
 //! broken, targets impossible. The program always goes on, and nothing is left behind.
 
+mod hosts;
 mod images;
 mod refusals;
 mod shots;
+mod strangers;
 mod users;
 
 use crate::report::Report;
@@ -13,6 +15,8 @@ use crate::workshop::Workshop;
 pub fn run(workshop: &Workshop, report: &mut Report) {
     shots::run(workshop, report);
     refusals::run(workshop, report);
+    strangers::run(workshop, report);
     images::run(workshop, report);
+    hosts::run(workshop, report);
     users::run(workshop, report);
 }

@@ -3,45 +3,18 @@
 
 use proptest::prelude::*;
 use rewake_image::records::{Extent, SharedMemory, Vma, vma::Backing};
-use rewake_image::{Image, sample};
+use rewake_image::{Image, hostile, sample};
 use rewake_linux::addr::RemoteAddr;
 use rewake_linux::program::{Program, Sysno};
-use rewake_linux::seed::OwnRseq;
 
-use crate::credentials::Identity;
-
-use super::{Plan, Site, Special, check, plan};
+use super::sample::STAGE;
+use super::{Plan, Site, check, plan};
 
 const PAGE: u64 = 4096;
-/// The stage lies where no random mapping does.
-const STAGE: u64 = 0x4000_0000_0000;
-
-fn site() -> Site {
-    let special = |kind, start, pages| Special { kind, start: RemoteAddr::new(start), len: pages * PAGE };
-    Site {
-        stage: RemoteAddr::new(STAGE),
-        stage_len: 16 * PAGE,
-        aside: RemoteAddr::new(STAGE + 16 * PAGE),
-        specials: vec![
-            special(Backing::Vvar, 0x7fff_0000_0000, 4),
-            special(Backing::VvarVclock, 0x7fff_0000_4000, 2),
-            special(Backing::Vdso, 0x7fff_0000_6000, 2),
-        ],
-        fd_base: 64,
-        parent: 100,
-        limits: vec![(1024, u64::MAX); 16],
-        rseq: Some(OwnRseq { address: RemoteAddr::new(0x7ffe_0000_0000), signature: 0x5305_3053 }),
-        identity: Identity { uids: [1000; 4], gids: [1000; 4], ..Identity::default() },
-        new_session: false,
-        timer_ids: true,
-        clocks: std::collections::BTreeMap::from([(libc::CLOCK_MONOTONIC, 1_000_000_000_000)]),
-        prepared: std::collections::BTreeMap::new(),
-    }
-}
 
 /// The site of a host whose special mappings are as large as the sample's.
 fn sample_site(image: &Image) -> Site {
-    let mut site = site();
+    let mut site = Site::sample();
     let memory = image.process.memory.as_ref().expect("memory");
     site.specials.retain_mut(|special| match memory.vmas.iter().find(|vma| vma.backing() == special.kind) {
         Some(vma) => {
@@ -133,7 +106,7 @@ fn planned(image: &Image, site: &mut Site) -> Plan {
 proptest! {
     #[test]
     fn memory_is_made_before_it_is_touched_and_never_after_it_is_given_away(shapes in shapes()) {
-        let mut site = site();
+        let mut site = Site::sample();
         let plan = planned(&image(&shapes), &mut site);
         prop_assert_eq!(check::check(&plan, &site), Ok(()));
     }
@@ -141,7 +114,7 @@ proptest! {
     /// The model is worth something: without any one of the entries that make memory it objects, if the memory is used.
     #[test]
     fn the_model_objects_when_an_entry_is_missing(shapes in shapes(), pick in any::<prop::sample::Index>()) {
-        let mut site = site();
+        let mut site = Site::sample();
         let image = image(&shapes);
         let filled = !image.process.memory.as_ref().expect("memory").pages.is_empty();
         prop_assume!(filled);
@@ -159,6 +132,29 @@ proptest! {
     }
 }
 
+/// An image of everything with fields changed at random: whatever makes sense is planned by the rules, or refused.
+fn hostile_images() -> impl Strategy<Value = Image> {
+    prop::collection::vec(any::<u64>(), 1..4).prop_map(|seeds| {
+        let mut image = sample::everything();
+        for seed in seeds {
+            let changed = hostile::mutate(&image.encode().expect("it makes sense"), seed);
+            if let Ok(changed) = Image::decode(&changed) {
+                image = changed;
+            }
+        }
+        image
+    })
+}
+
+proptest! {
+    #[test]
+    fn hostile_images_are_planned_by_the_rules_or_refused(image in hostile_images()) {
+        if let Some(plan) = Plan::sample(&image) {
+            plan.map_err(TestCaseError::fail)?;
+        }
+    }
+}
+
 /// The same plan without one entry of the leader.
 fn plan_without(plan: &Plan, index: usize) -> Plan {
     let mut broken = plan.clone();
@@ -170,7 +166,7 @@ fn check_calls(
     build: impl FnOnce(&mut Program, rewake_linux::program::TrackRef),
 ) -> Result<(), check::Violation> {
     let image = image(&[]);
-    let site = site();
+    let site = Site::sample();
     let mut plan = plan(&image, &site).expect("a plan");
     build(&mut plan.program, plan.leader);
     check::check(&plan, &site)
@@ -209,7 +205,7 @@ fn the_model_knows_the_rules() {
 #[test]
 fn a_seed_must_not_keep_its_own_memory() {
     let image = image(&[]);
-    let mut site = site();
+    let mut site = Site::sample();
     let plan = planned(&image, &mut site);
     let unmap = plan.program.tracks()[0].calls.iter().position(|call| call.note == "all below the stage");
     let broken = plan_without(&plan, unmap.expect("the entry"));

@@ -56,12 +56,12 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
     });
 }
 
-fn start(workshop: &Workshop, name: &str, program: &str, arguments: &[&str]) -> Result<Subject> {
+pub(super) fn start(workshop: &Workshop, name: &str, program: &str, arguments: &[&str]) -> Result<Subject> {
     Subject::start(&workshop.compile(program, &[])?, arguments, workshop.folder(name)?)
 }
 
 /// The checkpoint into `image` fails as it should; the target passes its check afterwards.
-fn fails(workshop: &Workshop, mut subject: Subject, image: &Path, words: &[&str]) -> Result<()> {
+pub(super) fn fails(workshop: &Workshop, mut subject: Subject, image: &Path, words: &[&str]) -> Result<()> {
     let ended = process::run(save_command(workshop, subject.pid(), image), &subject.folder, "save")?;
     ended.expect_code("save", 1)?;
     if !words.is_empty() {
