@@ -1,14 +1,15 @@
 //! Runs every program of the catalogue two ways: killed by its checkpoint and resumed; left running to its own end,
-//! then resumed from the image as well.
+//! then resumed from the image as well. An ordinary user runs each the first way.
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::catalogue::{Probe, SECTIONS};
+use crate::privileges;
 use crate::process;
 use crate::report::Report;
-use crate::subject::Subject;
+use crate::subject::{Subject, save_command};
 use crate::table::Table;
 use crate::workshop::Workshop;
 
@@ -21,28 +22,71 @@ const LEAVING: Duration = Duration::from_secs(3);
 /// Fails when the table cannot be written.
 pub fn run(workshop: &Workshop, report: &mut Report) -> Result<()> {
     let mut table = Table::default();
+    // One who is no root runs everything as himself.
+    let root = rustix::process::geteuid().is_root();
+    let user = if root { Some(workshop.as_user()?) } else { None };
     for section in SECTIONS {
         for row in section.rows {
-            let mut outcomes = Vec::new();
+            let (mut own, mut users) = (Vec::new(), Vec::new());
             for probe in row.probes {
+                let call = [&[probe.call], probe.options].concat().join(" ");
                 for killed in [true, false] {
                     let way = if killed { "killed, resumed" } else { "left running" };
-                    let name = format!("{} ({way})", [&[probe.call], probe.options].concat().join(" "));
-                    outcomes.extend(report.test(&name, || check(workshop, probe, killed, &name)));
+                    let name = format!("{call} ({way})");
+                    own.extend(report.test(&name, || check(workshop, probe, killed, &name)));
+                }
+                if let Some(user) = &user {
+                    let name = format!("{call} (user)");
+                    users.extend(report.test(&name, || check_as_user(user, probe, &name)));
                 }
             }
-            table.add(section.title, row, &outcomes);
+            let (by_root, by_user) = if root { (own, users) } else { (Vec::new(), own) };
+            table.add(section.title, row, &by_root, &by_user);
         }
     }
     if report.is_whole() { table.write() } else { Ok(()) }
 }
 
-fn check(workshop: &Workshop, probe: &Probe, killed: bool, name: &str) -> Result<()> {
+/// As an ordinary user it is killed and resumed, or what he cannot have is refused by name.
+fn check_as_user(user: &Workshop, probe: &Probe, name: &str) -> Result<()> {
+    match privileges::needed(probe.call) {
+        None => check(user, probe, true, name),
+        Some(privilege) => {
+            let mut subject = started(user, probe, name)?;
+            let result = refused(&mut subject, user, privilege.words);
+            subject.end();
+            result.and(process::nothing_left(&[], LEAVING))
+        }
+    }
+}
+
+/// `save` or `resume` says these words and ends as it must; the program is as it was.
+fn refused(subject: &mut Subject, user: &Workshop, words: &str) -> Result<()> {
+    let save = save_command(user, subject.pid(), &subject.image());
+    let saved = process::run(save, &subject.folder, "save")?;
+    if saved.status.code() == Some(1) {
+        saved.expect_words("save", &[words])?;
+        ensure!(!subject.image().exists(), "refused, but an image is left");
+        return subject.pass().context("after the refusal");
+    }
+    saved.expect_code("save", 0)?;
+    subject.end();
+    let resumed = subject.resume(user)?;
+    resumed.expect_code("resume", 125)?;
+    resumed.expect_words("resume", &[words])
+}
+
+fn started(workshop: &Workshop, probe: &Probe, name: &str) -> Result<Subject> {
     let mut words = probe.call.split_whitespace();
     let program = workshop.compile(words.next().context("empty call")?, probe.options)?;
-    let mut subject =
-        Subject::start_in(workshop, &program, &words.collect::<Vec<_>>(), workshop.folder(name)?)?;
+    let arguments: Vec<&str> = words.collect();
+    let subject = Subject::start_in(workshop, &program, &arguments, workshop.folder(name)?)?;
     std::thread::sleep(Duration::from_millis(probe.settle));
+    Ok(subject)
+}
+
+fn check(workshop: &Workshop, probe: &Probe, killed: bool, name: &str) -> Result<()> {
+    let mut subject = started(workshop, probe, name)?;
     let result = if killed {
         kill_and_resume(&mut subject, workshop)
     } else {

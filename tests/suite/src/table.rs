@@ -6,7 +6,9 @@ use std::fs;
 use anyhow::{Context, Result};
 
 use crate::catalogue::Row;
+use crate::privileges;
 use crate::report::Outcome;
+use crate::required;
 use crate::workshop::root;
 
 const HEAD: &str = "# Capabilities
@@ -16,8 +18,10 @@ passed; nothing in it is typed by hand. Each program in `tests/programs` sets up
 checkpointed and killed, resumed, checks itself and must say PASS. Each is also left running after a checkpoint,
 must pass then, and (unless it changed its own files meanwhile) pass once more when its image is resumed.
 
-T is the transparent way in: `chkpnt -p PID` on an unmodified program. What is not in the table is not supported
-yet; it is refused by name before anything is frozen.
+T is the transparent way in: `chkpnt -p PID` on an unmodified program, by root and by an ordinary user without any
+right, who gets new ids where he may not choose them. What takes a right is refused by name to him, or his program
+cannot set it up (skipped). What is not in the table is not supported yet; it is refused by name before anything is
+frozen.
 ";
 
 /// The table as it grows.
@@ -28,24 +32,28 @@ pub struct Table {
 }
 
 impl Table {
-    /// Adds a capability with the outcomes of all its programs.
-    pub fn add(&mut self, section: &'static str, row: &Row, outcomes: &[Outcome]) {
+    /// Adds a capability with the outcomes of all its programs, run by root and by an ordinary user.
+    pub fn add(&mut self, section: &'static str, row: &Row, root: &[Outcome], user: &[Outcome]) {
         if self.section != section {
             self.section = section;
-            let user = if rustix::process::geteuid().is_root() { "root" } else { "user" };
             // Writing to a String cannot fail.
             let _ = write!(
                 self.text,
-                "\n## {section}\n\n| capability | T ({user}) | programs |\n|---|---|---|\n"
+                "\n## {section}\n\n| capability | T (root) | T (user) | programs |\n|---|---|---|---|\n"
             );
         }
+        let refused = row.probes.iter().find_map(|probe| privileges::needed(probe.call));
+        let user = match (verdict(user), refused) {
+            (word, Some(privilege)) if word == "passed" => format!("refused ({})", privilege.words),
+            (word, _) => word,
+        };
         let programs: Vec<String> = row
             .probes
             .iter()
             .map(|probe| format!("`{}`", [&[probe.call], probe.options].concat().join(" ")))
             .collect();
-        let _ =
-            writeln!(self.text, "| {} | {} | {} |", row.capability, verdict(outcomes), programs.join(", "));
+        let programs = programs.join(", ");
+        let _ = writeln!(self.text, "| {} | {} | {user} | {programs} |", row.capability, verdict(root));
     }
 
     /// Writes the file, if what it says has changed.
@@ -54,7 +62,7 @@ impl Table {
     /// Fails when it cannot be written.
     pub fn write(&self) -> Result<()> {
         let path = root().join("docs/capabilities.md");
-        let text = format!("{HEAD}{}", self.text);
+        let text = format!("{HEAD}{}{}", self.text, unproven());
         if fs::read_to_string(&path).is_ok_and(|old| old == text) {
             return Ok(());
         }
@@ -62,6 +70,16 @@ impl Table {
         println!("docs/capabilities.md was brought up to date");
         Ok(())
     }
+}
+
+/// What is held to be required and nothing above proves.
+fn unproven() -> String {
+    let missing = required::unproven();
+    if missing.is_empty() {
+        return String::new();
+    }
+    let items = missing.iter().map(|(section, what)| format!("- {section}: {what}\n"));
+    format!("\n## Required, and not proven by any program yet\n\n{}", items.collect::<String>())
 }
 
 /// One word for a row: it passed only if everything passed.

@@ -7,8 +7,17 @@ use std::path::{Path, PathBuf};
 
 use rewake_suite::workshop::root;
 
+/// Folders of the source tree with code in Rust.
+const FOLDERS: &[&str] = &["crates", "tests", "xtask", "fuzz"];
 /// Lines a source file may have.
 const LONGEST_FILE: usize = 500;
+/// Lines a function may have. Clippy counts those with code, and only in the workspace; here all count, everywhere.
+const LONGEST_FUNCTION: usize = 85;
+/// What nobody else's machine has: places of a home or of a checkout. Examples use `/home/user` and `~`.
+const MACHINE_PATHS: &[&str] =
+    &["/root/", "/work/", "/tmp/w", "/tmp/t/", "CARGO_TARGET_DIR=/", ".cargo/registry"];
+/// Bytes a file of `fuzz/seeds` may have.
+const LARGEST_SEED: u64 = 16 << 10;
 /// Where `unsafe` may stand: in the crate that talks to the kernel, and where `resume` passes signals on.
 const UNSAFE_PLACES: &[&str] = &["crates/linux/", "crates/rewake/src/foreground/signals.rs"];
 /// Lines before an unsafe block in which its SAFETY comment must begin.
@@ -16,12 +25,13 @@ const NEAR: usize = 12;
 
 fn rust_files() -> Vec<PathBuf> {
     let mut files = Vec::new();
-    let mut folders: Vec<PathBuf> =
-        ["crates", "tests", "xtask"].iter().map(|name| root().join(name)).collect();
+    let mut folders: Vec<PathBuf> = FOLDERS.iter().map(|name| root().join(name)).collect();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).expect("readable source tree").flatten() {
             let path = entry.path();
-            if path.is_dir() && !path.ends_with("target") {
+            // cargo-fuzz keeps what it makes beside the targets.
+            let made = ["target", "corpus", "artifacts", "coverage"].iter().any(|name| path.ends_with(name));
+            if path.is_dir() && !made {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 files.push(path);
@@ -93,6 +103,91 @@ fn no_file_is_too_long() {
         .map(|(path, lines)| format!("{path}: {lines} lines, {LONGEST_FILE} allowed"))
         .collect();
     fail_if_any("files too long", &offences);
+}
+
+/// Functions of a file that are too long: `name: lines`. A function ends where a brace closes at the depth of its first line.
+fn long_functions(text: &str) -> Vec<String> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut found = Vec::new();
+    for (first, line) in lines.iter().enumerate() {
+        let code = line.trim_start();
+        let depth = line.len() - code.len();
+        let words: Vec<&str> = code.split(['(', '<', ' ']).collect();
+        let Some(place) = words.iter().position(|word| *word == "fn") else { continue };
+        if code.starts_with("//") || place > 4 || code.ends_with(';') {
+            continue;
+        }
+        let closing = format!("{}}}", " ".repeat(depth));
+        let length = lines[first..].iter().position(|line| *line == closing).unwrap_or(0) + 1;
+        if length > LONGEST_FUNCTION {
+            found.push(format!("{}: {length} lines", words.get(place + 1).unwrap_or(&"?")));
+        }
+    }
+    found
+}
+
+#[test]
+fn no_function_is_too_long() {
+    let mut offences = Vec::new();
+    for path in rust_files() {
+        offences
+            .extend(long_functions(&read(&path)).into_iter().map(|text| format!("{}: {text}", short(&path))));
+    }
+    fail_if_any("functions too long", &offences);
+    let long = format!("impl X {{\n    fn long() {{\n{}    }}\n}}\n", "        call();\n".repeat(100));
+    assert_eq!(long_functions(&long), ["long: 102 lines"], "a long one would be found");
+}
+
+/// Text files that people read: documentation, manifests, sources, programs.
+fn texts() -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = rust_files();
+    for folder in
+        [".", "docs", "tests/programs", "tests/programs/real", "fuzz", ".cargo", "crates/image/proto"]
+    {
+        let Ok(entries) = fs::read_dir(root().join(folder)) else { continue };
+        let wanted = ["md", "toml", "c", "h", "proto", "py", "pl", "sql"];
+        let text =
+            |path: &PathBuf| path.extension().is_some_and(|end| wanted.iter().any(|wanted| end == *wanted));
+        files.extend(entries.flatten().map(|entry| entry.path()).filter(text));
+    }
+    files
+}
+
+#[test]
+fn nothing_names_a_place_of_one_machine() {
+    let mut offences = Vec::new();
+    for path in texts().iter().filter(|path| !path.ends_with("architecture.rs")) {
+        for (number, line) in read(path).lines().enumerate() {
+            if MACHINE_PATHS.iter().any(|place| line.contains(place)) {
+                offences.push(format!("{}:{}: {}", short(path), number + 1, line.trim()));
+            }
+        }
+    }
+    fail_if_any("places of one machine", &offences);
+}
+
+#[test]
+fn seeds_of_the_fuzz_targets_are_small() {
+    let mut offences = Vec::new();
+    for folder in fs::read_dir(root().join("fuzz/seeds")).expect("seeds").flatten() {
+        for seed in fs::read_dir(folder.path()).expect("seeds of a target").flatten() {
+            let bytes = seed.metadata().expect("a seed's length").len();
+            if bytes > LARGEST_SEED {
+                offences.push(format!("{}: {bytes} bytes", short(&seed.path())));
+            }
+        }
+    }
+    fail_if_any("large seeds", &offences);
+}
+
+#[test]
+fn fuzz_targets_hold_the_same_borders() {
+    let manifest = read(&root().join("fuzz/Cargo.toml"));
+    assert!(manifest.contains("unsafe_code = \"forbid\""), "unsafe code is possible in the fuzz targets");
+    assert!(
+        !manifest.contains("rewake-capture"),
+        "the fuzz targets read images and /proc, they capture nothing"
+    );
 }
 
 /// Is this line of code (not of a comment or an attribute) using `unsafe`?
