@@ -111,6 +111,7 @@ fn mappings() {
     refused("unknown backing 77", |image| vmas(image)[0].backing = 77);
     refused("refers to object 1", |image| vmas(image)[0].object = 1);
     refused("refers to object 2", |image| vmas(image)[4].object = 2);
+    refused("maps up to 0x3000 of an object of 0x2000 bytes", |image| vmas(image)[4].offset = 0x1000);
     refused("refers to no shared memory", |image| vmas(image)[2].shared = true);
     refused("protection 0x8", |image| vmas(image)[0].protection = 8);
     refused("offset 0xfffffffffffff000", |image| vmas(image)[0].offset = !4095);

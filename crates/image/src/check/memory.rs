@@ -114,6 +114,12 @@ fn one_vma(vma: &Vma, files: usize, objects: &HashMap<u32, u64>) -> Result<(), S
     if offset_end.is_none_or(|end| i64::try_from(end).is_err()) {
         return Err(format!("offset {:#x} is impossible", vma.offset));
     }
+    let size = objects.get(&vma.object).filter(|_| backing == Backing::SharedMemory);
+    if let (Some(size), Some(end)) = (size, offset_end)
+        && end > size.next_multiple_of(PAGE_SIZE)
+    {
+        return Err(format!("maps up to {end:#x} of an object of {size:#x} bytes"));
+    }
     if let Some(advice) = vma.advice.iter().find(|advice| !ADVICE.contains(advice)) {
         return Err(format!("advice {advice} is none that mappings keep"));
     }
