@@ -19,6 +19,14 @@ const NEEDS: &[Need] = &[
     Need { package: "python3", present: || runs("python3", "--version") },
     Need { package: "perl", present: || runs("perl", "-v") },
     Need { package: "sqlite3", present: || runs("sqlite3", "--version") },
+    Need { package: "nodejs", present: || runs("node", "--version") },
+    Need { package: "octave", present: || runs("octave-cli", "--version") },
+    Need {
+        package: "openjdk-17-jdk-headless",
+        present: || runs("java", "-version") && runs("javac", "-version"),
+    },
+    Need { package: "redis-server", present: || runs("redis-server", "--version") },
+    Need { package: "xz-utils", present: || runs("xz", "--version") },
 ];
 
 /// Installs what is missing if this is root on a Debian; otherwise says what to install. Never an error: a test

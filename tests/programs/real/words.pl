@@ -7,7 +7,7 @@ my $rounds = shift // 50;
 my ($state, %count) = (12345);
 for my $round (1 .. $rounds) {
     my $text = '';
-    for (1 .. 12000) {
+    for (1 .. 6000) {
         $state = ($state * 1103515245 + 12345) % 2147483648;
         $text .= chr(97 + ($state >> 8) % 26);
         $text .= ' ' if $state % 5 == 0;
@@ -16,6 +16,6 @@ for my $round (1 .. $rounds) {
     my $vowels = () = $text =~ /[aeiou]+/g;
     my @top = (sort { $count{$b} <=> $count{$a} || $a cmp $b } keys %count)[0 .. 4];
     printf "%d %d %d %s\n", $round, scalar(keys %count), $vowels, join ',', map { "$_=$count{$_}" } @top;
-    $| = $round % 10 == 0;
+    $| = $round % 4 == 0;
 }
 print "done\n";

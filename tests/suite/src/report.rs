@@ -95,16 +95,23 @@ impl Report {
 
     /// Runs a test unless another one was asked for, prints its line and returns its outcome.
     pub fn test(&mut self, name: &str, body: impl FnOnce() -> anyhow::Result<()>) -> Option<Outcome> {
+        self.measured(name, || body().map(|()| String::new()))
+    }
+
+    /// The same for a test that measures something: that stands in its line.
+    pub fn measured(&mut self, name: &str, body: impl FnOnce() -> anyhow::Result<String>) -> Option<Outcome> {
         if self.only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {
             return None;
         }
         let begun = Instant::now();
-        let outcome = Outcome::from(body());
+        let mut measured = String::new();
+        let outcome = Outcome::from(body().map(|text| measured = text));
         let seconds = begun.elapsed().as_secs_f64();
         match &outcome {
             Outcome::Passed => {
                 self.totals.passed += 1;
-                println!("PASSED   {name:<58} {seconds:7.2} s");
+                let line = format!("PASSED   {name:<58} {seconds:7.2} s  {measured}");
+                println!("{}", line.trim_end());
             }
             Outcome::Failed(reason) => {
                 self.totals.failed += 1;

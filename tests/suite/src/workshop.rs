@@ -118,6 +118,24 @@ impl Workshop {
         self.account.as_ref().map_or(Ok(program.clone()), |account| account.copy(&program))
     }
 
+    /// A file made from one of `tests/programs`, unless it is there and as new; for reading, not for running as a user.
+    ///
+    /// # Errors
+    /// Those of `make`, which is given the source and the place of the file.
+    pub fn make(
+        &self,
+        name: &str,
+        source: &str,
+        make: impl FnOnce(&Path, &Path) -> Result<()>,
+    ) -> Result<PathBuf> {
+        let source = root().join("tests/programs").join(source);
+        let output = self.programs.join(name);
+        if modified(&output) <= modified(&source) {
+            make(&source, &output)?;
+        }
+        Ok(output)
+    }
+
     fn compiled(&self, name: &str, options: &[&str]) -> Result<PathBuf> {
         let sources = root().join("tests/programs");
         let source = sources.join(name).with_extension("c");
