@@ -117,15 +117,13 @@ fn open(proc: &Proc, record: &FileContent, source: &Source) -> Result<(FileConte
             }
             opened => opened.during("open", pid, &name)?,
         },
-        Source::Mapping(mapping) => proc.open_mapped_file(mapping, OFlags::RDONLY).map_err(|error| {
-            let denied = error.is_denied();
-            let error = CaptureError::failed("open", pid, &name, error);
-            if denied {
+        Source::Mapping(mapping) => match proc.open_mapped_file(mapping, OFlags::RDONLY) {
+            Err(error) if error.is_denied() => by_name(record).ok_or_else(|| {
+                let error = CaptureError::failed("open", pid, &name, error);
                 error.advise("run the command as root, or with the capability CAP_CHECKPOINT_RESTORE")
-            } else {
-                error
-            }
-        })?,
+            })?,
+            opened => opened.during("open", pid, &name)?,
+        },
         Source::Exe => proc.open_file("exe", OFlags::RDONLY).during("open", pid, &name)?,
     };
     let mut record = record.clone();
@@ -138,6 +136,15 @@ fn open(proc: &Proc, record: &FileContent, source: &Source) -> Result<(FileConte
         record.seals = seals.bits();
     }
     Ok((record, file))
+}
+
+/// A mapped file under its name, if that is still the same file: for those who may not open it through the mapping.
+fn by_name(record: &FileContent) -> Option<File> {
+    let identity = record.identity.as_ref().filter(|_| record.kind() == Kind::Named)?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = rustix::fs::open(&identity.path[..], flags, rustix::fs::Mode::empty()).ok()?;
+    let stat = rustix::fs::fstat(&file).ok()?;
+    ((stat.st_dev, stat.st_ino) == (identity.device, identity.inode)).then(|| File::from(file))
 }
 
 #[cfg(test)]
