@@ -25,7 +25,7 @@ int main(int argc, char **argv) {
     int mapped = !strcmp(kind, "mapped"), folder = !strcmp(kind, "folder");
     const char *name = folder ? "gone/unlinked" : "unlinked";
     if (folder) TRY(mkdir("gone", 0700));
-    int fd = tmpfile_ ? TRY(open(".", O_TMPFILE | O_RDWR, 0640)) : TRY(open(name, O_RDWR | O_CREAT | O_EXCL, 0640));
+    int fd = tmpfile_ ? TRY(open(".", O_TMPFILE | O_RDWR, 0640)) : TRY(open(name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0640));
     /* Not whole pages: the last one ends in the middle. */
     size_t size = 300000;
     put(fd, 0, size, 1);

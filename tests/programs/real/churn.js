@@ -27,6 +27,7 @@ const digest_of = (text) => crypto.createHash('sha256').update(text).digest('hex
 async function main(rounds) {
   const worker = new Worker(__filename);
   const ask = (seed) => new Promise((done) => { worker.once('message', done); worker.postMessage(seed); });
+  const log = await fs.promises.open('rounds.log', 'a');
   let digest = '';
   for (let round = 0; round < rounds; round++) {
     const text = words(round, 9000);
@@ -34,9 +35,10 @@ async function main(rounds) {
     parts.push(new Promise((done) => setTimeout(done, 3, `timer ${round}`)));
     const results = (await Promise.all(parts)).map((part) => digest_of(part));
     digest = digest_of(digest + results.join());
-    await fs.promises.appendFile('rounds.log', `${round} ${digest}\n`);
+    await log.appendFile(`${round} ${digest}\n`);
     fs.writeSync(1, `${round} ${text.length} ${digest.slice(0, 16)}\n`);
   }
+  await log.close();
   await worker.terminate();
   console.log('done', digest);
 }

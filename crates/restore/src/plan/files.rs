@@ -89,6 +89,8 @@ impl Planner<'_> {
     fn open_prepared(&mut self, spare: i32, prepared: i32, flags: u32, name: &[u8]) {
         let path = self.program.string(format!("/proc/self/fd/{prepared}").as_bytes());
         let flags = flags & REOPEN | (libc::O_NOCTTY | libc::O_CLOEXEC).cast_unsigned();
+        // That link must be followed; whoever asked for no links was given his file already.
+        let flags = flags & !libc::O_NOFOLLOW.cast_unsigned();
         let args = args![libc::AT_FDCWD, path, flags, 0];
         let note = String::from_utf8_lossy(name);
         self.program.call(self.leader, Sysno::openat, args).accept(Accept::Exactly(0)).note(note);

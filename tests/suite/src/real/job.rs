@@ -189,6 +189,17 @@ impl<'a> Job<'a> {
         Ok(())
     }
 
+    /// Waits until it runs on its own again, which is when it can be captured once more.
+    pub(super) fn await_release(&mut self) -> Result<()> {
+        let free = process::await_some(PATIENCE, || {
+            let threads = process::threads(self.pid);
+            let free = !threads.is_empty() && threads.iter().all(|thread| thread.tracer == 0);
+            (free || !self.runs()).then_some(free)
+        });
+        ensure!(free == Some(true), "the program is not let go{}", self.complaint());
+        Ok(())
+    }
+
     /// Waits for its own end, which must be a good one.
     fn await_end(&mut self) -> Result<Finished> {
         if let Some(over) = self.real.over {
@@ -216,6 +227,7 @@ impl<'a> Job<'a> {
 
 impl Drop for Job<'_> {
     fn drop(&mut self) {
+        (self.real.tidy)(self.pid);
         let Some(mut running) = self.running.take() else { return };
         if matches!(running.child.try_wait(), Ok(None)) {
             process::signal(running.child.id(), Signal::KILL);

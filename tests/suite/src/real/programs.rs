@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -43,6 +44,8 @@ pub(super) struct Real {
     pub(super) products: fn(&Workshop, &Path) -> Result<Vec<Product>>,
     /// The files it writes, all through.
     pub(super) written: &'static [&'static str],
+    /// Takes away what a killed program left outside its folder.
+    pub(super) tidy: fn(u32),
     /// Whether the long ways are for it, too.
     pub(super) thorough: bool,
 }
@@ -56,6 +59,7 @@ const PLAIN: Real = Real {
     over: None,
     products: |_, folder| files(folder, &["program.out"]),
     written: &["program.out"],
+    tidy: |_| {},
     thorough: false,
 };
 
@@ -68,6 +72,8 @@ pub(super) const PROGRAMS: &[Real] = &[
         name: "sqlite3, a database in a file",
         prepare: sqlite_in_a_file,
         products: |_, folder| files(folder, &["program.out", "numbers.db"]),
+        // And the shared index of the log, which is mapped.
+        written: &["program.out", "numbers.db", "numbers.db-wal"],
         ..PLAIN
     },
     Real { name: "OpenBLAS, two threads", prepare: openblas, ..PLAIN },
@@ -85,10 +91,11 @@ pub(super) const PROGRAMS: &[Real] = &[
         name: "node",
         prepare: node,
         products: |_, folder| files(folder, &["program.out", "rounds.log"]),
+        written: &["program.out", "rounds.log"],
         thorough: true,
         ..PLAIN
     },
-    Real { name: "java", prepare: java, thorough: true, ..PLAIN },
+    Real { name: "java", prepare: java, tidy: remove_counters, thorough: true, ..PLAIN },
     Real {
         name: "redis-server, loading",
         prepare: redis::loading,
@@ -183,7 +190,8 @@ fn sqlite_in_memory(workshop: &Workshop, folder: &Path) -> Result<Command> {
 }
 
 fn sqlite_in_a_file(workshop: &Workshop, folder: &Path) -> Result<Command> {
-    let mut script = "create table numbers(n integer primary key, round, name);\n\
+    let mut script = "pragma journal_mode = wal;\n\
+                      create table numbers(n integer primary key, round, name);\n\
                       create index by_name on numbers(name);\n"
         .to_owned();
     for round in 1..=50 {
@@ -219,6 +227,16 @@ fn java(workshop: &Workshop, folder: &Path) -> Result<Command> {
     let mut command = workshop.program(&java);
     command.args(["-XX:+UseG1GC", "-Xmx256m", "-cp", ".", "Churn", "60", "20000"]);
     Ok(command)
+}
+
+/// The Java machine keeps counters in a mapped file, always below `/tmp`, and removes it when it ends.
+fn remove_counters(pid: u32) {
+    let Ok(entries) = fs::read_dir("/tmp") else { return };
+    let folders = entries.flatten().filter(|entry| entry.file_name().as_bytes().starts_with(b"hsperfdata_"));
+    for folder in folders {
+        // Mostly there is none.
+        let _ = fs::remove_file(folder.path().join(pid.to_string()));
+    }
 }
 
 /// Text of many different words, and numbers in between.

@@ -117,7 +117,8 @@ fn crashed(job: &mut Job) -> Result<Vec<Measured>> {
     let further = job.progress() + 150;
     job.reach(further.min(950)).context("left running")?;
     job.kill()?;
-    job.resume(&image, &["--on-changed", "as-is"])?;
+    job.spoil()?;
+    job.resume(&image, &["-o"])?;
     job.finish("put back")?;
     Ok(vec![measured])
 }
@@ -129,6 +130,7 @@ fn many(job: &mut Job) -> Result<Vec<Measured>> {
         job.reach(number * 1000 / (MANY + 1)).with_context(|| format!("checkpoint {number}"))?;
         measured.push(job.save_and_kill(&image).with_context(|| format!("checkpoint {number}"))?);
         job.resume(&image, &[])?;
+        job.await_release().with_context(|| format!("checkpoint {number}"))?;
     }
     job.finish("after ten checkpoints")?;
     Ok(measured)
