@@ -112,7 +112,8 @@ fn long_functions(text: &str) -> Vec<String> {
     for (first, line) in lines.iter().enumerate() {
         let code = line.trim_start();
         let depth = line.len() - code.len();
-        let words: Vec<&str> = code.split(['(', '<', ' ']).collect();
+        let words: Vec<&str> = code.split(' ').collect();
+        // A type `fn(...)` is no function.
         let Some(place) = words.iter().position(|word| *word == "fn") else { continue };
         if code.starts_with("//") || place > 4 || code.ends_with(';') {
             continue;
@@ -120,7 +121,8 @@ fn long_functions(text: &str) -> Vec<String> {
         let closing = format!("{}}}", " ".repeat(depth));
         let length = lines[first..].iter().position(|line| *line == closing).unwrap_or(0) + 1;
         if length > LONGEST_FUNCTION {
-            found.push(format!("{}: {length} lines", words.get(place + 1).unwrap_or(&"?")));
+            let name = words.get(place + 1).and_then(|word| word.split(['(', '<']).next());
+            found.push(format!("{}: {length} lines", name.unwrap_or("?")));
         }
     }
     found
@@ -145,7 +147,7 @@ fn texts() -> Vec<PathBuf> {
         [".", "docs", "tests/programs", "tests/programs/real", "fuzz", ".cargo", "crates/image/proto"]
     {
         let Ok(entries) = fs::read_dir(root().join(folder)) else { continue };
-        let wanted = ["md", "toml", "c", "h", "proto", "py", "pl", "sql"];
+        let wanted = ["md", "toml", "c", "h", "proto", "py", "pl", "sql", "js", "m", "java"];
         let text =
             |path: &PathBuf| path.extension().is_some_and(|end| wanted.iter().any(|wanted| end == *wanted));
         files.extend(entries.flatten().map(|entry| entry.path()).filter(text));
