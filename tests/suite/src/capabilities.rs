@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::catalogue::{Probe, SECTIONS};
-use crate::privileges;
+use crate::privileges::{self, Shows};
 use crate::process;
 use crate::report::Report;
 use crate::subject::{Subject, save_command};
@@ -53,7 +53,10 @@ fn check_as_user(user: &Workshop, probe: &Probe, name: &str) -> Result<()> {
         None => check(user, probe, true, name),
         Some(privilege) => {
             let mut subject = started(user, probe, name)?;
-            let result = refused(&mut subject, user, privilege.words);
+            let result = match privilege.shows {
+                Shows::Refusal => refused(&mut subject, user, privilege.words),
+                Shows::Limit => limited(&mut subject, user, privilege.words),
+            };
             subject.end();
             result.and(process::nothing_left(&[], LEAVING))
         }
@@ -71,9 +74,20 @@ fn refused(subject: &mut Subject, user: &Workshop, words: &str) -> Result<()> {
     }
     saved.expect_code("save", 0)?;
     subject.end();
+    // Should it wake after all, it need not wait.
+    subject.go()?;
     let resumed = subject.resume(user)?;
     resumed.expect_code("resume", 125)?;
     resumed.expect_words("resume", &[words])
+}
+
+/// The program wakes and finds what is missing.
+fn limited(subject: &mut Subject, user: &Workshop, words: &str) -> Result<()> {
+    let Err(error) = kill_and_resume(subject, user) else {
+        bail!("it has everything: take it out of the list of what takes a right");
+    };
+    ensure!(format!("{error:#}").contains(words), "{error:#}");
+    Ok(())
 }
 
 fn started(workshop: &Workshop, probe: &Probe, name: &str) -> Result<Subject> {

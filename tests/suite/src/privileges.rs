@@ -1,17 +1,51 @@
 //! What an ordinary user cannot have: the tool refuses it by name, when he saves or when he resumes. Programs that cannot even set up
 //! their state without a right say SKIP themselves and stand nowhere here.
 
+/// How it shows that an ordinary user cannot have something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shows {
+    /// The tool refuses it, with these words.
+    Refusal,
+    /// The program itself finds it, with these words: a limit that `docs/limits.md` tells of.
+    Limit,
+}
+
 /// A program whose state takes a right to bring back.
 #[derive(Debug)]
 pub struct Privilege {
     /// The program and its arguments, as in the catalogue.
     pub call: &'static str,
-    /// What the refusal says; stands in the table, too.
+    /// How it shows.
+    pub shows: Shows,
+    /// What is said; stands in the table, too.
     pub words: &'static str,
 }
 
+/// Files behind mappings alone are found through `/proc/PID/map_files`, for which it takes CAP_CHECKPOINT_RESTORE.
+const ONLY_MAPPED: &str = "the mapped file cannot be found under its name";
+
+const fn refused(call: &'static str, words: &'static str) -> Privilege {
+    Privilege { call, shows: Shows::Refusal, words }
+}
+
 /// All of them.
-pub const PRIVILEGES: &[Privilege] = &[];
+pub const PRIVILEGES: &[Privilege] = &[
+    refused(
+        "mem_shared_anon",
+        "parts of this shared memory are mapped nowhere, and this user may not read them",
+    ),
+    refused("memfd shared", ONLY_MAPPED),
+    refused("memfd private", ONLY_MAPPED),
+    refused("memfd future", ONLY_MAPPED),
+    refused("memfd only-mapped", ONLY_MAPPED),
+    refused("file_unlinked mapped", ONLY_MAPPED),
+    refused("process_attributes", "the kernel does not let this user trace it"),
+    Privilege {
+        call: "file_unlinked tmpfile",
+        shows: Shows::Limit,
+        words: "linkat: Invalid cross-device link",
+    },
+];
 
 /// What is needed for this call of a program, if anything is.
 #[must_use]

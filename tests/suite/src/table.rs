@@ -6,7 +6,7 @@ use std::fs;
 use anyhow::{Context, Result};
 
 use crate::catalogue::Row;
-use crate::privileges;
+use crate::privileges::{self, Shows};
 use crate::report::Outcome;
 use crate::required;
 use crate::workshop::root;
@@ -44,7 +44,13 @@ impl Table {
         }
         let refused = row.probes.iter().find_map(|probe| privileges::needed(probe.call));
         let user = match (verdict(user), refused) {
-            (word, Some(privilege)) if word == "passed" => format!("refused ({})", privilege.words),
+            (word, Some(privilege)) if word == "passed" => {
+                let part = if row.probes.len() > 1 { "in part " } else { "" };
+                match privilege.shows {
+                    Shows::Refusal => format!("{part}refused ({})", privilege.words),
+                    Shows::Limit => format!("{part}limited ({})", privilege.words),
+                }
+            }
             (word, _) => word,
         };
         let programs: Vec<String> = row
