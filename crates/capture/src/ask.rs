@@ -6,7 +6,7 @@ mod settings;
 
 use std::collections::BTreeMap;
 
-use rewake_image::records::{Process, Thread};
+use rewake_image::records::{Process, SeccompFilter, Thread};
 use rewake_linux::program::{Accept, CallRef, DataRef, Program, Sysno, TrackRef, Value};
 use rewake_linux::remote::{Outcome, RemoteError, RemoteStage};
 
@@ -14,7 +14,7 @@ use self::settings::{ProcessSettings, ThreadSettings};
 use crate::error::{CaptureError, Result};
 use crate::findings::Findings;
 use crate::freeze::Frozen;
-use crate::{process, signals, threads, timers};
+use crate::{process, seccomp, signals, threads, timers};
 
 const PR_GET_PDEATHSIG: u32 = 2;
 const PR_GET_DUMPABLE: u32 = 3;
@@ -109,7 +109,7 @@ impl Frozen {
     ///
     /// # Errors
     /// When the target cannot be asked or was killed meanwhile.
-    pub(crate) fn ask(&mut self) -> Result<Process> {
+    pub(crate) fn ask(&mut self) -> Result<(Process, Vec<SeccompFilter>)> {
         let pid = self.proc.id();
         let mut program = Program::new();
         let tracks: Vec<(TrackRef, i32)> =
@@ -127,21 +127,32 @@ impl Frozen {
         let mut process = process::outside(&self.proc)?;
         about_process.tell(&outcome, &mut process, &mut findings);
         process.posix_timers = about_timers.tell(&outcome);
+        process.stopped_by = self.stopped_by.map(i32::unsigned_abs);
+        let mut filters = seccomp::Filters::default();
         for (tid, stopped) in &self.threads {
             let mut thread = threads::outside(&self.proc, stopped)?;
             thread.credentials.take_if(|own| Some(&*own) == process.credentials.as_ref());
             thread.remaining_ns = self.time_left.get(tid).copied();
             about_threads[tid].tell(&outcome, &mut thread, &mut findings);
+            filters.read(pid, stopped, &mut thread, &mut findings)?;
             process.threads.push(thread);
         }
+        if !self.threads.contains_key(&pid) {
+            let mut leader = threads::ended_leader(&self.proc)?;
+            leader.credentials.take_if(|own| Some(&*own) == process.credentials.as_ref());
+            process.threads.push(leader);
+            process.threads.sort_by_key(|thread| thread.tid);
+        }
+        threads::check_own_fs(&self.proc, &process, &mut findings)?;
         process.pending = threads::shared_pending(pid, self.threads.values())?;
         findings.into_result()?;
-        Ok(process)
+        Ok((process, filters.into_records()))
     }
 
     /// Runs a program in the target and puts everything back.
     fn run(&mut self, program: &Program, tracks: &[(TrackRef, i32)]) -> Result<Outcome> {
         let pid = self.proc.id();
+        let suspended = seccomp::suspend(&self.proc, &self.threads)?;
         let threads = std::mem::take(&mut self.threads).into_values().collect();
         let mut stage = match RemoteStage::open(pid, threads) {
             Ok(stage) => stage,
@@ -153,6 +164,7 @@ impl Frozen {
         let outcome = stage.run(program, tracks);
         let closed = stage.close();
         self.keep(closed.threads);
+        seccomp::resume(pid, &self.threads, &suspended)?;
         let outcome = outcome.map_err(|error| remote_error(pid, error))?;
         if let Some(trouble) = closed.trouble {
             return Err(remote_error(pid, trouble));

@@ -60,12 +60,13 @@ pub(crate) fn run(options: &Options, progress: &mut dyn FnMut(Progress)) -> Resu
     let mut guardian = Guardian::start(pid, &pending, options.freeze_timeout)?;
 
     phases.begin("freeze");
-    let process = guardian.freeze()?;
+    let (process, seccomp_filters) = guardian.freeze()?;
     let written = look_at_frozen(options, process, &mut phases)
         .and_then(|frozen| write_pages(options, manifest, frozen, &pending, &mut guardian, &mut phases));
     // What goes wrong with a target that was let go meanwhile goes wrong because of that.
-    let Written { image, paused, files_for_writing } =
+    let Written { mut image, paused, files_for_writing } =
         written.map_err(|error| guardian.let_go_because().unwrap_or(error))?;
+    image.seccomp_filters = seccomp_filters;
     if paused.is_some() {
         drop(stops.take());
     }
@@ -97,7 +98,7 @@ pub(crate) fn run(options: &Options, progress: &mut dyn FnMut(Progress)) -> Resu
 
 /// Kills the target, whose image is durable; an image whose program lives on is none.
 fn kill(pid: i32, dir: &Path, guardian: &mut Guardian) -> Result<Duration> {
-    let proc = Proc::open(pid);
+    let proc = Proc::open_living(pid);
     let begin = Instant::now();
     let error = match guardian.release(true) {
         Ok(paused) => return Ok(paused),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rewake_linux::proc::Proc;
 use rewake_linux::ptrace::{self, Detached, Event, Poll, PtraceError, Running, StopReason, Stopped};
 
-use crate::error::{CaptureError, During, Obstacle, Result};
+use crate::error::{CaptureError, During, Result};
 use crate::findings::Findings;
 use crate::preflight;
 use crate::waiting::Before;
@@ -25,6 +25,10 @@ pub(crate) struct Frozen {
     pub(crate) begin: Instant,
     /// By thread id, the nanoseconds that were left of an interrupted call's time-out, where that is known.
     pub(crate) time_left: BTreeMap<i32, u64>,
+    /// The signal that stopped the process, if it is stopped by job control. It stays so whoever lets it go.
+    pub(crate) stopped_by: Option<i32>,
+    /// The first thread had ended before it could be stopped.
+    leader_ended: bool,
 }
 
 /// Stops every thread of process `pid`.
@@ -36,8 +40,17 @@ pub(crate) fn freeze(pid: i32, timeout: Duration) -> Result<Frozen> {
     let proc = preflight::open(pid)?;
     let before = Before::ask(&proc);
     let begin = Instant::now();
-    let mut frozen = Frozen { proc, threads: BTreeMap::new(), begin, time_left: BTreeMap::new() };
+    let mut frozen = Frozen {
+        proc,
+        threads: BTreeMap::new(),
+        begin,
+        time_left: BTreeMap::new(),
+        stopped_by: None,
+        leader_ended: false,
+    };
     while frozen.stop_new_threads(begin + timeout)? {}
+    // The thread through which we looked may have ended meanwhile.
+    frozen.proc = preflight::open(pid)?;
     frozen.time_left = before.time_left(&frozen.proc, &frozen.threads);
     let mut findings = Findings::new(pid);
     preflight::check_state(&frozen.proc, &mut findings)?;
@@ -54,14 +67,17 @@ impl Frozen {
         let mut stopping = Vec::new();
         let mut found = false;
         for tid in tids.into_iter().filter(|tid| !self.threads.contains_key(tid)) {
+            if tid == pid && self.leader_ended {
+                continue;
+            }
             found = true;
             match ptrace::seize(tid, ptrace::Options::default()) {
                 Ok(running) => {
                     running.interrupt().during("interrupt", pid, format!("thread {tid}"))?;
                     stopping.push(running);
                 }
-                // It ended between the listing and now.
-                Err(error) if error.is_gone() => {}
+                // It ended between the listing and now. The first thread stays listed.
+                Err(error) if error.is_gone() => self.leader_ended |= tid == pid,
                 Err(error) => return Err(seize_error(pid, tid, error)),
             }
         }
@@ -77,6 +93,10 @@ impl Frozen {
             for running in stopping {
                 let object = format_args!("thread {}", running.tid()).to_string();
                 match running.try_wait().during("wait", pid, &object)? {
+                    // The kernel tells its end when all others have ended.
+                    Poll::Pending(running) if running.tid() == pid && self.is_zombie(pid) => {
+                        self.leader_ended = true;
+                    }
                     Poll::Pending(running) => still.push(running),
                     Poll::Ready(event) => still.extend(self.take(event)?),
                 }
@@ -94,6 +114,11 @@ impl Frozen {
         Ok(())
     }
 
+    fn is_zombie(&self, tid: i32) -> bool {
+        let stat = self.proc.thread(tid).and_then(|thread| thread.stat());
+        stat.is_ok_and(|stat| matches!(stat.state, 'Z' | 'X'))
+    }
+
     /// Keeps a thread that stopped as it should; one that stopped for another reason runs on towards that.
     fn take(&mut self, event: Event) -> Result<Option<Running>> {
         let pid = self.proc.id();
@@ -107,13 +132,9 @@ impl Frozen {
                 Ok(None)
             }
             Event::Stopped(stopped, StopReason::Group(signal)) => {
+                self.stopped_by = Some(signal);
                 self.threads.insert(stopped.tid(), stopped);
-                Err(CaptureError::Refused(vec![Obstacle {
-                    pid,
-                    object: format!("process {pid}"),
-                    reason: format!("it was stopped by signal {signal} meanwhile"),
-                    remedy: format!("let it go on first: kill -CONT {pid}"),
-                }]))
+                Ok(None)
             }
             Event::Stopped(stopped, reason) => {
                 // A stop takes back the interruption: deliver the signal, then ask again.
@@ -147,10 +168,6 @@ impl Frozen {
     fn check_registers(&self, findings: &mut Findings) -> Result<()> {
         use rewake_linux::arch::x86_64::regs::CODE_SEGMENT_64;
         let pid = self.proc.id();
-        if !self.threads.contains_key(&pid) {
-            let remedy = "programs without their first thread are not supported yet";
-            findings.add(format!("process {pid}"), "its first thread has ended while others run", remedy);
-        }
         for (tid, thread) in &self.threads {
             let object = format!("thread {tid}");
             if thread.registers().during("read registers", pid, &object)?.cs() != CODE_SEGMENT_64 {

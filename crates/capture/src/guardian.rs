@@ -16,7 +16,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use rewake_image::PendingImage;
-use rewake_image::records::Process;
+use rewake_image::records::{Process, SeccompFilter};
 use rewake_linux::fork::{self, Forked};
 use rustix::process::{Pid, WaitOptions};
 
@@ -55,9 +55,9 @@ impl Guardian {
     ///
     /// # Errors
     /// When it does not stop or cannot be asked; then it goes on.
-    pub(crate) fn freeze(&mut self) -> Result<Process> {
+    pub(crate) fn freeze(&mut self) -> Result<(Process, Vec<SeccompFilter>)> {
         match self.request(Request::Freeze)? {
-            Reply::Frozen(process) => Ok(*process),
+            Reply::Frozen(process, filters) => Ok((*process, filters)),
             _ => Err(self.lost("freeze", "an answer to another question".into())),
         }
     }

@@ -16,6 +16,7 @@ mod memory;
 mod pages;
 mod preflight;
 mod process;
+mod seccomp;
 mod signals;
 mod threads;
 mod timers;

@@ -3,6 +3,7 @@
 //! The checks here read `/proc` and compare by kcmp(2), nothing else. Those that cost little run again when the target stands
 //! still, since things change.
 
+use rewake_linux::attributes;
 use rewake_linux::kcmp::{self, Shared};
 use rewake_linux::proc::{self, Proc, Stat, Status};
 
@@ -10,7 +11,7 @@ use crate::Options;
 use crate::contents::Contents;
 use crate::error::{CaptureError, During, Result};
 use crate::findings::Findings;
-use crate::{files, memory, timers};
+use crate::{files, memory, threads, timers};
 
 /// `PF_KTHREAD`: a thread of the kernel.
 const PF_KTHREAD: u32 = 0x0020_0000;
@@ -22,7 +23,7 @@ const LATER: &str = "capture the program at a time when it does not use this";
 /// # Errors
 /// When there is no such process.
 pub(crate) fn open(pid: i32) -> Result<Proc> {
-    Proc::open(pid).map_err(|error| {
+    Proc::open_living(pid).map_err(|error| {
         let gone = error.is_gone();
         let error = CaptureError::failed("open", pid, format!("/proc/{pid}"), error);
         if gone { error.advise("give the id of a running process with -p; ps -e lists them") } else { error }
@@ -49,7 +50,7 @@ pub(crate) fn look(options: &Options) -> Result<Findings> {
         return Ok(findings);
     }
     check_running(&proc, &mut findings)?;
-    check_others(pid, &mut findings);
+    check_others(&proc, &mut findings);
     check_state(&proc, &mut findings)?;
     // What will go into the image counts in the freeze only.
     let mut contents = Contents::new(options.file_level);
@@ -99,20 +100,11 @@ fn check_what_it_is(proc: &Proc, findings: &mut Findings) -> Result<bool> {
         return Ok(false);
     }
     if matches!(stat.state, 'Z' | 'X') {
-        let threads = proc.threads().map_or(0, |threads| threads.len());
-        if threads > 1 {
-            findings.add(
-                name,
-                "its first thread has ended while others run",
-                "programs without their first thread are not supported yet",
-            );
-        } else {
-            findings.add(
-                name,
-                "it has ended (a zombie that its parent did not wait for)",
-                "nothing is left to capture",
-            );
-        }
+        findings.add(
+            name,
+            "it has ended (a zombie that its parent did not wait for)",
+            "nothing is left to capture",
+        );
         return Ok(false);
     }
     Ok(true)
@@ -170,17 +162,9 @@ fn check_permission(proc: &Proc, findings: &mut Findings) -> bool {
     false
 }
 
-/// Not stopped, not traced.
+/// Not traced.
 fn check_running(proc: &Proc, findings: &mut Findings) -> Result<()> {
     let pid = proc.id();
-    let status = proc.status().during("read status", pid, "process")?;
-    if status.state == b'T' {
-        findings.add(
-            format!("process {pid}"),
-            "it is stopped",
-            format!("let it go on first: kill -CONT {pid}"),
-        );
-    }
     for tid in proc.threads().during("list threads", pid, "task")? {
         let Ok(status) = proc.thread(tid).and_then(|thread| thread.status()) else { continue };
         if status.tracer_pid != 0 {
@@ -198,12 +182,13 @@ fn check_running(proc: &Proc, findings: &mut Findings) -> Result<()> {
 }
 
 /// A debugger would lose what it traces; and what is shared with a process outside comes back as a copy.
-fn check_others(pid: i32, findings: &mut Findings) {
+fn check_others(proc: &Proc, findings: &mut Findings) {
     const KINDS: &[(Shared, &str)] =
         &[(Shared::Memory, "memory"), (Shared::Files, "descriptors"), (Shared::Fs, "working directory")];
+    let pid = proc.id();
     for other in proc::processes().unwrap_or_default().into_iter().filter(|&other| other != pid) {
         // Processes that end meanwhile and those of others, which we may not ask, do not count.
-        let same = |kind| kcmp::compare(kind, pid, other).is_ok_and(std::cmp::Ordering::is_eq);
+        let same = |kind| kcmp::compare(kind, proc.living(), other).is_ok_and(std::cmp::Ordering::is_eq);
         let shared: Vec<&str> = KINDS.iter().filter(|(kind, _)| same(*kind)).map(|(_, name)| *name).collect();
         if !shared.is_empty() {
             let reason = format!("it shares its {} with process {other}", shared.join(" and its "));
@@ -308,9 +293,6 @@ fn check_namespaces_of_threads(proc: &Proc, findings: &mut Findings) -> Result<(
     let pid = proc.id();
     let of_process: Vec<_> = KINDS.iter().map(|kind| proc.namespace(kind).ok()).collect();
     for tid in proc.threads().during("list threads", pid, "task")? {
-        if tid == pid {
-            continue;
-        }
         // One that ends meanwhile does not count.
         let Ok(thread) = proc.thread(tid) else { continue };
         for (kind, theirs) in KINDS.iter().zip(&of_process) {
@@ -326,14 +308,10 @@ fn check_namespaces_of_threads(proc: &Proc, findings: &mut Findings) -> Result<(
 fn check_directories(proc: &Proc, findings: &mut Findings) -> Result<()> {
     let pid = proc.id();
     let root = proc.root().during("readlink", pid, "root directory")?;
-    let own = Proc::own().and_then(|own| own.root()).during("readlink", pid, "own root directory")?;
-    if !root.stat.same_file(&own.stat) {
+    if root.deleted || !root.reachable {
         let name = format!("root directory {}", String::from_utf8_lossy(&root.target));
-        findings.add(
-            name,
-            "it is not the one of this command (chroot)",
-            "run the command inside the same root directory",
-        );
+        let reason = "it was deleted or cannot be found under its name";
+        findings.add(name, reason, "run the command inside the same root directory");
     }
     let cwd = proc.cwd().during("readlink", pid, "working directory")?;
     if cwd.deleted || !cwd.reachable {
@@ -358,6 +336,10 @@ fn check_threads(proc: &Proc, findings: &mut Findings) -> Result<()> {
             Err(error) => return Err(error).during("read status", pid, format!("thread {tid}")),
         };
         let status = Status::parse(&text).during("read status", pid, format!("thread {tid}"))?;
+        // The first thread, ended while others run.
+        if matches!(status.state, b'Z' | b'X') {
+            continue;
+        }
         check_thread(tid, &status, findings);
         if has_shadow_stack(&text) {
             findings.add_thread(
@@ -366,8 +348,8 @@ fn check_threads(proc: &Proc, findings: &mut Findings) -> Result<()> {
                 "start the program without them (GLIBC_TUNABLES=glibc.cpu.x86_shstk=off)",
             );
         }
-        if tid != pid {
-            check_sharing(pid, tid, findings)?;
+        if tid != proc.living() {
+            check_sharing(proc, tid, findings)?;
         }
     }
     Ok(())
@@ -383,23 +365,17 @@ fn has_shadow_stack(status: &[u8]) -> bool {
 }
 
 fn check_thread(tid: i32, thread: &Status, findings: &mut Findings) {
-    if thread.seccomp != 0 {
-        let reason = "it runs under seccomp: it cannot be asked to make system calls";
-        findings.add_thread(tid, reason, "run the program without the sandbox");
+    if thread.seccomp != 0 && !attributes::can_suspend_seccomp() {
+        let reason = "it runs under seccomp, and this user may not suspend that to ask it";
+        let remedy = "run the command as root (with CAP_SYS_ADMIN, outside of any sandbox of its own)";
+        findings.add_thread(tid, reason, remedy);
     }
 }
 
 /// Threads made by raw clone(2) may have descriptors or directories of their own.
-fn check_sharing(pid: i32, tid: i32, findings: &mut Findings) -> Result<()> {
-    for (what, shared) in [("descriptors", Shared::Files), ("working directory", Shared::Fs)] {
-        let order = match kcmp::compare(shared, pid, tid) {
-            // It ended meanwhile.
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
-            order => order.during("kcmp", pid, format!("thread {tid}"))?,
-        };
-        if order.is_ne() {
-            findings.add_thread(tid, format!("it has {what} of its own"), LATER);
-        }
+fn check_sharing(proc: &Proc, tid: i32, findings: &mut Findings) -> Result<()> {
+    if !threads::shares(Shared::Files, proc, tid)? {
+        findings.add_thread(tid, "it has descriptors of its own", LATER);
     }
     Ok(())
 }

@@ -44,6 +44,7 @@ pub(crate) fn image(image: &Image) -> Result<(), ImageError> {
     manifest(&image.manifest)?;
     stream(&image.stream)?;
     process::check(&image.process)?;
+    process::filters(image)?;
     contents::check(image)?;
     files::check(image)?;
     memory::check(image)?;

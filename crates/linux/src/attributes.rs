@@ -90,6 +90,21 @@ pub fn io_priority(tid: i32) -> io::Result<u32> {
     u32::try_from(priority).map_err(io::Error::other)
 }
 
+/// Whether we may suspend seccomp filters of what we trace, and read them.
+#[must_use]
+pub fn can_suspend_seccomp() -> bool {
+    use crate::proc::Proc;
+    const CAP_SYS_ADMIN: u32 = 21;
+    /// The number of the first user namespace, in all kernels.
+    const INITIAL: u64 = 0xefff_fffd;
+    let Ok(own) = Proc::own() else { return false };
+    let initial = own.namespace("user").is_ok_and(|number| number == INITIAL);
+    initial
+        && own.status().is_ok_and(|status| {
+            status.seccomp == 0 && status.capabilities.effective & 1 << CAP_SYS_ADMIN != 0
+        })
+}
+
 /// Whether a process may choose the ids of its POSIX timers (Linux 6.15).
 #[must_use]
 pub fn can_choose_timer_ids() -> bool {
@@ -163,7 +178,11 @@ pub fn signal_owner(file: impl AsFd) -> io::Result<SignalOwner> {
 /// `EBADF` when it is not open there, `EPERM` when we may not trace that process.
 pub fn duplicate(pid: i32, fd: i32) -> io::Result<OwnedFd> {
     use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
-    let pid = Pid::from_raw(pid).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
-    let process = pidfd_open(pid, PidfdFlags::empty())?;
+    // `PIDFD_THREAD`, Linux 6.9: for one that is not the first of its process.
+    const THREAD: PidfdFlags = PidfdFlags::from_bits_retain(libc::O_EXCL.cast_unsigned());
+    // The first thread may have ended, and has no descriptors then.
+    let living = crate::proc::Proc::open_living(pid).map_or(pid, |process| process.living());
+    let living = Pid::from_raw(living).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
+    let process = pidfd_open(living, PidfdFlags::empty()).or_else(|_| pidfd_open(living, THREAD))?;
     Ok(pidfd_getfd(process, fd, PidfdGetfdFlags::empty())?)
 }

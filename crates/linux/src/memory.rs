@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 
 use crate::addr::RemoteAddr;
+use crate::proc::Proc;
 
 /// Access to a target's memory failed.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +39,9 @@ impl ProcessMemory {
     /// # Errors
     /// When the process is gone or we may not trace it.
     pub fn open(pid: i32) -> Result<Self, MemoryError> {
-        let file = File::options().read(true).write(true).open(format!("/proc/{pid}/mem"));
+        // The first thread may have ended, and has no memory then.
+        let living = Proc::open_living(pid).map_or(pid, |process| process.living());
+        let file = File::options().read(true).write(true).open(format!("/proc/{living}/mem"));
         let file = file.map_err(|source| MemoryError {
             operation: "open",
             pid,

@@ -45,6 +45,8 @@ use rustix::io::Errno;
 #[derive(Debug)]
 pub struct Proc {
     id: i32,
+    /// The thread through which memory, links and descriptors are seen.
+    living: i32,
     directory: OwnedFd,
 }
 
@@ -56,14 +58,14 @@ impl Proc {
     pub fn open(pid: i32) -> Result<Self, ProcError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         match rustix::fs::open(format!("/proc/{pid}"), flags, Mode::empty()) {
-            Ok(directory) => Ok(Self { id: pid, directory }),
+            Ok(directory) => Ok(Self { id: pid, living: pid, directory }),
             Err(Errno::NOENT | Errno::SRCH) => Err(ProcError::Gone { pid, file: String::new() }),
             Err(errno) => Err(ProcError::new(pid, "", errno)),
         }
     }
 
     /// Opens the directory of a process in a way that shows its memory, links and descriptors even when its first thread has ended:
-    /// then it is `/proc/TID` of a thread that lives, and [`Proc::id`] is that thread's. For a zombie it is the zombie's.
+    /// then it is `/proc/TID` of a thread that lives, [`Proc::living`]. For a zombie it is the zombie's.
     ///
     /// # Errors
     /// [`ProcError::Gone`] when there is no such process; otherwise as [`ProcError`] tells apart.
@@ -77,7 +79,7 @@ impl Proc {
             // Every thread has a directory there, though listings of /proc leave them out.
             match Self::open(tid).and_then(|thread| Ok((thread.status()?, thread))) {
                 Ok((status, thread)) if status.tgid == pid && !ended(char::from(status.state)) => {
-                    return Ok(thread);
+                    return Ok(Self { id: pid, ..thread });
                 }
                 Ok(_) => {}
                 Err(error) if error.is_gone() => {}
@@ -103,7 +105,7 @@ impl Proc {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let file = format!("task/{tid}");
         match rustix::fs::openat(&self.directory, &file, flags, Mode::empty()) {
-            Ok(directory) => Ok(Self { id: tid, directory }),
+            Ok(directory) => Ok(Self { id: tid, living: tid, directory }),
             Err(Errno::NOENT | Errno::SRCH) => Err(ProcError::Gone { pid: self.id, file }),
             Err(errno) => Err(ProcError::new(self.id, file, errno)),
         }
@@ -113,6 +115,12 @@ impl Proc {
     #[must_use]
     pub const fn id(&self) -> i32 {
         self.id
+    }
+
+    /// The thread by whose id the kernel is asked for what threads share: the first one, unless that has ended.
+    #[must_use]
+    pub const fn living(&self) -> i32 {
+        self.living
     }
 
     /// Whether the process (or thread) still exists; a zombie does.

@@ -22,7 +22,7 @@ use std::marker::PhantomData;
 
 use crate::signal::SigInfo;
 
-pub use stopped::{Detached, RseqConfiguration};
+pub use stopped::{Detached, RseqConfiguration, SeccompFilter};
 pub use wait::kill_and_reap;
 
 /// A request to the kernel about a tracee failed.
@@ -54,6 +54,16 @@ impl PtraceError {
 pub struct Options {
     /// Kill the tracee when the tracer ends: for processes that are still being built.
     pub exit_kill: bool,
+    /// No seccomp filter counts while we trace (`PTRACE_O_SUSPEND_SECCOMP`); this takes CAP_SYS_ADMIN.
+    pub suspend_seccomp: bool,
+}
+
+impl Options {
+    fn bits(self) -> i32 {
+        let exit_kill = if self.exit_kill { libc::PTRACE_O_EXITKILL } else { 0 };
+        let suspend = if self.suspend_seccomp { libc::PTRACE_O_SUSPEND_SECCOMP } else { 0 };
+        libc::PTRACE_O_TRACESYSGOOD | exit_kill | suspend
+    }
 }
 
 /// How a thread or process ended.
@@ -126,12 +136,8 @@ pub struct Stopped {
 /// # Errors
 /// When there is no such thread ([`PtraceError::is_gone`]), another process traces it, or we may not (EPERM).
 pub fn seize(tid: i32, options: Options) -> Result<Running, PtraceError> {
-    let mut flags = libc::PTRACE_O_TRACESYSGOOD;
-    if options.exit_kill {
-        flags |= libc::PTRACE_O_EXITKILL;
-    }
     // SAFETY: PTRACE_SEIZE takes numbers only.
-    let result = unsafe { libc::ptrace(libc::PTRACE_SEIZE, tid, 0usize, i64::from(flags)) };
+    let result = unsafe { libc::ptrace(libc::PTRACE_SEIZE, tid, 0usize, i64::from(options.bits())) };
     if result == -1 {
         let mut error = PtraceError::last("PTRACE_SEIZE", tid);
         // The kernel says EPERM of a thread that has ended but is still listed.

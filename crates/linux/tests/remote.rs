@@ -376,7 +376,7 @@ fn fork_tracer(target: i32) -> i32 {
 
 /// Lets the child make `steps` entries or exits of system calls, then kills it there.
 fn kill_after(child: i32, steps: u64) {
-    let tracer = ptrace::seize(child, ptrace::Options { exit_kill: true }).unwrap();
+    let tracer = ptrace::seize(child, ptrace::Options { exit_kill: true, ..Default::default() }).unwrap();
     tracer.interrupt().unwrap();
     let mut stopped = to_rest(tracer).unwrap();
     for _ in 0..steps {

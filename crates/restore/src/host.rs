@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use rewake_image::Image;
 use rewake_image::records::{Cpu, Device, FileIdentity, file_content, open_file};
 use rewake_linux::proc::Proc;
-use rewake_linux::{cpu, host};
+use rewake_linux::{attributes, cpu, host};
 
 use crate::OnChanged;
 use crate::credentials::Identity;
@@ -116,6 +116,33 @@ pub fn check_credentials(image: &Image) -> Result<(), RestoreError> {
         return Ok(());
     }
     Err(RestoreError::Credentials { pid, differences: differences.join(", ") })
+}
+
+/// Refuses what takes a right that the invoker has not: another root directory, seccomp.
+///
+/// # Errors
+/// [`RestoreError::Unsupported`], naming it.
+pub fn check_rights(image: &Image) -> Result<(), RestoreError> {
+    const CAP_SYS_CHROOT: u32 = 18;
+    let process = &image.process;
+    let unsupported = |object: String, reason: &str| {
+        Err(RestoreError::Unsupported { pid: process.pid, object, reason: reason.into() })
+    };
+    let roots = process.threads.iter().filter_map(|thread| thread.own_fs.as_ref()).map(|own| &own.root);
+    let may_change_root = !is_privileged_binary()
+        && Identity::own().is_ok_and(|own| own.capabilities.effective & 1 << CAP_SYS_CHROOT != 0);
+    if let Some(root) = roots.chain([&process.root]).find(|root| *root != b"/")
+        && !may_change_root
+    {
+        let object = format!("root directory {}", String::from_utf8_lossy(root));
+        return unsupported(object, "changing to it takes CAP_SYS_CHROOT; resume as root");
+    }
+    let filtered = process.threads.iter().any(|thread| thread.seccomp_mode != 0);
+    if filtered && !attributes::can_suspend_seccomp() {
+        let reason = "putting the filters back takes CAP_SYS_ADMIN, outside of any sandbox; resume as root";
+        return unsupported("seccomp".into(), reason);
+    }
+    Ok(())
 }
 
 /// Whether our capabilities came from the file we were started from (or from a set-user-id bit), not from the invoker.

@@ -128,6 +128,7 @@ pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<R
         host::check_architecture(&image)?;
         host::check_limits(&image)?;
         host::check_credentials(&image)?;
+        host::check_rights(&image)?;
         host::check_cpu(&image)?;
         host::check_files(&image, options.on_changed)
     })?;

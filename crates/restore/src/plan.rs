@@ -18,6 +18,7 @@ mod memory;
 mod process;
 #[cfg(any(test, feature = "sample"))]
 mod sample;
+mod seccomp;
 mod settings;
 mod signals;
 mod threads;
@@ -110,6 +111,8 @@ pub struct Plan {
     pub parked: DataRef,
     /// The word threads wait at whose calls came to their end before they could be interrupted in them.
     pub never: DataRef,
+    /// Barrier of all threads and the tracer, who must trace them all, with seccomp suspended, before he comes.
+    pub traced: Option<DataRef>,
     /// By thread id, the calls that threads wait in for the time that was left.
     pub waits: BTreeMap<i32, CallRef>,
     /// The thread ids of the tracks.
@@ -127,8 +130,18 @@ struct Planner<'a> {
     never: DataRef,
     /// Where all threads meet when they have become who they were; nothing where that is who `resume` is.
     changed: Option<DataRef>,
+    seccomp: Option<Meeting>,
     waits: BTreeMap<i32, CallRef>,
     tids: BTreeMap<TrackRef, i32>,
+}
+
+/// Where all threads meet around their seccomp filters.
+#[derive(Clone, Copy, Debug)]
+struct Meeting {
+    /// With the tracer.
+    traced: DataRef,
+    /// When the leader has installed those that all have.
+    shared: DataRef,
 }
 
 /// Plans the restore of the image's process at `site`.
@@ -140,9 +153,11 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
     let leader = program.track(format!("leader {}", image.process.pid));
     let (gate, parked, never) = (program.zeros(4), program.zeros(4), program.zeros(4));
     let changed = credentials::change(&image.process, &site.identity).then(|| program.zeros(4));
+    let meeting = |program: &mut Program| Meeting { traced: program.zeros(4), shared: program.zeros(4) };
+    let seccomp = seccomp::is_used(&image.process).then(|| meeting(&mut program));
     let (process, waits, tids) = (&image.process, BTreeMap::new(), BTreeMap::new());
     let mut planner =
-        Planner { image, process, site, program, leader, gate, parked, never, changed, waits, tids };
+        Planner { image, process, site, program, leader, gate, parked, never, changed, seccomp, waits, tids };
     planner.birth();
     planner.open_files()?;
     planner.memory()?;
@@ -159,6 +174,7 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
         gate,
         parked,
         never,
+        traced: seccomp.map(|meeting| meeting.traced),
         waits: planner.waits,
         tids: planner.tids,
     })

@@ -3,7 +3,9 @@
 //! Until the leader is detached, last of all, our death is the new process's too (`PTRACE_O_EXITKILL`).
 
 mod registers;
+mod stopped;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rewake_image::Image;
@@ -12,7 +14,7 @@ use rewake_linux::addr::RemoteAddr;
 use rewake_linux::arch::x86_64::Registers;
 use rewake_linux::memory::ProcessMemory;
 use rewake_linux::program::Sysno;
-use rewake_linux::ptrace::{self, Event, PtraceError, Running, StopReason, Stopped};
+use rewake_linux::ptrace::{Event, PtraceError, Running, StopReason, Stopped};
 use rewake_linux::signal::SignalSet;
 
 use crate::Progress;
@@ -45,10 +47,10 @@ pub fn release(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<i32, RestoreError> {
     let pid = seed.pid();
-    let leader = seed.take_leader()?;
+    let (leader, others) = (seed.take_leader()?, seed.take_others()?);
     let memory = ProcessMemory::open(pid).map_err(|error| seed.died(&error.to_string()))?;
     let work = Release { image, seed: &seed, pages, memory };
-    let stopped = work.stop_all(leader)?.into_iter();
+    let stopped = work.stop_all(leader, others)?.into_iter();
     let mut parked = stopped.map(|one| work.put_to_wait(one)).collect::<Result<Vec<Parked<'_>>, _>>()?;
     let Parked { tracee, thread } = parked.swap_remove(0);
     // Registers are read before the leader makes one more call: they tell whether it waits.
@@ -59,6 +61,17 @@ pub fn release(
         let registers = work.registers_of(&other.tracee, other.thread)?;
         work.set_state(&other.tracee, other.thread, &registers)?;
     }
+    let tracee = match image.process.stopped_by {
+        Some(signal) if !thread.exited => work.stop_again(tracee, thread, signal)?,
+        Some(signal) => {
+            if let Some(Parked { tracee, thread }) = parked.pop() {
+                let tracee = work.stop_again(tracee, thread, signal)?;
+                parked.push(Parked { tracee, thread });
+            }
+            tracee
+        }
+        None => tracee,
+    };
     work.write_proc_files()?;
     progress(Progress::Ready { pid });
     for other in parked {
@@ -87,13 +100,17 @@ impl<'a> Release<'a> {
     }
 
     /// All threads in a stop of ours, the leader first.
-    fn stop_all(&self, leader: Running) -> Result<Vec<Parked<'a>>, RestoreError> {
+    fn stop_all(
+        &self,
+        leader: Running,
+        mut others: BTreeMap<i32, Running>,
+    ) -> Result<Vec<Parked<'a>>, RestoreError> {
         let threads = &self.image.process.threads;
-        let options = ptrace::Options { exit_kill: true };
         let first = threads.iter().find(|thread| thread.tid == leader.tid());
         let mut running = vec![(leader, first.ok_or_else(|| self.seed.died("it has no leader"))?)];
         for thread in threads.iter().filter(|thread| thread.tid != self.seed.pid()) {
-            running.push((ptrace::seize(thread.tid, options).map_err(|error| self.refused(error))?, thread));
+            let missing = || self.seed.died(&format!("thread {} is missing", thread.tid));
+            running.push((others.remove(&thread.tid).ok_or_else(missing)?, thread));
         }
         for (tracee, _) in &running {
             tracee.interrupt().map_err(|error| self.refused(error))?;
@@ -131,9 +148,23 @@ impl<'a> Release<'a> {
     }
 
     fn registers_of(&self, tracee: &Stopped, thread: &Thread) -> Result<Registers, RestoreError> {
-        let now = tracee.registers().map_err(|error| self.refused(error))?;
+        let mut now = tracee.registers().map_err(|error| self.refused(error))?;
+        if thread.exited {
+            let code = u64::from(thread.exit_code.cast_unsigned() >> 8 & 0xff);
+            now.set_rip(self.syscall_instruction()?.get());
+            now.set_call(Sysno::exit.number(), [code, 0, 0, 0, 0, 0]);
+            return Ok(now);
+        }
         let returned = self.seed.returned(thread.tid);
         Ok(registers::to_go_on_with(&self.image.process, thread, &now, returned, self.pages, &self.memory))
+    }
+
+    /// A stopped process is stopped again.
+    fn stop_again(&self, tracee: Stopped, thread: &Thread, signal: u32) -> Result<Stopped, RestoreError> {
+        let stopped = self.stop_process(tracee, i32::try_from(signal).unwrap_or(libc::SIGSTOP))?;
+        let mask = SignalSet::from_bits(thread.signal_mask);
+        stopped.set_signal_mask(mask).map_err(|error| self.refused(error))?;
+        Ok(stopped)
     }
 
     fn set_state(
@@ -143,6 +174,10 @@ impl<'a> Release<'a> {
         registers: &Registers,
     ) -> Result<(), RestoreError> {
         let refused = |error| self.refused(error);
+        if thread.exited {
+            // It leaves as it did, alone, as soon as it is let go; until then no signal finds it.
+            return tracee.set_registers(registers).map_err(refused);
+        }
         let own = tracee.xstate().map_err(refused)?;
         let state =
             registers::xstate(thread, &own).ok_or_else(|| self.seed.died("its FPU state is malformed"))?;

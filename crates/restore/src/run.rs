@@ -1,5 +1,6 @@
 //! A seed process walks the program; meanwhile every block of the page stream is verified.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -28,10 +29,13 @@ const POLL: Duration = Duration::from_micros(100);
 pub struct Seed<'a> {
     pid: i32,
     plan: &'a Plan,
+    options: ptrace::Options,
     threads: u32,
     assembled: Assembled,
     stage: SharedStage,
     leader: Option<Running>,
+    /// The other threads by id, once we trace them.
+    others: Option<BTreeMap<i32, Running>>,
 }
 
 /// The page stream as the seed reads it: the image's own file, or its content unpacked and verified into memory.
@@ -108,9 +112,10 @@ pub fn start<'a>(
     let stage = stage.map_err(|source| system("mmap", "program of the restore", source))?;
     let pid = clone_seed(&stage, &assembled, plan, pid)?;
     drop(helpers);
-    let leader = ptrace::seize(pid, ptrace::Options { exit_kill: true });
+    let options = ptrace::Options { exit_kill: true, suspend_seccomp: plan.traced.is_some() };
+    let leader = ptrace::seize(pid, options);
     let threads = u32::try_from(image.process.threads.len()).expect("image counts are checked");
-    let mut seed = Seed { pid, plan, threads, assembled, stage, leader: None };
+    let mut seed = Seed { pid, plan, options, threads, assembled, stage, leader: None, others: None };
     seed.leader = Some(leader.map_err(|error| system("PTRACE_SEIZE", "new process", error.source))?);
     seed.stage.arrive(&seed.assembled, plan.gate);
     Ok(seed)
@@ -199,6 +204,7 @@ impl Seed<'_> {
             if let Some(failure) = self.failure() {
                 return Err(failure);
             }
+            self.meet()?;
             let leader = self.leader.take().ok_or_else(|| self.died("it is gone"))?;
             match leader.try_wait().map_err(|error| self.died(&error.to_string()))? {
                 Poll::Pending(leader) => self.leader = Some(leader),
@@ -215,6 +221,43 @@ impl Seed<'_> {
             std::thread::sleep(POLL);
         }
         Ok(())
+    }
+
+    /// Comes to the meeting of all threads, if there is one and all others are there: from then on we trace them.
+    fn meet(&mut self) -> Result<(), RestoreError> {
+        if let Some(traced) = self.plan.traced
+            && self.others.is_none()
+            && self.stage.arrived(&self.assembled, traced) == self.threads
+        {
+            self.trace_others()?;
+            self.stage.arrive(&self.assembled, traced);
+        }
+        Ok(())
+    }
+
+    fn trace_others(&mut self) -> Result<(), RestoreError> {
+        let seize = |tid: i32| match ptrace::seize(tid, self.options) {
+            Ok(running) => Ok((tid, running)),
+            Err(error) => Err(RestoreError::System {
+                operation: error.operation,
+                pid: self.pid,
+                object: format!("thread {tid}"),
+                source: error.source,
+            }),
+        };
+        self.others = Some(self.plan.tids.values().copied().map(seize).collect::<Result<_, _>>()?);
+        Ok(())
+    }
+
+    /// All threads but the leader, traced by us.
+    ///
+    /// # Errors
+    /// When we may not trace them.
+    pub fn take_others(&mut self) -> Result<BTreeMap<i32, Running>, RestoreError> {
+        if self.others.is_none() {
+            self.trace_others()?;
+        }
+        Ok(self.others.take().unwrap_or_default())
     }
 
     /// Hands the parked process over to the release, which owns the leader's tracing from then on.

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
 
 use crate::catalogue::{Probe, SECTIONS};
 use crate::privileges::{self, Shows};
@@ -101,7 +102,9 @@ fn started(workshop: &Workshop, probe: &Probe, name: &str) -> Result<Subject> {
 
 fn check(workshop: &Workshop, probe: &Probe, killed: bool, name: &str) -> Result<()> {
     let mut subject = started(workshop, probe, name)?;
-    let result = if killed {
+    let result = if probe.stops {
+        stopped(&mut subject, workshop, killed)
+    } else if killed {
         kill_and_resume(&mut subject, workshop)
     } else {
         leave_running(&mut subject, workshop, probe.again)
@@ -124,4 +127,19 @@ fn leave_running(subject: &mut Subject, workshop: &Workshop, again: bool) -> Res
     }
     subject.rewind()?;
     subject.resume_and_pass(workshop, &["--on-changed", "as-is"]).context("after the original ended")
+}
+
+/// It stops itself, is captured as it stands, and nobody but us lets it go on.
+fn stopped(subject: &mut Subject, workshop: &Workshop, killed: bool) -> Result<()> {
+    subject.await_stop().context("before the checkpoint")?;
+    if killed {
+        subject.save_and_kill(workshop)?;
+    } else {
+        subject.save(workshop)?;
+        subject.await_stop().context("left running")?;
+        process::signal(subject.pid(), Signal::CONT);
+        subject.pass().context("left running")?;
+        subject.rewind()?;
+    }
+    subject.resume_stopped_and_pass(workshop)
 }

@@ -27,12 +27,14 @@ pub struct Probe {
     pub settle: u64,
     /// May the image be resumed after the original, left running, has ended? Not when it changed its files.
     pub again: bool,
+    /// Does it stop itself once it is ready?
+    pub stops: bool,
     /// Further options of the compiler.
     pub options: &'static [&'static str],
 }
 
 const fn probe(call: &'static str) -> Probe {
-    Probe { call, settle: 40, again: true, options: &[] }
+    Probe { call, settle: 40, again: true, stops: false, options: &[] }
 }
 
 const fn once(call: &'static str) -> Probe {
@@ -42,6 +44,10 @@ const fn once(call: &'static str) -> Probe {
 /// Half of its sleep is over at the checkpoint, so that beginning anew and going on differ.
 const fn sleeps(call: &'static str) -> Probe {
     Probe { settle: 600, ..probe(call) }
+}
+
+const fn stops(call: &'static str) -> Probe {
+    Probe { stops: true, ..probe(call) }
 }
 
 const fn built(call: &'static str, options: &'static [&'static str]) -> Probe {
@@ -141,6 +147,21 @@ const EXECUTION: &[Row] = &[
         &[probe("credentials dropped"), probe("credentials plain"), probe("credentials exposed")],
     ),
     row("threads with credentials of their own", &[probe("credentials threads")]),
+    row("first thread ended while others run", &[probe("leader_ended")]),
+    row(
+        "threads with working folder, root and umask of their own; program in another root directory (chroot)",
+        &[once("own_fs thread"), once("own_fs thread-root"), once("own_fs chroot")],
+    ),
+    row(
+        "seccomp filters: shared (TSYNC), per thread, installed with rights given up later; strict mode",
+        &[
+            probe("seccomp shared"),
+            probe("seccomp more"),
+            probe("seccomp own"),
+            probe("seccomp strict"),
+            probe("seccomp dropped"),
+        ],
+    ),
 ];
 
 const BLOCKED: &[Row] = &[
@@ -190,6 +211,10 @@ const SIGNALS: &[Row] = &[
         &[probe("signal_stack inside"), probe("signal_stack nested")],
     ),
     row("interval timers (all three)", &[Probe { settle: 300, ..probe("itimers") }]),
+    row(
+        "stopped processes stay stopped and can be continued: SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU",
+        &[stops("stopped STOP"), stops("stopped TSTP"), stops("stopped TTIN"), stops("stopped TTOU")],
+    ),
     row(
         "POSIX timers: ids, value, interval, signal or thread told, processor time, signals that wait",
         &[Probe { settle: 200, ..probe("posix_timers running") }, probe("posix_timers pending")],

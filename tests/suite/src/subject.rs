@@ -205,6 +205,42 @@ impl Subject {
         self.expect_pass(finished.status, &finished.errors).context("resume")
     }
 
+    /// Waits until all of it is stopped by job control, traced by nobody, and looks that it stays so.
+    ///
+    /// # Errors
+    /// Fails when it runs.
+    pub fn await_stop(&self) -> Result<()> {
+        let stopped = || {
+            let threads = process::threads(self.pid());
+            let still = |seen: &process::Glimpse| seen.state == 'T' && seen.tracer == 0;
+            (!threads.is_empty() && threads.iter().all(still)).then_some(())
+        };
+        process::await_some(Duration::from_secs(10), stopped).context("it is not stopped")?;
+        std::thread::sleep(Duration::from_millis(50));
+        stopped().context("it did not stay stopped")
+    }
+
+    /// Resumes an image of a stopped program: it is stopped, and so is `resume`; whoever continues that continues the program.
+    ///
+    /// # Errors
+    /// Fails unless it passes then.
+    pub fn resume_stopped_and_pass(&self, workshop: &Workshop) -> Result<()> {
+        // In a group of its own, as a shell would have it: an orphaned one cannot be stopped from a terminal.
+        let resume = self.resume_command(workshop);
+        let mut command = Command::new("perl");
+        command.args(["-e", "setpgrp(0, 0); exec { $ARGV[0] } @ARGV"]).arg(resume.get_program());
+        command.args(resume.get_args()).args(["--on-changed", "as-is"]).current_dir(&self.folder);
+        let resumed = Running::start(command, &self.folder, "resume")?;
+        let result = self.await_stop().context("resumed");
+        let waits = || process::glimpse(resumed.child.id()).filter(|seen| seen.state == 'T').map(|_| ());
+        let result = result.and(process::await_some(PATIENCE, waits).context("resume does not stop too"));
+        self.go()?;
+        process::signal(resumed.child.id(), Signal::CONT);
+        let finished = resumed.finish(PATIENCE).context("resume")?;
+        result?;
+        self.expect_pass(finished.status, &finished.errors).context("resume")
+    }
+
     /// Waits for its end, whatever that is.
     ///
     /// # Errors

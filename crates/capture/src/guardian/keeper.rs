@@ -95,10 +95,10 @@ impl Keeper {
         let mut frozen = freeze::freeze(self.pid, self.freeze_timeout)?;
         tracing::debug!(phase = "freeze", elapsed = ?begin.elapsed());
         let asked = Instant::now();
-        let process = frozen.ask()?;
+        let (process, filters) = frozen.ask()?;
         tracing::debug!(phase = "ask", elapsed = ?asked.elapsed());
         self.held = Some(frozen);
-        Ok(Reply::Frozen(Box::new(process)))
+        Ok(Reply::Frozen(Box::new(process), filters))
     }
 
     fn confirm(&self) -> Result<Reply> {

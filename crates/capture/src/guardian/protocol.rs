@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::time::Duration;
 
 use prost::Message as _;
-use rewake_image::records::Process;
+use rewake_image::records::{Process, SeccompFilter};
 
 use crate::error::{CaptureError, Obstacle};
 
@@ -35,7 +35,7 @@ pub(crate) enum Request {
 #[derive(Debug)]
 pub(crate) enum Reply {
     /// The target stands still; this is all of it but pages and descriptors.
-    Frozen(Box<Process>),
+    Frozen(Box<Process>, Vec<SeccompFilter>),
     /// The target has stood still since it was frozen; also the answer to [`Request::Arm`].
     Held,
     /// The target goes on, or is dead as asked; how long it stood still.
@@ -59,6 +59,15 @@ struct Failure {
     pid: i32,
     #[prost(message, repeated, tag = "6")]
     obstacles: Vec<WireObstacle>,
+}
+
+/// A target that stands still, on the wire.
+#[derive(Clone, PartialEq, prost::Message)]
+struct WireFrozen {
+    #[prost(message, optional, tag = "1")]
+    process: Option<Process>,
+    #[prost(message, repeated, tag = "2")]
+    filters: Vec<SeccompFilter>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -160,7 +169,10 @@ impl Reply {
     /// Sends it.
     pub(crate) fn send(&self, to: &mut impl Write) -> io::Result<()> {
         match self {
-            Self::Frozen(process) => write_frame(to, FROZEN, &process.encode_to_vec()),
+            Self::Frozen(process, filters) => {
+                let frozen = WireFrozen { process: Some(process.as_ref().clone()), filters: filters.clone() };
+                write_frame(to, FROZEN, &frozen.encode_to_vec())
+            }
             Self::Released(paused) => {
                 let paused = u64::try_from(paused.as_nanos()).unwrap_or(u64::MAX);
                 write_frame(to, RELEASED, &paused.to_le_bytes())
@@ -174,7 +186,10 @@ impl Reply {
     pub(crate) fn receive(from: &mut impl Read) -> io::Result<Option<Self>> {
         let Some((kind, payload)) = read_frame(from)? else { return Ok(None) };
         let reply = match kind {
-            FROZEN => Self::Frozen(Box::new(Process::decode(payload.as_slice()).map_err(io::Error::other)?)),
+            FROZEN => {
+                let frozen = WireFrozen::decode(payload.as_slice()).map_err(io::Error::other)?;
+                Self::Frozen(Box::new(frozen.process.unwrap_or_default()), frozen.filters)
+            }
             RELEASED => {
                 let paused = payload.try_into().map_err(|_| io::ErrorKind::InvalidData)?;
                 Self::Released(Duration::from_nanos(u64::from_le_bytes(paused)))
@@ -226,10 +241,10 @@ mod tests {
     #[test]
     fn a_process_and_a_pause_survive_the_wire() {
         let process = Process { pid: 42, comm: b"x".to_vec(), ..Process::default() };
-        let Reply::Frozen(read) = round_trip(&Reply::Frozen(Box::new(process.clone()))) else {
-            panic!("kind of reply")
-        };
-        assert_eq!(*read, process);
+        let filter = SeccompFilter { id: 1, flags: 2, instructions: vec![3; 8] };
+        let frozen = Reply::Frozen(Box::new(process.clone()), vec![filter.clone()]);
+        let Reply::Frozen(read, filters) = round_trip(&frozen) else { panic!("kind of reply") };
+        assert_eq!((*read, filters), (process, vec![filter]));
         let Reply::Released(paused) = round_trip(&Reply::Released(Duration::from_micros(7))) else {
             panic!("kind of reply")
         };

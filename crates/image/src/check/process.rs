@@ -1,10 +1,11 @@
 //! Whether the process and its threads make sense.
 
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
 use super::{ascending, ensure, invalid, path};
-use crate::ImageError;
 use crate::records::{Credentials, PendingSignal, Process, Thread};
+use crate::{Image, ImageError};
 
 /// Highest process or thread id: the kernel's own limit.
 pub const MAX_PID: i32 = 1 << 22;
@@ -31,6 +32,16 @@ const MAX_GROUPS: usize = 65_536;
 /// Bytes of the CPU mask of 64 Ki processors.
 const MAX_AFFINITY: usize = 8192;
 
+/// SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU.
+const STOP_SIGNALS: RangeInclusive<u32> = 19..=22;
+/// SECCOMP_MODE_FILTER, the highest.
+const SECCOMP_FILTER: u32 = 2;
+/// BPF_MAXINSNS, in bytes.
+const MAX_FILTER: usize = 4096 * 8;
+/// Instructions of all filters of a thread: what the kernel allows.
+const MAX_FILTERS: usize = 32_768;
+/// SECCOMP_FILTER_FLAG_LOG, the only one the kernel tells.
+const FILTER_FLAGS: u64 = 2;
 /// Far above the limit of queued signals, which bounds them.
 const MAX_TIMERS: usize = 1 << 20;
 const SIGEV_THREAD_ID: u32 = 4;
@@ -151,6 +162,11 @@ fn threads(process: &Process) -> Result<(), ImageError> {
     ascending(process.threads.iter().map(|thread| thread.tid), RECORD, "thread")?;
     let leader = process.threads.iter().any(|thread| thread.tid == process.pid);
     ensure!(leader, RECORD, "no thread has the id of the process, {}", process.pid);
+    let living = process.threads.iter().any(|thread| !thread.exited);
+    ensure!(living, RECORD, "all threads have ended");
+    if let Some(signal) = process.stopped_by {
+        ensure!(STOP_SIGNALS.contains(&signal), RECORD, "stopped by signal {signal}, which stops nothing");
+    }
     process.threads.iter().try_for_each(|one| thread(one, process.pid))
 }
 
@@ -159,6 +175,12 @@ fn thread(thread: &Thread, pid: i32) -> Result<(), ImageError> {
     let record = &format!("Process {pid}, thread {tid}");
     ensure!((1..=MAX_PID).contains(&tid), record, "its id is impossible");
     comm(&thread.comm, record)?;
+    if thread.exited {
+        let empty = thread.registers.is_empty() && thread.xstate.is_empty() && thread.pending.is_empty();
+        ensure!(tid == pid && empty, record, "it has ended, but is not the first or has registers");
+        ensure!(thread.seccomp_filters.is_empty(), record, "it has ended, but has seccomp filters");
+        return thread.credentials.iter().try_for_each(|own| credentials(Some(own)));
+    }
     let registers = thread.registers.len();
     ensure!(registers == REGISTER_COUNT, record, "{registers} registers, {REGISTER_COUNT} expected");
     let xstate = thread.xstate.len();
@@ -169,10 +191,37 @@ fn thread(thread: &Thread, pid: i32) -> Result<(), ImageError> {
     ensure!(death == 0 || SIGNALS.contains(&death), record, "parent death signal {death} is impossible");
     let affinity = thread.affinity.len();
     ensure!(affinity <= MAX_AFFINITY, record, "a CPU mask of {affinity} bytes is impossible");
+    let (mode, filters) = (thread.seccomp_mode, thread.seccomp_filters.len());
+    ensure!(mode <= SECCOMP_FILTER, record, "seccomp mode {mode} is unknown");
+    let fits = if mode == SECCOMP_FILTER { (1..=MAX_FILTERS).contains(&filters) } else { filters == 0 };
+    ensure!(fits, record, "{filters} seccomp filters in mode {mode}");
+    if let Some(own) = &thread.own_fs {
+        path(&own.cwd, record, "cwd")?;
+        path(&own.root, record, "root")?;
+        ensure!(own.umask <= 0o777, record, "umask {:#o} is impossible", own.umask);
+    }
     let nodes = thread.memory_policy_nodes.len();
     ensure!(nodes <= MAX_NODES, record, "a set of memory nodes of {nodes} bytes is impossible");
     for control in &thread.speculation {
         ensure!(control.kind < SPECULATION_COUNT, record, "speculation of unknown kind {}", control.kind);
+    }
+    Ok(())
+}
+
+/// Checks the seccomp filters, and that those of threads are among them.
+pub(super) fn filters(image: &Image) -> Result<(), ImageError> {
+    const RECORD: &str = "SeccompFilter";
+    let known: BTreeSet<u32> = image.seccomp_filters.iter().map(|filter| filter.id).collect();
+    ascending(image.seccomp_filters.iter().map(|filter| filter.id), RECORD, "id")?;
+    for filter in &image.seccomp_filters {
+        let (id, length) = (filter.id, filter.instructions.len());
+        let possible = (1..=MAX_FILTER).contains(&length) && length.is_multiple_of(8);
+        ensure!(possible, RECORD, "filter {id} of {length} bytes is impossible");
+        ensure!(filter.flags & !FILTER_FLAGS == 0, RECORD, "filter {id} has flags {:#x}", filter.flags);
+    }
+    for thread in &image.process.threads {
+        let unknown = thread.seccomp_filters.iter().find(|id| !known.contains(id));
+        ensure!(unknown.is_none(), RECORD, "filter {unknown:?} of thread {} is not there", thread.tid);
     }
     Ok(())
 }

@@ -55,6 +55,8 @@ pub struct Stat {
     pub env_start: RemoteAddr,
     /// End of the environment.
     pub env_end: RemoteAddr,
+    /// How a thread that has ended did so, as `wait` tells it.
+    pub exit_code: i32,
 }
 
 /// The first field behind the name has this number in proc(5).
@@ -107,6 +109,7 @@ impl Stat {
             arg_end: address(49)?,
             env_start: address(50)?,
             env_end: address(51)?,
+            exit_code: int(52)?,
         })
     }
 }

@@ -3,13 +3,15 @@
 use std::ffi::c_void;
 use std::marker::PhantomData;
 
-use super::{PtraceError, Running, Stopped, wait};
+use super::{Options, PtraceError, Running, Stopped, wait};
 use crate::arch::x86_64::regs::WORDS;
 use crate::arch::x86_64::{Registers, XState};
 use crate::signal::{SIGINFO_SIZE, SigInfo, SignalSet};
 
 const PTRACE_GET_RSEQ_CONFIGURATION: u32 = 0x420f;
 const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4211;
+const PTRACE_SECCOMP_GET_FILTER: u32 = 0x420c;
+const PTRACE_SECCOMP_GET_METADATA: u32 = 0x420d;
 const NT_PRSTATUS: usize = 1;
 const NT_X86_XSTATE: usize = 0x202;
 /// Enough for every processor so far (AMX: 11 KiB); more is asked for when it is not.
@@ -27,6 +29,15 @@ pub struct RseqConfiguration {
     pub signature: u32,
     /// Flags it was registered with.
     pub flags: u32,
+}
+
+/// A seccomp filter of a thread.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeccompFilter {
+    /// `SECCOMP_FILTER_FLAG_*`, as far as the kernel tells.
+    pub flags: u64,
+    /// `struct sock_filter`, 8 bytes each.
+    pub instructions: Vec<u8>,
 }
 
 /// What became of a tracee that was to be let go.
@@ -222,6 +233,47 @@ impl Stopped {
             Ok(_) => Ok(mode_selector_offset_len[0] != 0),
             Err(error) if error.source.raw_os_error() == Some(libc::EIO) => Ok(false),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the process is stopped by job control: told in a stop that we asked for.
+    ///
+    /// # Errors
+    /// As [`Stopped::siginfo`].
+    pub fn is_in_group_stop(&self) -> Result<bool, PtraceError> {
+        Ok(self.siginfo()?.signal() != libc::SIGTRAP)
+    }
+
+    /// Changes how the tracee is traced.
+    ///
+    /// # Errors
+    /// When the tracee is gone, or we may not.
+    pub fn set_options(&self, options: Options) -> Result<(), PtraceError> {
+        let bits = usize::try_from(options.bits()).unwrap_or(0);
+        self.request("PTRACE_SETOPTIONS", libc::PTRACE_SETOPTIONS, number(0), number(bits)).map(|_| ())
+    }
+
+    /// The thread's seccomp filters, first installed first.
+    ///
+    /// # Errors
+    /// When the tracee is gone, or we may not read them (without CAP_SYS_ADMIN: EACCES).
+    pub fn seccomp_filters(&self) -> Result<Vec<SeccompFilter>, PtraceError> {
+        const INSTRUCTION: usize = 8;
+        let name = "PTRACE_SECCOMP_GET_FILTER";
+        let mut all = Vec::new();
+        loop {
+            let at = number(all.len());
+            let length = match self.request(name, PTRACE_SECCOMP_GET_FILTER, at, number(0)) {
+                Ok(length) => usize::try_from(length).unwrap_or(0),
+                Err(error) if error.source.raw_os_error() == Some(libc::ENOENT) => return Ok(all),
+                Err(error) => return Err(error),
+            };
+            let mut instructions = vec![0u8; length * INSTRUCTION];
+            self.request(name, PTRACE_SECCOMP_GET_FILTER, at, instructions.as_mut_ptr().cast())?;
+            let mut offset_flags = [all.len() as u64, 0];
+            let (size, to) = (number(size_of_val(&offset_flags)), offset_flags.as_mut_ptr().cast());
+            self.request("PTRACE_SECCOMP_GET_METADATA", PTRACE_SECCOMP_GET_METADATA, size, to)?;
+            all.push(SeccompFilter { flags: offset_flags[1], instructions });
         }
     }
 

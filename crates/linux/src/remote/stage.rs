@@ -81,7 +81,7 @@ impl RemoteStage {
     }
 
     fn look(pid: i32, threads: &[Stopped]) -> Result<(Self, Vec<SavedThread>), RemoteError> {
-        let process = Proc::open(pid)?;
+        let process = Proc::open_living(pid)?;
         let memory = ProcessMemory::open(pid)?;
         let saved = threads.iter().map(|thread| save(thread, &memory));
         let saved = saved.collect::<Result<Vec<_>, RemoteError>>()?;
@@ -337,8 +337,12 @@ fn end_signal(status: &Status, threads: &[Stopped]) -> Result<i32, RemoteError> 
     for thread in threads {
         pending = thread.pending(false)?.iter().fold(pending, |pending, info| pending.with(info.signal()));
     }
-    free_signal(SignalSet::from_bits(status.caught), pending)
-        .ok_or(RemoteError::NoSignal { pid: status.tgid })
+    let mut caught = SignalSet::from_bits(status.caught);
+    // It would let a stopped process go on.
+    if threads.first().map(Stopped::is_in_group_stop).transpose()?.unwrap_or(false) {
+        caught = caught.with(libc::SIGCONT);
+    }
+    free_signal(caught, pending).ok_or(RemoteError::NoSignal { pid: status.tgid })
 }
 
 /// The first of [`END_SIGNALS`] whose sending changes nothing.

@@ -116,6 +116,11 @@ impl Planner<'_> {
         self.pending_signals();
         self.locks()?;
         self.limits();
+        if self.process.root != b"/" {
+            let root = self.program.string(&self.process.root);
+            let note = format!("root {}", String::from_utf8_lossy(&self.process.root));
+            self.program.call(self.leader, Sysno::chroot, args![root]).note(note);
+        }
         if self.process.lock_future != 0 {
             let call = self.program.call(self.leader, Sysno::mlockall, args![self.process.lock_future]);
             call.note("memory mapped later is locked");

@@ -16,6 +16,7 @@ const SS_ONSTACK: u32 = 1;
 const SS_DISABLE: u32 = 2;
 /// VM, FS, FILES, SIGHAND, THREAD, SYSVSEM: what makes a thread.
 const CLONE_THREAD_FLAGS: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000;
+const CLONE_FS: i32 = 0x200;
 /// Parties that never come: the thread waits for the tracer.
 const NEVER: u32 = u32::MAX;
 const FAILED: i32 = 125;
@@ -27,7 +28,7 @@ impl<'a> Planner<'a> {
         found.ok_or_else(|| RestoreError::Unsupported {
             pid,
             object: "leader thread".into(),
-            reason: "it had exited before the capture; such a process cannot be resumed yet".into(),
+            reason: "the image has none".into(),
         })
     }
 
@@ -56,6 +57,22 @@ impl<'a> Planner<'a> {
         name.truncate(15);
         let name = program.string(&name);
         program.call(track, Sysno::prctl, args![PR_SET_NAME, name]).note("name");
+        if thread.exited {
+            program.call(track, Sysno::set_tid_address, args![0]).accept(Accept::Any);
+            self.last_of_thread(track, thread);
+            return;
+        }
+        if let Some(own) = &thread.own_fs {
+            let (cwd, root) = (program.string(&own.cwd), program.string(&own.root));
+            let note = format!("working folder {}", String::from_utf8_lossy(&own.cwd));
+            program.call(track, Sysno::unshare, args![CLONE_FS]).note("its own working folder");
+            program.call(track, Sysno::chdir, args![cwd]).note(note);
+            if own.root != b"/" {
+                let note = format!("root {}", String::from_utf8_lossy(&own.root));
+                program.call(track, Sysno::chroot, args![root]).note(note);
+            }
+            program.call(track, Sysno::umask, args![own.umask]);
+        }
         program.call(track, Sysno::set_tid_address, args![thread.clear_child_tid]).accept(Accept::Any);
         if thread.robust_list != 0 {
             let args = args![thread.robust_list, thread.robust_list_len];
@@ -78,6 +95,12 @@ impl<'a> Planner<'a> {
         self.scheduling(track, thread);
         self.thread_settings(track, thread);
         self.pending_of_thread(track, thread);
+        self.last_of_thread(track, thread);
+    }
+
+    /// What a thread has to do last, ended or not: the process ends as its leader, and is asked for by its credentials.
+    fn last_of_thread(&mut self, track: TrackRef, thread: &Thread) {
+        self.seccomp(track, thread);
         self.credentials(track, thread);
         // A detached program must outlive `resume`, the parent it would die with.
         let death = if self.site.new_session { 0 } else { thread.parent_death_signal };
