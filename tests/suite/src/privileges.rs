@@ -24,6 +24,9 @@ pub struct Privilege {
 /// Files behind mappings alone are found through `/proc/PID/map_files`, for which it takes CAP_CHECKPOINT_RESTORE.
 const ONLY_MAPPED: &str = "the mapped file cannot be found under its name";
 
+/// Only CAP_SYS_ADMIN suspends seccomp.
+const UNDER_SECCOMP: &str = "it runs under seccomp, and this user may not suspend that";
+
 const fn refused(call: &'static str, words: &'static str) -> Privilege {
     Privilege { call, shows: Shows::Refusal, words }
 }
@@ -40,6 +43,10 @@ pub const PRIVILEGES: &[Privilege] = &[
     refused("memfd only-mapped", ONLY_MAPPED),
     refused("file_unlinked mapped", ONLY_MAPPED),
     refused("process_attributes", "the kernel does not let this user trace it"),
+    refused("seccomp shared", UNDER_SECCOMP),
+    refused("seccomp more", UNDER_SECCOMP),
+    refused("seccomp own", UNDER_SECCOMP),
+    refused("seccomp strict", UNDER_SECCOMP),
     Privilege {
         call: "file_unlinked tmpfile",
         shows: Shows::Limit,

@@ -231,9 +231,10 @@ impl Subject {
         command.args(["-e", "setpgrp(0, 0); exec { $ARGV[0] } @ARGV"]).arg(resume.get_program());
         command.args(resume.get_args()).args(["--on-changed", "as-is"]).current_dir(&self.folder);
         let resumed = Running::start(command, &self.folder, "resume")?;
-        let result = self.await_stop().context("resumed");
         let waits = || process::glimpse(resumed.child.id()).filter(|seen| seen.state == 'T').map(|_| ());
-        let result = result.and(process::await_some(PATIENCE, waits).context("resume does not stop too"));
+        let result = self.await_stop().context("resumed").and_then(|()| {
+            process::await_some(Duration::from_secs(10), waits).context("resume does not stop too")
+        });
         self.go()?;
         process::signal(resumed.child.id(), Signal::CONT);
         let finished = resumed.finish(PATIENCE).context("resume")?;
