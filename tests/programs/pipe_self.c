@@ -1,4 +1,5 @@
-/* Pipes to itself: data, size, O_NONBLOCK, close-on-exec, an end closed; argument packets: packet mode. */
+/* Pipes to itself: data, size, O_NONBLOCK, close-on-exec, an end closed; argument packets: packet mode; both: opened for
+   reading and writing at once. */
 #include "probe.h"
 
 static void packets(void) {
@@ -14,10 +15,27 @@ static void packets(void) {
     CHECK(read(ends[0], buffer, sizeof buffer) == 5, "third packet");
 }
 
+static void both(void) {
+    int ends[2];
+    char path[64], buffer[64];
+    TRY(pipe(ends));
+    snprintf(path, sizeof path, "/proc/self/fd/%d", ends[0]);
+    int one = TRY(open(path, O_RDWR | O_NONBLOCK)), other = TRY(open(path, O_RDWR));
+    CHECK(write(one, "data", 4) == 4, "write");
+    TRY(close(ends[0]));
+    probe_ready();
+    probe_wait();
+    CHECK((fcntl(one, F_GETFL) & (O_ACCMODE | O_NONBLOCK)) == (O_RDWR | O_NONBLOCK) && (fcntl(other, F_GETFL) & (O_ACCMODE | O_NONBLOCK)) == O_RDWR, "flags");
+    CHECK(read(other, buffer, 64) == 4 && !memcmp(buffer, "data", 4), "data");
+    CHECK(read(one, buffer, 64) == -1 && errno == EAGAIN, "it is not empty");
+    CHECK(write(ends[1], "more", 4) == 4 && read(one, buffer, 64) == 4, "written after the resume");
+}
+
 int main(int argc, char **argv) {
     probe_start(argc, argv);
     if (argc > 2) {
-        packets();
+        if (!strcmp(argv[2], "both")) both();
+        else packets();
         return probe_pass();
     }
     static char data[200000], back[200000];

@@ -2,14 +2,17 @@
 //!
 //! The same survey serves preflight (for its findings) and the frozen target (for its records).
 
+mod epoll;
 mod kind;
 mod locks;
 mod pipes;
+mod special;
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 
 use rewake_image::records::{
-    Descriptor, Device, Directory, FileLock, OpenFile, OutsideStream, PipeEnd, RegularFile, open_file,
+    Descriptor, Device, Directory, FileLock, OpenFile, OutsideStream, RegularFile, open_file,
 };
 use rewake_linux::attributes::{self, SignalOwner};
 use rewake_linux::kcmp;
@@ -96,7 +99,6 @@ pub(crate) fn survey(proc: &Proc, contents: &mut Contents, findings: &mut Findin
     let pipes = pipes::inside(proc, &seen);
     let mut files = Files::default();
     for (one, &first) in seen.iter().zip(&firsts) {
-        check_flags(one, findings);
         let kind = match kind::classify(proc, one, &seen, &firsts, &pipes) {
             Ok(kind) => kind,
             Err(refusal) => {
@@ -106,14 +108,24 @@ pub(crate) fn survey(proc: &Proc, contents: &mut Contents, findings: &mut Findin
         };
         let owner = match kind {
             // Set for the stream's other users too, and not by restore.
-            Kind::Outside(_) => SignalOwner::default(),
-            _ if first == one.fd => signal_owner(pid, one, findings)?,
+            Kind::Outside(_) => {
+                if one.info.flags & libc::O_ASYNC.cast_unsigned() != 0 {
+                    findings.add(
+                        one.name(),
+                        "signals on input (O_ASYNC) from outside the program are not supported",
+                        "let the program switch them off first",
+                    );
+                }
+                SignalOwner::default()
+            }
+            _ if first == one.fd => signal_owner(proc, one, findings)?,
             _ => SignalOwner::default(),
         };
         let id = files.open_file(one, first, kind, owner, contents);
         let close_on_exec = one.info.close_on_exec();
         files.descriptors.push(Descriptor { fd: one.fd, file: id, close_on_exec });
     }
+    files.epolls(proc, &seen, &firsts, findings)?;
     files.locks = locks::survey(&seen, &firsts, findings);
     files.pipes = pipes;
     Ok(files)
@@ -122,31 +134,34 @@ pub(crate) fn survey(proc: &Proc, contents: &mut Contents, findings: &mut Findin
 /// For each descriptor the first one with the same open file description.
 fn descriptions(pid: i32, seen: &[Seen]) -> Result<Vec<i32>> {
     let mut firsts: Vec<i32> = Vec::with_capacity(seen.len());
+    // In the order of kcmp: objects without a place in the file tree all have one inode.
     let mut by_inode: HashMap<(u64, u64), Vec<i32>> = HashMap::new();
     for one in seen {
         let known = by_inode.entry(one.inode()).or_default();
-        let mut first = None;
-        for &candidate in known.iter() {
-            let order = match kcmp::same_file(pid, candidate, pid, one.fd) {
-                // One of them was closed meanwhile: the target runs.
-                Err(error) if error.raw_os_error() == Some(libc::EBADF) => continue,
-                order => order.during("kcmp", pid, one.name())?,
-            };
-            if order.is_eq() {
-                first = Some(candidate);
-                break;
+        let mut failure = None;
+        let found = known.binary_search_by(|&candidate| {
+            kcmp::same_file(pid, candidate, pid, one.fd).unwrap_or_else(|error| {
+                failure = Some(error);
+                Ordering::Less
+            })
+        });
+        match (failure, found) {
+            (None, Ok(at)) => firsts.push(known[at]),
+            (None, Err(at)) => {
+                known.insert(at, one.fd);
+                firsts.push(one.fd);
             }
+            // One of them was closed meanwhile: the target runs.
+            (Some(error), _) if error.raw_os_error() == Some(libc::EBADF) => firsts.push(one.fd),
+            (Some(error), _) => return Err(error).during("kcmp", pid, one.name()),
         }
-        if first.is_none() {
-            known.push(one.fd);
-        }
-        firsts.push(first.unwrap_or(one.fd));
     }
     Ok(firsts)
 }
 
 /// Who gets signals about an open file; asked of a duplicate of the descriptor, since `/proc` does not tell.
-fn signal_owner(pid: i32, one: &Seen, findings: &mut Findings) -> Result<SignalOwner> {
+fn signal_owner(proc: &Proc, one: &Seen, findings: &mut Findings) -> Result<SignalOwner> {
+    let pid = proc.id();
     if one.flags().contains(OFlags::PATH) {
         return Ok(SignalOwner::default());
     }
@@ -155,27 +170,38 @@ fn signal_owner(pid: i32, one: &Seen, findings: &mut Findings) -> Result<SignalO
         Err(error) if error.raw_os_error() == Some(libc::EBADF) => return Ok(SignalOwner::default()),
         owner => owner.during("pidfd_getfd", pid, one.name())?,
     };
-    if owner.id != 0 && (owner.kind, owner.id) != (SignalOwner::PROCESS, pid) {
+    let inside = match owner.kind {
+        _ if owner.id == 0 => true,
+        SignalOwner::THREAD => proc.threads().is_ok_and(|threads| threads.contains(&owner.id)),
+        SignalOwner::GROUP => proc.stat().is_ok_and(|stat| stat.pgrp == owner.id),
+        _ => owner.id == pid,
+    };
+    if !inside {
         findings.add(
             one.name(),
-            "signals about it to a thread or another process (F_SETOWN) are not supported yet",
-            "let the program finish with it, or wait for a version that supports it",
+            format!("signals about it go to another process ({}, F_SETOWN)", owner.id),
+            "let the program take them itself, or finish with it",
         );
     }
     Ok(owner)
 }
 
-fn check_flags(one: &Seen, findings: &mut Findings) {
-    if one.info.flags & libc::O_ASYNC.cast_unsigned() != 0 {
-        findings.add(
-            one.name(),
-            "signals on input (O_ASYNC) are not supported yet",
-            "let the program finish with it, or wait for a version that supports it",
-        );
-    }
-}
-
 impl Files {
+    /// Adds what the epoll instances watch, which refers to open files by id.
+    fn epolls(&mut self, proc: &Proc, seen: &[Seen], firsts: &[i32], findings: &mut Findings) -> Result<()> {
+        let file_at: HashMap<i32, u32> = self.descriptors.iter().map(|one| (one.fd, one.file)).collect();
+        for (one, &first) in seen.iter().zip(firsts) {
+            if one.link.target == epoll::LINK
+                && first == one.fd
+                && let Some(file) = file_at.get(&one.fd).and_then(|&id| usize::try_from(id).ok())
+            {
+                let record = epoll::record(proc, one, seen, &file_at, findings)?;
+                self.open[file].kind = Some(open_file::Kind::Epoll(record));
+            }
+        }
+        Ok(())
+    }
+
     /// The id of the open file description behind a descriptor; a new record when it is the first of its kind.
     fn open_file(
         &mut self,
@@ -206,11 +232,12 @@ impl Files {
             Kind::Device => {
                 open_file::Kind::Device(Device { path: one.link.target.clone(), rdev: one.link.stat.rdev })
             }
-            Kind::Pipe { pipe, write } => open_file::Kind::Pipe(PipeEnd { pipe, write }),
+            Kind::Pipe(end) => open_file::Kind::Pipe(end),
             Kind::Outside(standard_stream) => open_file::Kind::Outside(OutsideStream {
                 description: one.link.target.clone(),
                 standard_stream,
             }),
+            Kind::Special(record) => record,
         };
         let flags = kind::reopening_flags(one).bits();
         self.open.push(OpenFile {

@@ -279,8 +279,8 @@ fn open_files() -> Vec<OpenFile> {
         (1, Kind::Device(Device { path: b"/dev/null".to_vec(), rdev: 0x103 })),
         (2, Kind::Regular(regular)),
         (0, Kind::Directory(directory)),
-        (0, Kind::Pipe(PipeEnd { pipe: 1, write: false })),
-        (1, Kind::Pipe(PipeEnd { pipe: 1, write: true })),
+        (0, Kind::Pipe(PipeEnd { pipe: 1, write: false, both: false })),
+        (1, Kind::Pipe(PipeEnd { pipe: 1, write: true, both: false })),
     ];
     let file = |(id, (flags, kind))| OpenFile { id, flags, kind: Some(kind), ..OpenFile::default() };
     (1..).zip(kinds).map(file).collect()

@@ -140,8 +140,12 @@ pub struct SignalOwner {
 }
 
 impl SignalOwner {
+    /// `F_OWNER_TID`: the id is that of a thread.
+    pub const THREAD: u32 = 0;
     /// `F_OWNER_PID`: the id is that of a process.
     pub const PROCESS: u32 = 1;
+    /// `F_OWNER_PGRP`: the id is that of a process group.
+    pub const GROUP: u32 = 2;
 }
 
 /// `struct f_owner_ex`.

@@ -1,7 +1,7 @@
 //! kcmp(2): whether two tasks share a kernel object.
 //!
 //! # Safety
-//! The one unsafe block is a system call that takes and returns numbers only and touches no memory of ours.
+//! The one unsafe block is a system call that takes and returns numbers; the one kind that reads memory of ours reads a local variable.
 
 #![allow(unsafe_code, reason = "kcmp has no safe wrapper, see Safety above")]
 
@@ -27,6 +27,15 @@ pub enum Shared {
 }
 
 const KCMP_FILE: u8 = 0;
+const KCMP_EPOLL_TFD: u8 = 7;
+
+/// `struct kcmp_epoll_slot`.
+#[repr(C)]
+struct EpollSlot {
+    epoll: u32,
+    fd: u32,
+    offset: u32,
+}
 
 /// Compares the objects two tasks (process or thread ids) have: equal means one and the same.
 ///
@@ -47,8 +56,23 @@ pub fn same_file(first: i32, first_fd: i32, second: i32, second_fd: i32) -> io::
     kcmp(first, second, KCMP_FILE, number(first_fd)?, number(second_fd)?)
 }
 
+/// Whether descriptor `fd` of process `pid` is what its epoll instance `epoll` watches under number `watched`: the one that comes
+/// `offset` behind the first of that number, in the order of fdinfo.
+///
+/// # Errors
+/// As [`compare`]; `EBADF` when a descriptor is not open, `ENOENT` when there is no such watch.
+pub fn same_as_watched(pid: i32, fd: i32, epoll: i32, watched: i32, offset: usize) -> io::Result<Ordering> {
+    let number = |fd| u32::try_from(fd).map_err(|_| io::Error::from_raw_os_error(libc::EBADF));
+    let offset = u32::try_from(offset).map_err(io::Error::other)?;
+    let slot = EpollSlot { epoll: number(epoll)?, fd: number(watched)?, offset };
+    let address = (&raw const slot).expose_provenance();
+    let address = u64::try_from(address).map_err(io::Error::other)?;
+    kcmp(pid, pid, KCMP_EPOLL_TFD, number(fd)?.into(), address)
+}
+
 fn kcmp(first: i32, second: i32, what: u8, index1: u64, index2: u64) -> io::Result<Ordering> {
-    // SAFETY: kcmp with these kinds takes numbers only; the kernel checks them all.
+    // SAFETY: kcmp takes numbers only, which the kernel checks; for KCMP_EPOLL_TFD `index2` is the address of a slot that lives in our
+    // caller until the call is over, and is only read.
     let result =
         unsafe { libc::syscall(libc::SYS_kcmp, first, second, libc::c_int::from(what), index1, index2) };
     match result {
@@ -80,6 +104,22 @@ mod tests {
         let error = same_file(own, 999_999, own, 0).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EBADF));
         assert!(same_file(own, -1, own, 0).is_err());
+    }
+
+    #[test]
+    fn what_an_epoll_watches_is_known_behind_any_number() {
+        use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+        let own = std::process::id().cast_signed();
+        let (reader, writer) = io::pipe().unwrap();
+        let twin = reader.try_clone().unwrap();
+        let instance = epoll::create(CreateFlags::CLOEXEC).unwrap();
+        epoll::add(&instance, &reader, EventData::new_u64(1), EventFlags::IN).unwrap();
+        let (number, epoll) = (reader.as_raw_fd(), instance.as_raw_fd());
+        drop(reader);
+        let watched = |fd: i32, offset| same_as_watched(own, fd, epoll, number, offset);
+        assert_eq!(watched(twin.as_raw_fd(), 0).unwrap(), Ordering::Equal);
+        assert_ne!(watched(writer.as_raw_fd(), 0).unwrap(), Ordering::Equal);
+        assert_eq!(watched(twin.as_raw_fd(), 1).unwrap_err().raw_os_error(), Some(libc::ENOENT));
     }
 
     #[test]

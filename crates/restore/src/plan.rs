@@ -8,7 +8,8 @@
 //! 3. *memory*: everything of the seed goes, the image's mappings come and are filled ([`memory`]);
 //! 4. *process*: fields of the address space, dispositions, attributes ([`process`], [`signals`]);
 //! 5. *files* take their numbers;
-//! 6. *threads* are cloned with their ids ([`threads`]), pending signals queued, limits and timers set;
+//! 6. *threads* are cloned with their ids ([`threads`]), pending signals queued, owners of signals, watches and timers of files set,
+//!    then locks, limits and timers;
 //! 7. all threads park; the tracer gives them their registers and lets them go.
 
 pub mod check;
@@ -70,6 +71,8 @@ pub struct Site {
     pub clocks: BTreeMap<i32, u64>,
     /// Whether the program becomes leader of a session of its own.
     pub new_session: bool,
+    /// Whether the image was made since this host was started: then clocks that begin at the start go on.
+    pub same_boot: bool,
 }
 
 impl Site {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 
 use rewake_image::Image;
+use rewake_image::records::open_file;
 use rewake_image::records::vma::Backing;
 use rewake_linux::addr::RemoteAddr;
 use rewake_linux::attributes;
@@ -83,8 +84,7 @@ fn survey(image: &Image, options: &Options, prepared: &Prepared) -> Result<Site,
     raise_descriptor_limit();
     let limits = own.limits().map_err(|source| proc_error(image, source))?;
     let own_fds = own.fd_numbers().map_err(|source| proc_error(image, source))?;
-    let fds = image.process.descriptors.iter().map(|descriptor| descriptor.fd).chain(own_fds);
-    let highest = fds.max().unwrap_or(0);
+    let highest = numbers(image).chain(own_fds).max().unwrap_or(0);
     if highest >= HIGHEST_FD {
         return Err(RestoreError::Unsupported {
             pid: image.process.pid,
@@ -113,6 +113,7 @@ fn survey(image: &Image, options: &Options, prepared: &Prepared) -> Result<Site,
         new_session: options.new_session,
         timer_ids: attributes::can_choose_timer_ids(),
         clocks: clocks(),
+        same_boot: is_same_boot(image),
         prepared: BTreeMap::new(),
     };
     site.prepared = prepared.numbers(site.first_prepared());
@@ -133,6 +134,21 @@ fn clocks() -> BTreeMap<i32, u64> {
         Some(u64::try_from(now.tv_sec).ok()? * 1_000_000_000 + u64::try_from(now.tv_nsec).ok()?)
     };
     clocks.into_iter().filter_map(|(number, clock)| Some((number, nanoseconds(clock)?))).collect()
+}
+
+fn is_same_boot(image: &Image) -> bool {
+    let then = image.manifest.host.as_ref().map(|host| &host.boot_id);
+    let now = rewake_linux::host::Host::here().ok().map(|host| host.boot_id);
+    now.is_some_and(|now| !now.is_empty() && then == Some(&now))
+}
+
+/// The numbers of all descriptors, and those that watches were added by.
+fn numbers(image: &Image) -> impl Iterator<Item = i32> {
+    let watched = image.open_files.iter().flat_map(|file| match &file.kind {
+        Some(open_file::Kind::Epoll(epoll)) => &epoll.watches[..],
+        _ => &[],
+    });
+    image.process.descriptors.iter().map(|descriptor| descriptor.fd).chain(watched.map(|watch| watch.fd))
 }
 
 /// Programs keep addresses into the vdso: another kernel's is of no use to them.

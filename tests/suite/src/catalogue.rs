@@ -241,7 +241,28 @@ const FILES: &[Row] = &[
         ],
     ),
     row("locks: flock, POSIX record locks", &[once("file_locks")]),
+    row("eventfd: count, semaphore, O_NONBLOCK", &[probe("file_eventfd")]),
+    row(
+        "timerfd: all clocks, relative and absolute, intervals, expirations not read, TFD_TIMER_CANCEL_ON_SET",
+        &[probe("file_timerfd plain"), probe("file_timerfd absolute"), probe("file_timerfd alarm")],
+    ),
+    row("signalfd with signals queued", &[probe("file_signalfd")]),
+    row(
+        "epoll: levels, edges, one-shots, exclusive, nested, on numbers closed or reused, on standard streams, blocked in it",
+        &[
+            probe("file_epoll plain"),
+            probe("file_epoll nested"),
+            probe("file_epoll closed"),
+            probe("file_epoll streams"),
+            probe("file_epoll wait"),
+        ],
+    ),
 ];
 
-const PIPES: &[Row] =
-    &[row("pipes to itself with data, size, O_NONBLOCK, one end closed, dup'd", &[probe("pipe_self")])];
+const PIPES: &[Row] = &[
+    row("pipes to itself with data, size, O_NONBLOCK, one end closed, dup'd", &[probe("pipe_self")]),
+    row(
+        "pipes in packet mode (O_DIRECT) with packets, and opened for reading and writing at once",
+        &[probe("pipe_self packets"), probe("pipe_self both")],
+    ),
+];

@@ -1,25 +1,24 @@
 //! What a descriptor leads to.
 
-use rewake_image::records::FileIdentity;
+use rewake_image::records::{Epoll, FileIdentity, PipeEnd, open_file};
 use rewake_linux::proc::{Link, Proc};
 use rustix::fs::{FileType, OFlags};
 
-use super::Seen;
 use super::pipes::PipeSource;
+use super::{Seen, epoll, special};
 use crate::contents::{self, Contents, Source};
 
 /// What can be captured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) enum Kind {
     Regular(Place),
     Directory,
     Device,
-    Pipe {
-        pipe: u32,
-        write: bool,
-    },
+    Pipe(PipeEnd),
     /// Takes the place of this standard stream.
     Outside(u32),
+    /// All that there is to it. What an epoll instance watches is added when all files are known.
+    Special(open_file::Kind),
 }
 
 /// Where a regular file is.
@@ -56,11 +55,11 @@ pub(super) struct Refusal {
     pub(super) remedy: String,
 }
 
-fn refuse<T>(reason: impl Into<String>, remedy: impl Into<String>) -> Result<T, Refusal> {
+pub(super) fn refuse<T>(reason: impl Into<String>, remedy: impl Into<String>) -> Result<T, Refusal> {
     Err(Refusal { reason: reason.into(), remedy: remedy.into() })
 }
 
-const LET_FINISH: &str = "capture the program at a time when it does not hold this";
+pub(super) const LET_FINISH: &str = "capture the program at a time when it does not hold this";
 
 /// What file this is, to be found again later.
 pub(crate) fn identity(link: &Link) -> FileIdentity {
@@ -106,7 +105,7 @@ pub(super) fn classify(
         },
         FileType::BlockDevice => refuse("block devices are not supported", LET_FINISH),
         FileType::Symlink => refuse("a symbolic link opened as such is not supported", LET_FINISH),
-        FileType::Unknown => special(one),
+        FileType::Unknown => without_place(proc, one),
     }
 }
 
@@ -138,7 +137,7 @@ fn named(proc: &Proc, one: &Seen) -> Result<(), Refusal> {
     let link = &one.link;
     let memory = link.target.starts_with(MEMFD) || link.target == SECRET;
     if !link.target.starts_with(b"/") || (link.deleted && memory) {
-        return special(one).map(|_| ());
+        return without_place(proc, one).map(|_| ());
     }
     if let Some(name) = virtual_file_system(proc, &format!("fd/{}", one.fd)) {
         return refuse(format!("open files of {name} are not supported yet"), LET_FINISH);
@@ -154,12 +153,14 @@ fn named(proc: &Proc, one: &Seen) -> Result<(), Refusal> {
 }
 
 /// Objects without a place in the file tree.
-fn special(one: &Seen) -> Result<Kind, Refusal> {
+fn without_place(proc: &Proc, one: &Seen) -> Result<Kind, Refusal> {
+    if one.link.target == epoll::LINK {
+        return Ok(Kind::Special(open_file::Kind::Epoll(Epoll::default())));
+    }
+    if let Some(record) = special::record(proc, one) {
+        return record.map(Kind::Special);
+    }
     const NAMES: &[(&str, &str)] = &[
-        ("anon_inode:[eventpoll]", "epoll instances"),
-        ("anon_inode:[eventfd]", "eventfds"),
-        ("anon_inode:[timerfd]", "timerfds"),
-        ("anon_inode:[signalfd]", "signalfds"),
         ("anon_inode:inotify", "inotify instances"),
         ("anon_inode:[fanotify]", "fanotify groups"),
         ("anon_inode:[pidfd]", "pidfds"),
@@ -223,13 +224,8 @@ fn device(proc: &Proc, one: &Seen, all: &[Seen], firsts: &[i32]) -> Result<Kind,
 
 fn fifo(one: &Seen, all: &[Seen], firsts: &[i32], pipes: &[PipeSource]) -> Result<Kind, Refusal> {
     if let Some(pipe) = pipes.iter().find(|pipe| pipe.inode == one.inode()) {
-        if one.flags().contains(OFlags::DIRECT) {
-            return refuse("pipes in packet mode (O_DIRECT) are not supported", LET_FINISH);
-        }
-        if one.flags() & OFlags::ACCMODE == OFlags::RDWR {
-            return refuse("a pipe opened for reading and writing at once is not supported", LET_FINISH);
-        }
-        return Ok(Kind::Pipe { pipe: pipe.id, write: one.writes() });
+        let (write, both) = (one.writes(), one.writes() && one.reads());
+        return Ok(Kind::Pipe(PipeEnd { pipe: pipe.id, write, both }));
     }
     match standard_stream(one, all, firsts) {
         Some(stream) => Ok(Kind::Outside(stream)),

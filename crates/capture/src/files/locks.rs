@@ -14,10 +14,20 @@ pub(super) fn survey(seen: &[Seen], firsts: &[i32], findings: &mut Findings) -> 
             let kind = match lock.kind {
                 LockKind::Posix => file_lock::Type::Posix,
                 LockKind::Flock => file_lock::Type::Flock,
-                _ => {
+                LockKind::Ofd => file_lock::Type::Ofd,
+                LockKind::Lease if lock.breaking => {
                     findings.add(
                         one.name(),
-                        format!("{:?} locks are not supported yet", lock.kind),
+                        "another program waits for this lease to be given up",
+                        "let the program answer first, then try again",
+                    );
+                    continue;
+                }
+                LockKind::Lease => file_lock::Type::Lease,
+                LockKind::Other => {
+                    findings.add(
+                        one.name(),
+                        "locks of this kind are not supported",
                         "capture the program at a time when it does not hold this",
                     );
                     continue;
@@ -28,8 +38,8 @@ pub(super) fn survey(seen: &[Seen], firsts: &[i32], findings: &mut Findings) -> 
                 continue;
             }
             let record = record(one.fd, kind, lock);
-            // POSIX locks belong to process and file, flock to the open file description.
-            let owner = if kind == file_lock::Type::Flock { first } else { -1 };
+            // POSIX locks belong to process and file, all others to the open file description.
+            let owner = if kind == file_lock::Type::Posix { -1 } else { first };
             let same = known.iter().any(|(inode, other, lock)| {
                 (*inode, *other) == (one.inode(), owner) && FileLock { fd: record.fd, ..*lock } == record
             });
@@ -68,7 +78,7 @@ mod tests {
     }
 
     fn lock(kind: LockKind, start: u64) -> Lock {
-        Lock { kind, write: true, pid: 1, device: 1, inode: 2, start, length: 5 }
+        Lock { kind, write: true, breaking: false, pid: 1, device: 1, inode: 2, start, length: 5 }
     }
 
     #[test]
@@ -83,12 +93,13 @@ mod tests {
     }
 
     #[test]
-    fn flock_belongs_to_the_open_file_and_others_are_refused() {
-        let flock = || vec![lock(LockKind::Flock, 0)];
-        let all = [seen(3, 0, flock()), seen(4, 0, flock()), seen(5, 0, vec![lock(LockKind::Ofd, 0)])];
+    fn others_belong_to_the_open_file_and_leases_to_be_broken_are_refused() {
+        let flock = || vec![lock(LockKind::Flock, 0), lock(LockKind::Ofd, 4)];
+        let broken = Lock { breaking: true, ..lock(LockKind::Lease, 0) };
+        let all = [seen(3, 0, flock()), seen(4, 0, flock()), seen(5, 0, vec![broken])];
         let mut findings = Findings::new(1);
         let locks = survey(&all, &[3, 3, 5], &mut findings);
-        assert_eq!(locks.iter().map(|lock| lock.fd).collect::<Vec<_>>(), [3]);
+        assert_eq!(locks.iter().map(|lock| (lock.fd, lock.start)).collect::<Vec<_>>(), [(3, 0), (3, 4)]);
         assert_eq!(findings.into_obstacles()[0].object, "descriptor 5: /x");
     }
 }

@@ -1,7 +1,9 @@
 //! Pipes with all their ends in the target, one of which may be closed: found by inode, read without taking anything out.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::io::Read as _;
+use std::os::fd::OwnedFd;
 
 use rewake_image::records::Pipe;
 use rewake_linux::proc::{self, Proc};
@@ -101,24 +103,57 @@ impl PipeSource {
             .during("open", pid, &object)?;
         let capacity = rustix::pipe::fcntl_getpipe_size(&source).during("read the capacity", pid, &object)?;
         let waiting = rustix::io::ioctl_fionread(&source).during("read the fill level", pid, &object)?;
-        let mut content = Vec::new();
+        let waiting = usize::try_from(waiting).during("read the fill level", pid, &object)?;
+        let (mut content, mut packets) = (Vec::new(), Vec::new());
         if waiting > 0 {
-            let (mut reader, writer) = std::io::pipe().during("make a pipe", pid, &object)?;
-            rustix::pipe::fcntl_setpipe_size(&writer, capacity)
-                .during("set the capacity of a pipe", pid, &object)
-                .map_err(|error| error.advise("raise /proc/sys/fs/pipe-max-size"))?;
-            let len = usize::try_from(waiting).during("tee", pid, &object)?;
-            let copied = rustix::pipe::tee(&source, &writer, len, SpliceFlags::NONBLOCK)
-                .during("tee", pid, &object)?;
-            drop(writer);
-            reader.read_to_end(&mut content).during("read a pipe", pid, &object)?;
-            if copied != len || content.len() != len {
-                let cause = format!("{copied} of {len} bytes");
-                return Err(CaptureError::failed("tee", pid, object, cause));
-            }
+            let copy = || copy(&source, capacity, waiting, pid, &object).map(File::from);
+            (content, packets) = parts(copy()?, copy()?, waiting).during("read a pipe", pid, &object)?;
         }
         let capacity = u32::try_from(capacity).during("read the capacity", pid, "pipe")?;
-        Ok(Pipe { id: self.id, capacity, content, ..Pipe::default() })
+        Ok(Pipe { id: self.id, capacity, content, packets, ..Pipe::default() })
+    }
+}
+
+/// The reading end of a pipe with the same content. Nobody holds its writing end, so that it ends behind it.
+fn copy(source: &File, capacity: usize, len: usize, pid: i32, object: &str) -> Result<OwnedFd> {
+    let (reader, writer) = std::io::pipe().during("make a pipe", pid, object)?;
+    rustix::pipe::fcntl_setpipe_size(&writer, capacity)
+        .during("set the capacity of a pipe", pid, object)
+        .map_err(|error| error.advise("raise /proc/sys/fs/pipe-max-size"))?;
+    let copied = rustix::pipe::tee(source, &writer, len, SpliceFlags::NONBLOCK).during("tee", pid, object)?;
+    if copied != len {
+        let cause = format!("{copied} of {len} bytes");
+        return Err(CaptureError::failed("tee", pid, object, cause));
+    }
+    Ok(reader.into())
+}
+
+/// Content, and the lengths of its packets (O_DIRECT), if that is what it is made of. A read ends with a packet, and takes all of it
+/// away however little is asked for: that tells them from other content, in a second copy.
+fn parts(mut copy: File, mut another: File, len: usize) -> std::io::Result<(Vec<u8>, Vec<u32>)> {
+    let (mut content, mut packets) = (vec![0; len], Vec::new());
+    let mut at = 0;
+    while at < len {
+        let part = copy.read(&mut content[at..])?;
+        if part == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        packets.push(u32::try_from(part).map_err(std::io::Error::other)?);
+        at += part;
+    }
+    if len == 1 {
+        return Ok((content, Vec::new()));
+    }
+    let mut byte = [0];
+    for _ in &packets {
+        another.read_exact(&mut byte)?;
+    }
+    match (another.read(&mut byte)?, packets.len()) {
+        (0, _) => Ok((content, packets)),
+        (_, 1) => Ok((content, Vec::new())),
+        _ => {
+            Err(std::io::Error::other("it holds packets and other data at once, which cannot be told apart"))
+        }
     }
 }
 
@@ -153,13 +188,32 @@ mod tests {
         for (fd, write) in ends {
             let id = files.descriptors.iter().find(|one| one.fd == fd).unwrap().file;
             let kind = files.open.iter().find(|one| one.id == id).and_then(|one| one.kind.clone());
-            let end = rewake_image::records::PipeEnd { pipe: source.id, write };
+            let end = rewake_image::records::PipeEnd { pipe: source.id, write, both: false };
             assert_eq!(kind, Some(rewake_image::records::open_file::Kind::Pipe(end)));
         }
         drop(writer);
         let mut rest = Vec::new();
         reader.read_to_end(&mut rest).unwrap();
         assert_eq!(rest, [7; 5000]);
+    }
+
+    #[test]
+    fn packets_are_told_from_other_content() {
+        let lengths = |packets: bool, writes: &[&[u8]]| {
+            let flags =
+                if packets { rustix::pipe::PipeFlags::DIRECT } else { rustix::pipe::PipeFlags::empty() };
+            let (reader, writer) = rustix::pipe::pipe_with(flags).unwrap();
+            let mut sum = 0;
+            for bytes in writes {
+                sum += rustix::io::write(&writer, bytes).unwrap();
+            }
+            let source = File::from(reader);
+            let again = || File::from(copy(&source, 65536, sum, 1, "").unwrap());
+            parts(again(), again(), sum).unwrap().1
+        };
+        assert_eq!(lengths(true, &[b"first", b"2", &[7; 4096], b"last"]), [5, 1, 4096, 4]);
+        assert_eq!(lengths(true, &[b"only"]), [4]);
+        assert_eq!(lengths(false, &[b"first", &[7; 9000], b"last"]), []);
     }
 
     #[test]

@@ -16,15 +16,13 @@ pub(super) fn check(image: &Image) -> Result<(), ImageError> {
         identity(file.identity.as_ref(), &format!("MappedFile {index}"))?;
     }
     ascending(image.pipes.iter().map(|pipe| pipe.id), "Pipe", "id")?;
-    for pipe in &image.pipes {
-        let fits = u32::try_from(pipe.content.len()).is_ok_and(|length| length <= pipe.capacity);
-        ensure!(fits, format!("Pipe {}", pipe.id), "{} bytes in {}", pipe.content.len(), pipe.capacity);
-    }
+    image.pipes.iter().try_for_each(special::pipe)?;
     let pipes: HashSet<u32> = image.pipes.iter().map(|pipe| pipe.id).collect();
     ascending(image.open_files.iter().map(|file| file.id), "OpenFile", "id")?;
     for file in &image.open_files {
         open_file(file, &pipes)?;
     }
+    special::references(image)?;
     descriptors(image)
 }
 

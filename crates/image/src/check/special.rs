@@ -1,17 +1,101 @@
-//! Whether objects without content of their own make sense: eventfds, timers, watches, files of the kernel.
+//! Whether objects without content of their own make sense: eventfds, timers, watches, pipes, files of the kernel.
 
+use std::collections::HashSet;
+
+use super::files::identity;
 use super::{ensure, path};
-use crate::ImageError;
 use crate::records::open_file::Kind;
+use crate::records::{Epoll, Inotify, Pipe, TimerFd};
+use crate::{Image, ImageError};
+
+/// CLOCK_REALTIME, MONOTONIC, BOOTTIME, and those that wake a host that sleeps.
+const CLOCKS: [i32; 5] = [0, 1, 7, 8, 9];
+/// TFD_TIMER_ABSTIME and TFD_TIMER_CANCEL_ON_SET.
+const TIMER_FLAGS: u32 = 3;
+/// What `PIPE_BUF` bytes of a packet fill.
+const SLOT: u32 = 4096;
+/// Most watches of one instance; the kernel's own limits are below.
+const MAX_WATCHES: usize = 1 << 22;
 
 pub(super) fn check(kind: &Kind, record: &str) -> Result<(), ImageError> {
     match kind {
         Kind::KernelFile(file) => path(&file.path, record, "path"),
         Kind::Symlink(link) => path(&link.path, record, "path"),
-        Kind::Timerfd(timer) => {
-            ensure!(timer.clock >= 0, record, "clock {} is impossible", timer.clock);
+        Kind::Eventfd(eventfd) => {
+            ensure!(eventfd.count < u64::MAX, record, "an eventfd cannot count {}", eventfd.count);
             Ok(())
         }
+        Kind::Timerfd(timer) => timerfd(timer, record),
+        Kind::Epoll(epoll) => watches(epoll, record),
+        Kind::Inotify(inotify) => inotify_watches(inotify, record),
         _ => Ok(()),
     }
+}
+
+fn timerfd(timer: &TimerFd, record: &str) -> Result<(), ImageError> {
+    ensure!(CLOCKS.contains(&timer.clock), record, "clock {} is impossible", timer.clock);
+    ensure!(timer.settime_flags & !TIMER_FLAGS == 0, record, "timer flags {:#x}", timer.settime_flags);
+    for time in [timer.remaining_ns, timer.interval_ns, timer.expires_ns] {
+        ensure!(i64::try_from(time).is_ok(), record, "a time of {time} ns is impossible");
+    }
+    Ok(())
+}
+
+fn watches(epoll: &Epoll, record: &str) -> Result<(), ImageError> {
+    ensure!(epoll.watches.len() <= MAX_WATCHES, record, "{} watches", epoll.watches.len());
+    for watch in &epoll.watches {
+        ensure!(watch.fd >= 0, record, "a watch of descriptor {} is impossible", watch.fd);
+    }
+    Ok(())
+}
+
+fn inotify_watches(inotify: &Inotify, record: &str) -> Result<(), ImageError> {
+    ensure!(inotify.watches.len() <= MAX_WATCHES, record, "{} watches", inotify.watches.len());
+    super::ascending(inotify.watches.iter().map(|watch| watch.wd), record, "watch")?;
+    for watch in &inotify.watches {
+        ensure!(watch.wd > 0, record, "watch {} is impossible", watch.wd);
+        identity(watch.identity.as_ref(), record)?;
+    }
+    Ok(())
+}
+
+pub(super) fn pipe(pipe: &Pipe) -> Result<(), ImageError> {
+    let record = &format!("Pipe {}", pipe.id);
+    let length = u32::try_from(pipe.content.len()).unwrap_or(u32::MAX);
+    ensure!(length <= pipe.capacity, record, "{length} bytes in {}", pipe.capacity);
+    let slots = usize::try_from(pipe.capacity / SLOT).unwrap_or(usize::MAX);
+    ensure!(pipe.packets.len() <= slots, record, "{} packets in {slots} slots", pipe.packets.len());
+    let sound = pipe.packets.iter().all(|packet| (1..=SLOT).contains(packet));
+    ensure!(sound, record, "a packet of impossible length");
+    let sum: u64 = pipe.packets.iter().map(|packet| u64::from(*packet)).sum();
+    ensure!(
+        pipe.packets.is_empty() || sum == length.into(),
+        record,
+        "packets of {sum} bytes, content of {length}"
+    );
+    match &pipe.fifo {
+        Some(_) => identity(pipe.fifo.as_ref(), record),
+        None => Ok(()),
+    }
+}
+
+/// Whether watches lead to open files that are there.
+pub(super) fn references(image: &Image) -> Result<(), ImageError> {
+    let files: HashSet<u32> = image.open_files.iter().map(|file| file.id).collect();
+    for file in &image.open_files {
+        let missing = match &file.kind {
+            Some(Kind::Epoll(epoll)) => {
+                epoll.watches.iter().map(|watch| watch.file).find(|watched| !files.contains(watched))
+            }
+            Some(Kind::Inotify(inotify)) => {
+                inotify.watches.iter().filter_map(|watch| watch.file).find(|watched| !files.contains(watched))
+            }
+            _ => None,
+        };
+        if let Some(missing) = missing {
+            let record = format!("OpenFile {}", file.id);
+            return Err(super::invalid(record, format!("watches file {missing}, which is not there")));
+        }
+    }
+    Ok(())
 }

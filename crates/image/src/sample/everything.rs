@@ -69,7 +69,7 @@ fn files(image: &mut Image) {
             ..TimerFd::default()
         }),
         Kind::Signalfd(SignalFd { mask: 1 << 9 }),
-        Kind::Epoll(Epoll { watches: vec![EpollWatch { fd: 4, events: 1, data: 99, file: 5 }] }),
+        Kind::Epoll(Epoll { watches: vec![EpollWatch { fd: 4, events: 1, data: 99, file: 5 }], ready: true }),
         Kind::Inotify(Inotify {
             watches: vec![InotifyWatch {
                 wd: 1,

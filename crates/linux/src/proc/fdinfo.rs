@@ -28,6 +28,8 @@ pub struct Lock {
     pub kind: LockKind,
     /// Exclusive rather than shared.
     pub write: bool,
+    /// A lease that somebody wants broken.
+    pub breaking: bool,
     /// Who made it, in the reader's pid namespace; -1 for locks of a description.
     pub pid: i32,
     /// Device of the file, as `dev_t`.
@@ -86,6 +88,14 @@ impl FdInfo {
         self.flags & libc::O_CLOEXEC.cast_unsigned() != 0
     }
 
+    /// The numbers of the first of the other lines that has this key: all runs of digits of `base` in it.
+    #[must_use]
+    pub fn numbers(&self, key: &str, base: u32) -> Vec<u64> {
+        let value = String::from_utf8_lossy(self.other(key).unwrap_or_default()).into_owned();
+        let runs = value.split(|letter: char| !letter.is_digit(base));
+        runs.filter_map(|digits| u64::from_str_radix(digits, base).ok()).collect()
+    }
+
     /// The value of the first of the other lines that has this key.
     #[must_use]
     pub fn other(&self, key: &str) -> Option<&[u8]> {
@@ -97,7 +107,7 @@ impl Lock {
     /// `1: POSIX  ADVISORY  WRITE 123 08:01:456 0 EOF`
     fn parse(text: &[u8]) -> Result<Self, ParseError> {
         let words: Vec<&[u8]> = words(text).collect();
-        let [_, kind, _, access, pid, file, start, end] = words[..] else {
+        let [_, kind, state, access, pid, file, start, end] = words[..] else {
             return Err(ParseError::expected("a lock of eight words", text));
         };
         let kind = match kind {
@@ -122,6 +132,7 @@ impl Lock {
         Ok(Self {
             kind,
             write: access == b"WRITE",
+            breaking: kind == LockKind::Lease && state != b"ACTIVE",
             pid: decimal(pid, "owner of a lock")?,
             device,
             inode: decimal(inode, "an inode")?,
@@ -163,6 +174,7 @@ mod tests {
             Lock {
                 kind: LockKind::Posix,
                 write: true,
+                breaking: false,
                 pid: 123,
                 device: libc::makedev(8, 1),
                 inode: 456,
@@ -176,6 +188,8 @@ mod tests {
         );
         assert_eq!((info.locks[2].kind, info.locks[2].pid, info.locks[2].start), (LockKind::Ofd, -1, 5));
         assert_eq!(info.other("eventfd-count"), Some(&b"3"[..]));
+        assert_eq!(info.numbers("eventfd-count", 16), [3]);
+        assert_eq!(info.numbers("none", 10), []);
         assert_eq!(info.others.len(), 2);
     }
 

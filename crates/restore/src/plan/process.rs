@@ -114,7 +114,8 @@ impl Planner<'_> {
     /// What must come after everything else has been opened, cloned and closed.
     pub(super) fn last_things(&mut self) -> Result<(), RestoreError> {
         self.pending_signals();
-        self.locks()?;
+        self.finish_files();
+        self.locks();
         self.limits();
         if self.process.root != b"/" {
             let root = self.program.string(&self.process.root);

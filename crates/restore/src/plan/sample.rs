@@ -36,6 +36,7 @@ impl Site {
             identity: Identity { uids: [1000; 4], gids: [1000; 4], ..Identity::default() },
             new_session: false,
             timer_ids: true,
+            same_boot: true,
             clocks: BTreeMap::from([(libc::CLOCK_MONOTONIC, 1_000_000_000_000)]),
             prepared: BTreeMap::new(),
         }

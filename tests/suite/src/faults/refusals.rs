@@ -41,7 +41,9 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
             refused(workshop, kind, words)
         });
     }
-    report.test("pipe in packet mode is refused by name", || packet_pipe(workshop));
+    report.test("watch of what nothing leads to is refused by name", || {
+        refused_program(workshop, "file_epoll", "lost", &["watches a file"])
+    });
     report.test("no such pid", || no_such_pid(workshop));
     report.test("its own parent is refused", || {
         let folder = workshop.folder("own-parent")?;
@@ -142,17 +144,15 @@ fn existing_image(workshop: &Workshop) -> Result<()> {
 }
 
 fn refused(workshop: &Workshop, kind: &str, words: &[&str]) -> Result<()> {
-    let subject = start(workshop, &format!("refused-{kind}"), "refused", &[kind])?;
+    refused_program(workshop, "refused", kind, words)
+}
+
+fn refused_program(workshop: &Workshop, program: &str, kind: &str, words: &[&str]) -> Result<()> {
+    let subject = start(workshop, &format!("refused-{program}-{kind}"), program, &[kind])?;
     let image = subject.image();
     fails(workshop, subject, &image, words)?;
     ensure!(!image.exists(), "an image is left");
     Ok(())
-}
-
-fn packet_pipe(workshop: &Workshop) -> Result<()> {
-    let subject = start(workshop, "refused-packets", "pipe_self", &["packets"])?;
-    let image = subject.image();
-    fails(workshop, subject, &image, &["packet"])
 }
 
 fn refuses_pid(workshop: &Workshop, folder: &Path, pid: u32, words: &[&str]) -> Result<()> {
