@@ -11,6 +11,7 @@ pub mod executor;
 pub mod fork;
 pub mod host;
 pub mod kcmp;
+pub mod lease;
 pub mod memory;
 pub mod pagemap;
 pub mod proc;

@@ -1,6 +1,10 @@
 //! Signals as values: sets of them, and what the kernel tells about one.
 
+mod held;
+
 use std::fmt;
+
+pub use held::HeldSignals;
 
 /// Signals 1 to 64, as the kernel keeps masks: bit `n - 1` stands for signal `n`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]

@@ -4,6 +4,9 @@ use std::io;
 
 use rewake_image::ImageError;
 
+use crate::putback::PutBackError;
+use crate::putback::decide::Remedies;
+
 /// A restore that failed. Nothing it made is left.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
@@ -53,6 +56,31 @@ pub enum RestoreError {
         pid: i32,
         /// Each file and what is different.
         changes: Vec<String>,
+        /// What can be done about them.
+        remedies: Remedies,
+        /// Whose content the image has, 0 to 3.
+        level: u32,
+    },
+    /// Files could not be put back; they are as they were before.
+    #[error("resume failed for pid {pid} (files): {source}")]
+    PutBack {
+        /// The process in the image.
+        pid: i32,
+        /// Why not.
+        source: PutBackError,
+    },
+    /// Files of this image wait to be made what they were before an earlier resume.
+    #[error("resume failed: {0}")]
+    Waiting(PutBackError),
+    /// The restore failed, and files that had been put back could not all be made as they were before.
+    #[error("{error}; then files could not be made as they were before: {left}")]
+    NotUndone {
+        /// Why it failed.
+        error: Box<RestoreError>,
+        /// Which files, and why not.
+        left: String,
+        /// What can be done about that.
+        remedy: String,
     },
     /// The limit of descriptors leaves no room for the restore.
     #[error(
@@ -139,9 +167,10 @@ impl RestoreError {
             Self::Credentials { .. } => {
                 "resume it as the user it ran as, with the same groups and capabilities"
             }
-            Self::Changed { .. } => {
-                "put the files back as they were, or go on with them as they are: --on-changed as-is"
-            }
+            Self::Changed { remedies, level, .. } => return Some(changed_remedy(*remedies, *level)),
+            Self::PutBack { source, .. } => return source.remedy().map(Into::into),
+            Self::Waiting(source) => return source.remedy().map(Into::into),
+            Self::NotUndone { remedy, .. } => remedy,
             Self::Descriptors { .. } => "raise the hard limit (ulimit -Hn), then resume again",
             Self::Limits { .. } => {
                 "resume where these limits are as high (ulimit -H shows them); raising them takes CAP_SYS_RESOURCE"
@@ -155,6 +184,28 @@ impl RestoreError {
         };
         Some(text.to_owned())
     }
+}
+
+fn changed_remedy(remedies: Remedies, level: u32) -> String {
+    let mut ways = Vec::new();
+    if remedies.restore && !remedies.not_stored {
+        ways.push("have resume put back what the program was writing: -o (--on-changed restore)".to_owned());
+    } else if level == 0 {
+        ways.push(
+            "put them back by hand (the image has no contents of files: it was made with --files 0)"
+                .to_owned(),
+        );
+    } else if remedies.restore {
+        ways.push("put back by hand those that the image has no content of, then resume with -o".to_owned());
+    } else {
+        ways.push(format!(
+            "put them back by hand (the image has no content of them: it was made with --files {level})"
+        ));
+    }
+    if remedies.as_is {
+        ways.push("go on with the files as they are: --on-changed as-is".to_owned());
+    }
+    ways.join(", or ")
 }
 
 fn entry_remedy(operation: &str, source: &io::Error) -> Option<String> {

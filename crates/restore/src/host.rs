@@ -6,21 +6,21 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
-use rewake_image::Image;
-use rewake_image::records::{Cpu, Device, FileIdentity, file_content, open_file};
+use rewake_image::records::{Cpu, Device, FileIdentity, open_file};
+use rewake_image::{Image, PageReader};
 use rewake_linux::proc::Proc;
 use rewake_linux::{attributes, cpu, host};
 
 use crate::OnChanged;
 use crate::credentials::Identity;
 use crate::error::RestoreError;
+use crate::putback::decide::{Decisions, Now, decide};
+use crate::putback::{self, Saved};
 
 pub use needs::{check_architecture, check_limits};
 
 /// `S_IFMT`.
 const KIND: u32 = 0o170_000;
-/// `O_WRONLY` and `O_RDWR`.
-const WRITES: u32 = 3;
 /// `S_IFCHR`.
 const CHARACTER_DEVICE: u32 = 0o020_000;
 /// First bits of an xsave area's header: which components hold something.
@@ -146,62 +146,46 @@ pub fn check_rights(image: &Image) -> Result<(), RestoreError> {
 }
 
 /// Whether our capabilities came from the file we were started from (or from a set-user-id bit), not from the invoker.
-fn is_privileged_binary() -> bool {
+pub(crate) fn is_privileged_binary() -> bool {
     const AT_SECURE: u64 = 23;
     let secure = Proc::own().and_then(|own| own.auxv_entry(AT_SECURE));
     // In doubt the invoker has nothing.
     secure.ok().flatten().is_none_or(|secure| secure != 0)
 }
 
-/// Compares every file the image refers to with what is there now. Gives the ids of the contents that take the place of mapped files
-/// that are no longer what they were.
+/// Compares every file the image refers to with what is there now, and decides what to do about those that differ. Files that the
+/// program had mapped are compared with their saved content too: writing to memory changes no time.
 ///
 /// # Errors
-/// [`RestoreError::Changed`] with all differences; none if `on_changed` says to go on with the files as they are, unless one is
-/// gone: then there is nothing to go on with.
-pub fn check_files(image: &Image, on_changed: OnChanged) -> Result<BTreeSet<u32>, RestoreError> {
+/// [`RestoreError::Changed`] with all differences that forbid the resume, or those of reading.
+pub fn check_files(
+    image: &Image,
+    reader: &PageReader,
+    on_changed: OnChanged,
+) -> Result<Decisions, RestoreError> {
+    let pid = image.process.pid;
     let same_host = is_same_host(image);
-    let open = image.open_files.iter().filter_map(|file| match file.kind.as_ref()? {
-        open_file::Kind::Regular(regular) if !is_nameless(image, regular.content) => {
-            regular.identity.as_ref()
+    let mut decisions = decide(image, on_changed, &mut |identity| look(identity, same_host));
+    let failed = |source| RestoreError::PutBack { pid, source };
+    let mut saved = Saved::new(reader)?;
+    for id in std::mem::take(&mut decisions.compare) {
+        let content = image.file_contents.iter().find(|content| content.id == id);
+        if let Some(content) = content
+            && putback::differs(content, &mut saved).map_err(failed)?
+        {
+            decisions.differs(content, on_changed);
         }
-        _ => None,
-    });
+    }
     let devices = image.open_files.iter().filter_map(|file| match file.kind.as_ref()? {
         open_file::Kind::Device(device) => another_device(device),
         _ => None,
     });
-    let exe = image.process.memory.as_ref().and_then(|memory| memory.exe.as_ref());
-    let mapped = image.mapped_files.iter().chain(exe).filter(|file| !is_nameless(image, file.content));
-    let mut changes: Vec<String> = devices.collect();
-    let mut private = BTreeSet::new();
-    for file in mapped {
-        let Some(change) = file.identity.as_ref().and_then(|is| difference(is, same_host, on_changed)) else {
-            continue;
-        };
-        match file.content.filter(|_| file.flags & WRITES == 0) {
-            Some(content) => drop(private.insert(content)),
-            None if changes.contains(&change) => {}
-            None => changes.push(change),
-        }
+    decisions.refused.extend(devices);
+    if decisions.refused.is_empty() {
+        return Ok(decisions);
     }
-    for identity in open {
-        if let Some(change) = difference(identity, same_host, on_changed)
-            && !changes.contains(&change)
-        {
-            changes.push(change);
-        }
-    }
-    if changes.is_empty() {
-        return Ok(private);
-    }
-    Err(RestoreError::Changed { pid: image.process.pid, changes })
-}
-
-/// Whether a content is of a file that has no name to be found under.
-fn is_nameless(image: &Image, content: Option<u32>) -> bool {
-    let mut contents = image.file_contents.iter().filter(|one| Some(one.id) == content);
-    contents.any(|content| content.kind() != file_content::Kind::Named)
+    let Decisions { refused, remedies, .. } = decisions;
+    Err(RestoreError::Changed { pid, changes: refused, remedies, level: image.manifest.file_level })
 }
 
 fn another_device(device: &Device) -> Option<String> {
@@ -221,30 +205,25 @@ fn is_same_host(image: &Image) -> bool {
 }
 
 /// Device and inode name a file on its own host only; elsewhere size and time of change have to do.
-fn difference(identity: &FileIdentity, same_host: bool, on_changed: OnChanged) -> Option<String> {
-    let path = identity.as_path();
-    let say = |what: String| Some(format!("{} {what}", path.display()));
-    let now = match std::fs::metadata(path) {
+fn look(identity: &FileIdentity, same_host: bool) -> Now {
+    let now = match std::fs::metadata(identity.as_path()) {
         Ok(now) => now,
-        Err(error) => return say(format!("cannot be used: {error}")),
+        Err(error) => return Now::Unusable(format!("cannot be used: {error}")),
     };
     // Another kind of file is no other state of the same file; opening a pipe could wait for ever.
     if identity.mode & KIND != 0 && now.mode() & KIND != identity.mode & KIND {
-        return say("is a file of another kind now".into());
-    }
-    if on_changed == OnChanged::AsIs {
-        return None;
+        return Now::Unusable("is a file of another kind now".into());
     }
     if same_host && (now.dev(), now.ino()) != (identity.device, identity.inode) {
-        return say("was replaced by another file since".into());
+        return Now::Changed("was replaced by another file since".into());
     }
     if now.len() != identity.size {
-        return say(format!("changed since: {} bytes, was {}", now.len(), identity.size));
+        return Now::Changed(format!("changed since: {} bytes, was {}", now.len(), identity.size));
     }
     if (now.mtime(), now.mtime_nsec()) != (identity.mtime_s, identity.mtime_ns.into()) {
-        return say("changed since: written at another time".into());
+        return Now::Changed("changed since: written at another time".into());
     }
-    None
+    Now::Same
 }
 
 #[cfg(test)]
@@ -283,14 +262,14 @@ mod tests {
             mtime_ns: u32::try_from(now.mtime_nsec()).expect("below a second"),
             mode: 0,
         };
-        assert_eq!(difference(&identity, true, OnChanged::Error), None);
+        let changed = |now: Now, word: &str| matches!(now, Now::Changed(how) if how.contains(word));
+        assert_eq!(look(&identity, true), Now::Same);
         identity.inode += 1;
-        assert!(difference(&identity, true, OnChanged::Error).expect("another").contains("replaced"));
-        assert_eq!(difference(&identity, false, OnChanged::Error), None);
+        assert!(changed(look(&identity, true), "replaced"));
+        assert_eq!(look(&identity, false), Now::Same);
         identity.size += 1;
-        assert!(difference(&identity, false, OnChanged::Error).expect("another").contains("was 7"));
-        assert_eq!(difference(&identity, false, OnChanged::AsIs), None);
+        assert!(changed(look(&identity, false), "was 7"));
         std::fs::remove_file(&path).expect("removed");
-        assert!(difference(&identity, false, OnChanged::AsIs).expect("gone").contains("cannot be used"));
+        assert!(matches!(look(&identity, false), Now::Unusable(_)));
     }
 }

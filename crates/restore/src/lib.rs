@@ -7,6 +7,7 @@
 //! | contents | [`contents`] | files without a name are made anew, as are private copies of changed ones |
 //! | survey | [`survey`] | what the plan has to know of the process it will run in |
 //! | plan | [`plan`](mod@plan) | records to a program of system calls, checked against a model of the address space |
+//! | files | [`putback`] | files that the program was writing are put back, if wanted: a transaction until the release |
 //! | run | [`run`] | a seed process walks the program; meanwhile every block of pages is verified |
 //! | release | [`release`] | the threads get their registers, the program is unmapped, all go |
 //!
@@ -19,16 +20,20 @@ pub mod error;
 pub mod host;
 pub mod interrupted;
 pub mod plan;
+pub mod putback;
 mod release;
 mod run;
 mod survey;
+mod transaction;
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rewake_image::{Image, PageReader};
 
 pub use error::RestoreError;
+use transaction::Transaction;
 
 /// What to do about files that are no longer what they were.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,6 +102,10 @@ pub struct Restored {
     pub bytes: u64,
     /// From the call to the moment the program was let go.
     pub total: Duration,
+    /// Files that were put back as they were at the capture.
+    pub put_back: Vec<PathBuf>,
+    /// Files that changed since and were left alone: the program has their saved content for itself.
+    pub private: Vec<PathBuf>,
 }
 
 /// The plan as text, without carrying anything out.
@@ -106,8 +115,8 @@ pub struct Restored {
 pub fn listing(options: &Options) -> Result<String, RestoreError> {
     let image = Image::open(&options.dir)?;
     let reader = PageReader::open(&options.dir, &image.stream)?;
-    let private = host::check_files(&image, options.on_changed).unwrap_or_default();
-    let prepared = contents::prepare(&image, &reader, &options.dir, &private)?;
+    let decisions = host::check_files(&image, &reader, options.on_changed).unwrap_or_default();
+    let prepared = contents::prepare(&image, &reader, &options.dir, &decisions.private)?;
     let (plan, _) = survey::plan_here(&image, options, &prepared)?;
     Ok(plan.program.listing())
 }
@@ -117,49 +126,79 @@ pub fn listing(options: &Options) -> Result<String, RestoreError> {
 /// Must be called while this process has one thread.
 ///
 /// # Errors
-/// One cause; nothing of the new process is left.
+/// One cause; nothing of the new process is left, and files are as they were before.
 pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Restored, RestoreError> {
     let started = Instant::now();
     let mut phase = Phases::new(progress);
-    let image = phase.run("open", || Ok(Image::open(&options.dir)?))?;
+    let image = phase.run("open", || {
+        transaction::refuse_waiting(&options.dir)?;
+        Ok(Image::open(&options.dir)?)
+    })?;
     survey::allow_tracing();
-    let private = phase.run("host", || {
+    let reader = PageReader::open(&options.dir, &image.stream)?;
+    let decisions = phase.run("host", || {
         refuse_unbuilt(options, &image)?;
         host::check_architecture(&image)?;
         host::check_limits(&image)?;
         host::check_credentials(&image)?;
         host::check_rights(&image)?;
         host::check_cpu(&image)?;
-        host::check_files(&image, options.on_changed)
+        host::check_files(&image, &reader, options.on_changed)
     })?;
-    let reader = PageReader::open(&options.dir, &image.stream)?;
-    let prepared = phase.run("contents", || contents::prepare(&image, &reader, &options.dir, &private))?;
+    let prepared =
+        phase.run("contents", || contents::prepare(&image, &reader, &options.dir, &decisions.private))?;
     let (plan, site) = phase.run("plan", || survey::plan_here(&image, options, &prepared))?;
+    transaction::refuse_unprepared(&image, &site, &decisions)?;
     let pages = phase.run("pages", || run::page_source(&image, &reader))?;
-    let mut seed = phase.run("start", || run::start(&image, &plan, &site, &pages, &prepared))?;
-    drop(prepared);
-    phase.begin("memory");
-    run::verify(&image, &reader, &mut *phase.progress)?;
-    phase.run("park", || seed.wait_parked())?;
-    phase.begin("release");
-    let memory = release::PageMemory::new(&image, &pages);
-    let pid = release::release(&image, seed, &memory, &mut *phase.progress)?;
+    let mut transaction =
+        phase.run("files", || Transaction::begin(&options.dir, &image, &reader, &decisions))?;
+    let put_back = transaction.paths();
+    let ready = Ready { image: &image, reader: &reader, plan: &plan, site: &site, pages: &pages };
+    let woken = wake(&ready, prepared, &mut transaction, &mut phase);
+    let pid = transaction.end(woken)?;
     phase.end();
     Ok(Restored {
         pid,
         threads: image.process.threads.len(),
         bytes: image.stream.stream_length,
         total: started.elapsed(),
+        put_back,
+        private: decisions.private_paths(&image),
     })
+}
+
+/// All that is known before anything is changed or made.
+struct Ready<'a> {
+    image: &'a Image,
+    reader: &'a PageReader,
+    plan: &'a plan::Plan,
+    site: &'a plan::Site,
+    pages: &'a OwnedFd,
+}
+
+/// Puts the files back, makes the process and lets it go. After a failure nothing is left of the process; the files are the caller's
+/// to undo.
+fn wake(
+    ready: &Ready<'_>,
+    prepared: contents::Prepared,
+    transaction: &mut Transaction,
+    phase: &mut Phases<'_>,
+) -> Result<i32, RestoreError> {
+    let Ready { image, reader, plan, site, pages } = *ready;
+    phase.run("put back", || transaction.apply(image, reader))?;
+    let mut seed = phase.run("start", || run::start(image, plan, site, pages, &prepared))?;
+    drop(prepared);
+    phase.begin("memory");
+    run::verify(image, reader, &|| transaction.check(), &mut *phase.progress)?;
+    phase.run("park", || seed.wait_parked(&|| transaction.check()))?;
+    phase.begin("release");
+    let memory = release::PageMemory::new(image, pages);
+    release::release(image, seed, &memory, transaction, &mut *phase.progress)
 }
 
 /// What the contract names and is not built yet is refused, never done half.
 fn refuse_unbuilt(options: &Options, image: &Image) -> Result<(), RestoreError> {
     let pid = image.process.pid;
-    if options.on_changed == OnChanged::Restore {
-        let remedy = "put the files back by hand, or go on with them as they are: --on-changed as-is";
-        return Err(RestoreError::NotBuilt { pid, option: "--on-changed restore", remedy });
-    }
     if options.pids == Pids::Namespace {
         let remedy = "resume with the same ids: --pids same";
         return Err(RestoreError::NotBuilt { pid, option: "--pids namespace", remedy });

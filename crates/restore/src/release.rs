@@ -36,6 +36,14 @@ struct Parked<'a> {
     thread: &'a Thread,
 }
 
+/// What has to happen just before and just after the moment at which signals become the program's.
+pub trait LastSteps {
+    /// Until here, a signal could still call everything off.
+    fn let_signals_through(&mut self) -> Result<(), RestoreError>;
+    /// What was done beside the process is kept from here on.
+    fn commit(&mut self) -> Result<(), RestoreError>;
+}
+
 /// Gives all threads their registers and lets them go.
 ///
 /// # Errors
@@ -44,6 +52,7 @@ pub fn release(
     image: &Image,
     mut seed: Seed<'_>,
     pages: &PageMemory<'_>,
+    last: &mut dyn LastSteps,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<i32, RestoreError> {
     let pid = seed.pid();
@@ -73,7 +82,9 @@ pub fn release(
         None => tracee,
     };
     work.write_proc_files()?;
+    last.let_signals_through()?;
     progress(Progress::Ready { pid });
+    last.commit()?;
     for other in parked {
         other.tracee.detach(0).map_err(|error| work.refused(error))?;
     }

@@ -68,10 +68,11 @@ pub fn page_source(image: &Image, reader: &PageReader) -> Result<OwnedFd, Restor
 /// Verifies every block of the stream while the seed fills its memory from the same pages of the file cache.
 ///
 /// # Errors
-/// The first damaged block.
+/// The first damaged block; or why `go_on` says to stop.
 pub fn verify(
     image: &Image,
     reader: &PageReader,
+    go_on: &dyn Fn() -> Result<(), RestoreError>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(), RestoreError> {
     let total = image.stream.stream_length;
@@ -81,6 +82,7 @@ pub fn verify(
     let mut buffer = reader.buffer()?;
     let mut done = 0;
     for block in 0..reader.blocks() {
+        go_on()?;
         done += u64::try_from(reader.read_block(block, &mut buffer)?.len()).unwrap_or_default();
         progress(Progress::Pages { done, total });
     }
@@ -198,9 +200,10 @@ impl Seed<'_> {
     /// Waits until all threads have done everything and wait to be let go.
     ///
     /// # Errors
-    /// The entry that failed, or how the process died.
-    pub fn wait_parked(&mut self) -> Result<(), RestoreError> {
+    /// The entry that failed, or how the process died; or why `go_on` says to stop.
+    pub fn wait_parked(&mut self, go_on: &dyn Fn() -> Result<(), RestoreError>) -> Result<(), RestoreError> {
         while self.stage.arrived(&self.assembled, self.plan.parked) < self.threads {
+            go_on()?;
             if let Some(failure) = self.failure() {
                 return Err(failure);
             }

@@ -1,0 +1,68 @@
+//! Whether anybody has a file open for writing: only who takes a lease on it is told.
+//!
+//! # Safety
+//! fcntl(2) with these commands takes and returns plain numbers; the descriptor is borrowed for the call.
+#![allow(unsafe_code, reason = "rustix offers no leases")]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+/// Not in libc.
+const F_SETSIG: i32 = 10;
+
+/// What a lease tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writers {
+    /// Nobody has the file open or mapped for writing.
+    None,
+    /// Somebody has; or, on some network file systems, the server did not say otherwise.
+    Some,
+    /// This file system has no leases, or the file is somebody else's.
+    Unknown,
+}
+
+/// Asks who else has the file open for writing, by a lease that is given back at once. `file` is open for reading only, else it would
+/// be found itself.
+///
+/// # Errors
+/// What fcntl(2) says, but for what means that leases are not to be had.
+pub fn writers(file: impl AsFd) -> io::Result<Writers> {
+    let fd = file.as_fd().as_raw_fd();
+    // Whoever opens the file just now makes the kernel tell us by a signal; SIGIO, its default, would end us.
+    control(fd, F_SETSIG, libc::SIGURG)?;
+    let lease = control(fd, libc::F_SETLEASE, libc::F_RDLCK.into());
+    match lease {
+        Ok(()) => control(fd, libc::F_SETLEASE, libc::F_UNLCK.into()).map(|()| Writers::None),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EAGAIN) => Ok(Writers::Some),
+            Some(
+                libc::EINVAL | libc::EACCES | libc::EPERM | libc::ENOSYS | libc::EOPNOTSUPP | libc::ENOLCK,
+            ) => Ok(Writers::Unknown),
+            _ => Err(error),
+        },
+    }
+}
+
+fn control(fd: i32, command: i32, argument: i32) -> io::Result<()> {
+    // SAFETY: numbers only; the caller borrows the descriptor.
+    if unsafe { libc::fcntl(fd, command, argument) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    #[test]
+    fn a_writer_is_noticed() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let reading = File::open(file.path()).unwrap();
+        let found = writers(&reading).unwrap();
+        // Where there are no leases, nothing can be told.
+        assert!(matches!(found, Writers::Some | Writers::Unknown), "{found:?}");
+        let path = file.into_temp_path();
+        let reading = File::open(&path).unwrap();
+        assert!(matches!(writers(&reading).unwrap(), Writers::None | Writers::Unknown));
+    }
+}

@@ -1,0 +1,96 @@
+//! Files and process in one: [`PutBack`] as the phases of a restore use it, with errors that name the process.
+
+use std::path::{Path, PathBuf};
+
+use rewake_image::{Image, PageReader};
+
+use crate::error::RestoreError;
+use crate::putback::decide::Decisions;
+use crate::putback::recover::{self, Found};
+use crate::putback::{PutBack, PutBackError, Undone};
+use crate::release::LastSteps;
+
+/// An image whose files wait to be undone, or are being put back by another `resume`, is not woken: those files are no state of any
+/// program.
+pub fn refuse_waiting(dir: &Path) -> Result<(), RestoreError> {
+    match recover::image(dir) {
+        Ok(Found::Nothing | Found::Undone(_)) => Ok(()),
+        Ok(Found::Live) => Err(RestoreError::Waiting(PutBackError::Locked { image: dir.to_owned() })),
+        // Then there is no journal of ours either: what is set-user-id never writes one.
+        Err(PutBackError::SetUserId) => Ok(()),
+        Err(error) => Err(RestoreError::Waiting(error)),
+    }
+}
+
+/// The files of one restore.
+pub struct Transaction {
+    pid: i32,
+    files: PutBack,
+}
+
+impl Transaction {
+    pub fn begin(
+        dir: &Path,
+        image: &Image,
+        reader: &PageReader,
+        decisions: &Decisions,
+    ) -> Result<Self, RestoreError> {
+        let pid = image.process.pid;
+        let files = PutBack::prepare(dir, image, reader, &decisions.put_back);
+        Ok(Self { pid, files: files.map_err(|source| RestoreError::PutBack { pid, source })? })
+    }
+
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.files.paths()
+    }
+
+    pub fn apply(&mut self, image: &Image, reader: &PageReader) -> Result<(), RestoreError> {
+        let done = self.files.apply(image, reader);
+        done.map_err(|source| self.failed(source))
+    }
+
+    pub fn check(&self) -> Result<(), RestoreError> {
+        self.files.check().map_err(|source| self.failed(source))
+    }
+
+    /// After a failure, makes the files what they were before, and says so where that cannot be.
+    pub fn end<T>(mut self, outcome: Result<T, RestoreError>) -> Result<T, RestoreError> {
+        let error = match outcome {
+            Ok(value) => return Ok(value),
+            Err(error) => error,
+        };
+        let (left, remedy) = match self.files.roll_back() {
+            Ok(None) => return Err(error),
+            Ok(Some(Undone { foreign, kept: Some(kept), .. })) => {
+                let names: Vec<String> = foreign
+                    .iter()
+                    .map(|(path, how)| format!("{} ({how} meanwhile)", path.display()))
+                    .collect();
+                let remedy = format!("look at them; their old bytes are kept in {}", kept.display());
+                (names.join(", "), remedy)
+            }
+            Ok(Some(_)) => return Err(error),
+            Err(problem) => {
+                let remedy = problem.remedy().unwrap_or("remove what stands in the way");
+                (problem.to_string(), format!("{remedy}; the next rewake command tries again"))
+            }
+        };
+        Err(RestoreError::NotUndone { error: Box::new(error), left, remedy })
+    }
+
+    fn failed(&self, source: PutBackError) -> RestoreError {
+        RestoreError::PutBack { pid: self.pid, source }
+    }
+}
+
+impl LastSteps for Transaction {
+    fn let_signals_through(&mut self) -> Result<(), RestoreError> {
+        let done = self.files.let_signals_through();
+        done.map_err(|source| self.failed(source))
+    }
+
+    fn commit(&mut self) -> Result<(), RestoreError> {
+        let done = self.files.commit();
+        done.map_err(|source| self.failed(source))
+    }
+}
