@@ -40,5 +40,8 @@ pub const RECORDS_FILE: &str = "records";
 pub const PAGES_FILE: &str = "pages";
 /// Every file an image consists of; a directory that holds another one is not an image.
 pub const FILES: [&str; 2] = [RECORDS_FILE, PAGES_FILE];
+/// Name of the journal that a resume keeps beside them while it puts files back; with a dot and more behind it, an unfinished one or
+/// one kept for people to look at.
+pub const UNDO_FILE: &str = "undo";
 /// Bytes in a page of every machine that images of this format come from.
 pub const PAGE_SIZE: u64 = 4096;

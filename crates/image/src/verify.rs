@@ -1,5 +1,6 @@
 //! Looking at every byte of an image.
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,7 +9,7 @@ use std::thread;
 use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::image::read_records;
-use crate::{FILES, Image, ImageError, PageReader, container, dir};
+use crate::{FILES, Image, ImageError, PageReader, UNDO_FILE, container, dir};
 
 /// More threads than this only wait for the disk.
 const MAX_THREADS: usize = 8;
@@ -60,7 +61,8 @@ fn check_records(dir: &Path) -> Result<Checked, ImageError> {
     let open = rustix::fs::openat(CWD, dir, flags, Mode::empty()).map_err(ImageError::io("open", dir))?;
     let names = dir::entries(&open, dir)?;
     let bytes = read_records(dir)?;
-    if let Some(name) = names.iter().find(|name| !FILES.iter().any(|known| name.as_os_str() == *known)) {
+    let belongs = |name: &OsStr| FILES.iter().any(|known| name == *known) || is_undo(name);
+    if let Some(name) = names.iter().find(|name| !belongs(name)) {
         let name = name.to_string_lossy().into_owned();
         return Err(ImageError::UnexpectedFile { name }.in_image(dir));
     }
@@ -68,6 +70,12 @@ fn check_records(dir: &Path) -> Result<Checked, ImageError> {
     let image = Image::decode(&bytes).map_err(|error| error.in_image(dir))?;
     let [records, bytes] = [records, bytes.len()].map(|number| u64::try_from(number).unwrap_or(u64::MAX));
     Ok(Checked { image, records, bytes })
+}
+
+/// A journal of files being put back: no part of the image, and no stranger.
+fn is_undo(name: &OsStr) -> bool {
+    let rest = name.as_encoded_bytes().strip_prefix(UNDO_FILE.as_bytes());
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"."))
 }
 
 /// Reads all blocks with a few threads; gives the first error that one of them finds.

@@ -30,9 +30,9 @@ pub fn writers(file: impl AsFd) -> io::Result<Writers> {
     let fd = file.as_fd().as_raw_fd();
     // Whoever opens the file just now makes the kernel tell us by a signal; SIGIO, its default, would end us.
     control(fd, F_SETSIG, libc::SIGURG)?;
-    let lease = control(fd, libc::F_SETLEASE, libc::F_RDLCK.into());
+    let lease = control(fd, libc::F_SETLEASE, libc::F_RDLCK);
     match lease {
-        Ok(()) => control(fd, libc::F_SETLEASE, libc::F_UNLCK.into()).map(|()| Writers::None),
+        Ok(()) => control(fd, libc::F_SETLEASE, libc::F_UNLCK).map(|()| Writers::None),
         Err(error) => match error.raw_os_error() {
             Some(libc::EAGAIN) => Ok(Writers::Some),
             Some(

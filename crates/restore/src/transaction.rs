@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use rewake_image::{Image, PageReader};
 
 use crate::error::RestoreError;
+use crate::plan::Site;
 use crate::putback::decide::Decisions;
 use crate::putback::recover::{self, Found};
 use crate::putback::{PutBack, PutBackError, Undone};
@@ -20,6 +21,19 @@ pub fn refuse_waiting(dir: &Path) -> Result<(), RestoreError> {
         Err(PutBackError::SetUserId) => Ok(()),
         Err(error) => Err(RestoreError::Waiting(error)),
     }
+}
+
+/// What the program is to get privately must have been prepared: never is a changed file taken instead, in silence.
+pub fn refuse_unprepared(image: &Image, site: &Site, decisions: &Decisions) -> Result<(), RestoreError> {
+    let missing = decisions.private.iter().find(|id| !site.prepared.contains_key(id));
+    let Some(id) = missing else { return Ok(()) };
+    let content = image.file_contents.iter().find(|content| content.id == *id);
+    let path = content.and_then(|content| content.identity.as_ref()).map(|identity| identity.as_path());
+    Err(RestoreError::Unsupported {
+        pid: image.process.pid,
+        object: path.map(|path| path.display().to_string()).unwrap_or_default(),
+        reason: "it changed since, and its saved content cannot be given to the program".into(),
+    })
 }
 
 /// The files of one restore.

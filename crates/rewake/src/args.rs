@@ -133,12 +133,13 @@ pub struct Resume {
     #[arg(short, long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub dir: PathBuf,
 
-    /// Put files that the program had open for writing back as they were at the capture: short for --on-changed restore. Not in
-    /// this version yet
+    /// Put files that the program had open for writing back as they were at the capture, all or none with its memory: short for
+    /// --on-changed restore
     #[arg(short = 'o', conflicts_with = "on_changed")]
     pub overwrite: bool,
 
-    /// What to do about a file that changed since the capture
+    /// What to do about a file that changed since the capture (another inode, size or time of change). A file that the program
+    /// only reads is never overwritten: if its content is in the image (chkpnt --files 2 or 3), the program gets that for itself
     #[arg(long, value_name = "ACTION", value_enum, default_value_t = OnChanged::Error)]
     pub on_changed: OnChanged,
 
@@ -154,8 +155,8 @@ pub struct Resume {
     #[arg(long, conflicts_with_all = ["detach", "json"])]
     pub plan: bool,
 
-    /// Print one JSON object when the program runs: image, pid, threads, memory_bytes, total_ms, mb_per_s. On standard output with
-    /// --detach, else on standard error, since standard output is then the program's
+    /// Print one JSON object when the program runs: image, pid, threads, memory_bytes, total_ms, mb_per_s, files_put_back,
+    /// files_private. On standard output with --detach, else on standard error, since standard output is then the program's
     #[arg(long)]
     pub json: bool,
 
@@ -174,9 +175,11 @@ EXAMPLES
 /// What to do about changed files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum OnChanged {
-    /// Refuse, and name the file
+    /// Refuse, and name the file and what can be done
     Error,
-    /// Put back files that the program had open for writing
+    /// Put back, in place, files that the program had open for writing. The bytes that they have now are kept in the image until the
+    /// program runs: if anything fails before, or resume dies, they get them back, at once or by the next rewake command. Refused for
+    /// files that others have open for writing
     Restore,
     /// Take the file as it is now
     AsIs,

@@ -12,6 +12,7 @@ use crate::failure::Failure;
 use crate::format::{count, dotted, milliseconds, plain, rate, size, time};
 use crate::output;
 use crate::progress::Bar;
+use crate::waiting;
 
 /// Captures, and says what was captured.
 pub fn run(arguments: &Chkpnt) -> Result<ExitCode, Failure> {
@@ -19,6 +20,8 @@ pub fn run(arguments: &Chkpnt) -> Result<ExitCode, Failure> {
         return Err(Failure::unsupported("--engine module", "leave it out: --engine auto takes ptrace"));
     }
     let options = options(arguments);
+    // The image goes beside others of its store.
+    options.dir.parent().into_iter().for_each(waiting::in_folder);
     let bar = Bar::new(&arguments.common, arguments.json);
     let outcome = capture(&options, &mut |progress| match progress {
         Progress::Phase(name) => bar.phase(name),

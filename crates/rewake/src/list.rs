@@ -10,7 +10,7 @@ use crate::args::List;
 use crate::failure::Failure;
 use crate::format::{date, one_line, plain, size};
 use crate::table::{Side, Table};
-use crate::{output, place};
+use crate::{output, place, waiting};
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -25,6 +25,7 @@ struct Report<'a> {
 pub fn run(arguments: &List) -> Result<ExitCode, Failure> {
     let dir = arguments.store.as_path();
     place::existing(dir)?;
+    waiting::in_store(dir);
     let images = store::list(dir)?;
     let latest: Option<PathBuf> = store::latest(dir).ok();
     let text = if arguments.json {

@@ -19,6 +19,7 @@ mod resume;
 mod show;
 mod table;
 mod verify;
+mod waiting;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Err(rejected) => return rejected.print(),
     };
     logging::start(invocation.command.common());
+    waiting::everywhere();
     let Invocation { name, command } = invocation;
     let outcome = match &command {
         Command::Save(options) => chkpnt::run(options),

@@ -1,7 +1,7 @@
 //! `resume`: wake a program from its image, and stand for it while it runs.
 
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use rewake_restore::{Options, Progress, RestoreError, Restored};
@@ -15,6 +15,7 @@ use crate::format::{count, milliseconds, plain, rate, size, time};
 use crate::output;
 use crate::place;
 use crate::progress::Bar;
+use crate::waiting;
 
 /// Wakes the program; in the foreground, returns its exit status.
 pub fn run(arguments: &Resume) -> Result<ExitCode, Failure> {
@@ -23,6 +24,7 @@ pub fn run(arguments: &Resume) -> Result<ExitCode, Failure> {
         output::print(&rewake_restore::listing(&options)?)?;
         return Ok(ExitCode::SUCCESS);
     }
+    waiting::of_image(&options.dir)?;
     foreground::prepare()
         .map_err(|error| Failure::new(format_args!("preparing to be a parent failed: {error}")))?;
     let (restored, company) = wake(arguments, &options)?;
@@ -95,6 +97,10 @@ struct Report {
     memory_bytes: u64,
     total_ms: f64,
     mb_per_s: f64,
+    /// Files put back as they were at the capture (-o).
+    files_put_back: Vec<String>,
+    /// Files that changed and were left alone: the program has their saved content for itself.
+    files_private: Vec<String>,
 }
 
 /// Says that the program runs. In the foreground the standard streams are the program's: nothing is said on a terminal that it may be
@@ -108,6 +114,8 @@ fn announce(arguments: &Resume, image: &Path, restored: &Restored) {
             memory_bytes: restored.bytes,
             total_ms: milliseconds(restored.total),
             mb_per_s: rate(restored.bytes, restored.total),
+            files_put_back: names(&restored.put_back),
+            files_private: names(&restored.private),
         })
     } else if arguments.detach {
         format!("{}\n", restored.pid)
@@ -124,13 +132,23 @@ fn announce(arguments: &Resume, image: &Path, restored: &Restored) {
     };
 }
 
+fn names(paths: &[PathBuf]) -> Vec<String> {
+    paths.iter().map(|path| path.to_string_lossy().into_owned()).collect()
+}
+
 fn line(image: &Path, restored: &Restored) -> String {
+    let files = |paths: &[PathBuf], what: &str| match paths.len() {
+        0 => String::new(),
+        number => format!(", {} {what}", count(number, "file", "files")),
+    };
     format!(
-        "woke {}: pid {}, {}, {} memory, total {}, {:.0} MB/s\n",
+        "woke {}: pid {}, {}, {} memory{}{}, total {}, {:.0} MB/s\n",
         plain(image.as_os_str().as_encoded_bytes()),
         restored.pid,
         count(restored.threads, "thread", "threads"),
         size(restored.bytes),
+        files(&restored.put_back, "put back"),
+        files(&restored.private, "as saved, privately"),
         time(restored.total),
         rate(restored.bytes, restored.total),
     )

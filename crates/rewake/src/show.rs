@@ -15,10 +15,12 @@ use crate::format::{count, date, plain, size};
 use crate::output::{self, Paint};
 use crate::place;
 use crate::table::{Side, Table};
+use crate::waiting;
 
 /// Shows an image.
 pub fn run(arguments: &Show) -> Result<ExitCode, Failure> {
     let dir = place::image(&arguments.dir)?;
+    waiting::around_image(&dir);
     let description = describe(&dir)?;
     let doing = activities(&dir)?;
     let text = if arguments.json {

@@ -12,6 +12,7 @@ use crate::format::{milliseconds, plain, rate, size, time};
 use crate::output;
 use crate::place;
 use crate::progress::Bar;
+use crate::waiting;
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -27,6 +28,7 @@ struct Report {
 /// Verifies, and says that all is well.
 pub fn run(arguments: &Verify) -> Result<ExitCode, Failure> {
     let dir = place::image(&arguments.dir)?;
+    waiting::around_image(&dir);
     let started = Instant::now();
     let bar = Bar::new(&arguments.common, arguments.json);
     bar.phase("verify");

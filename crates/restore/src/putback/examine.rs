@@ -116,13 +116,16 @@ pub fn differs(content: &FileContent, saved: &mut Saved<'_>) -> Result<bool, Put
         || !differences(path, Some((&file, size)), content, saved, &mut found)?.is_empty())
 }
 
+/// Takes a block that differs: its offset, its old and its new bytes.
+type Sink<'a> = dyn FnMut(u64, &[u8], &[u8]) -> Result<Chunk, PutBackError> + 'a;
+
 /// Goes over all blocks where either side has data, and hands those that differ to `sink`.
 fn differences(
     path: &Path,
     old: Option<(&File, u64)>,
     content: &FileContent,
     saved: &mut Saved<'_>,
-    sink: &mut dyn FnMut(u64, &[u8], &[u8]) -> Result<Chunk, PutBackError>,
+    sink: &mut Sink<'_>,
 ) -> Result<Vec<Chunk>, PutBackError> {
     let new_size = content.identity.as_ref().map_or(0, |identity| identity.size);
     let (mut was, mut is) = (vec![0; BLOCK_LEN], vec![0; BLOCK_LEN]);

@@ -23,7 +23,7 @@ use std::path::PathBuf;
 pub use write::{JournalWriter, padded_crc};
 
 /// Name of the journal in the image.
-pub const NAME: &str = "undo";
+pub const NAME: &str = rewake_image::UNDO_FILE;
 /// Its name while it is being written.
 pub const NEW_NAME: &str = "undo.new";
 /// Bytes compared, journaled and written at once.
@@ -35,7 +35,9 @@ const MAGIC: [u8; 8] = *b"RWKUNDO\n";
 const TRAILER_MAGIC: [u8; 8] = *b"RWKUEND\n";
 const VERSION: u32 = 1;
 const HEADER: u64 = 32;
+const HEADER_LEN: usize = 32;
 const TRAILER: u64 = 32;
+const TRAILER_LEN: usize = 32;
 /// Most files in a journal.
 pub const MAX_FILES: u32 = 1 << 16;
 /// Most bytes of an index: some 200 GB of differences.
@@ -224,7 +226,7 @@ impl Journal {
         let length = source.length()?;
         let (files, inode) = header(source)?;
         let first_data = HEADER + u64::from(files);
-        let mut trailer = [0; TRAILER as usize];
+        let mut trailer = [0; TRAILER_LEN];
         let trailer_at = length.checked_sub(TRAILER).filter(|at| *at >= first_data).ok_or_else(cut_off)?;
         source.read(&mut trailer, trailer_at)?;
         let mut fields = index::Fields::new(&trailer);
@@ -275,7 +277,7 @@ impl Journal {
 }
 
 fn header(source: &(impl Source + ?Sized)) -> io::Result<(u32, u64)> {
-    let mut header = [0; HEADER as usize];
+    let mut header = [0; HEADER_LEN];
     source.read(&mut header, 0)?;
     let mut fields = index::Fields::new(&header);
     ensure(fields.array()? == MAGIC, "its beginning")?;
