@@ -70,16 +70,21 @@ pub fn decide(image: &Image, on_changed: OnChanged, look: &mut dyn FnMut(&FileId
         image.file_contents.iter().map(|content| (content.id, content)).collect();
     let mapped = mapped_writable(image);
     let mut decisions = Decisions::default();
+    // A file that is also open for writing has its content in the image by that.
+    let named = image.file_contents.iter().filter(|content| content.kind() == Kind::Named && content.written);
+    let by_path: BTreeMap<&[u8], &FileContent> =
+        named.filter_map(|content| Some((content.identity.as_ref()?.path.as_slice(), content))).collect();
     let mut known: BTreeMap<(PathBuf, Option<u32>), bool> = BTreeMap::new();
     for reference in references(image) {
         let content = reference.content.and_then(|id| contents.get(&id).copied());
+        let content = content.or_else(|| by_path.get(reference.identity.path.as_slice()).copied());
         if content.is_some_and(|content| content.kind() != Kind::Named) {
             // It lives in the image alone: there is nothing to compare it with.
             continue;
         }
         let identity = content.and_then(|content| content.identity.as_ref()).unwrap_or(reference.identity);
         let written = content.map_or(reference.written, |content| content.written);
-        let key = (identity.as_path().to_owned(), reference.content);
+        let key = (identity.as_path().to_owned(), content.map(|content| content.id));
         // The same file again; a worse case (it is written after all) is looked at again.
         if known.get(&key).is_some_and(|before| *before || !written) {
             continue;
