@@ -146,6 +146,16 @@ const EXECUTION: &[Row] = &[
         "credentials: another user, groups, all five capability sets, secure bits, parent death signal, dumpable",
         &[probe("credentials dropped"), probe("credentials plain"), probe("credentials exposed")],
     ),
+    row(
+        "personality, child subreaper, membarrier registration, score of the out-of-memory killer, core file filter",
+        &[
+            probe("process_settings personality"),
+            probe("process_settings subreaper"),
+            probe("process_settings membarrier"),
+            probe("process_settings oom"),
+            probe("process_settings coredump"),
+        ],
+    ),
     row("threads with credentials of their own", &[probe("credentials threads")]),
     row("first thread ended while others run", &[probe("leader_ended")]),
     row(
