@@ -97,6 +97,8 @@ pub struct Restored {
     pub bytes: u64,
     /// From the call to the moment the program was let go.
     pub total: Duration,
+    /// What could not come back just as it was, for people.
+    pub notes: Vec<String>,
 }
 
 /// The plan as text, without carrying anything out.
@@ -143,13 +145,14 @@ pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<R
     phase.run("park", || seed.wait_parked())?;
     phase.begin("release");
     let memory = release::PageMemory::new(&image, &pages);
-    let pid = release::release(&image, seed, &memory, &mut *phase.progress)?;
+    let (pid, notes) = release::release(&image, seed, &memory, &mut *phase.progress)?;
     phase.end();
     Ok(Restored {
         pid,
         threads: image.process.threads.len(),
         bytes: image.stream.stream_length,
         total: started.elapsed(),
+        notes,
     })
 }
 

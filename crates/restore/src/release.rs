@@ -2,6 +2,7 @@
 //!
 //! Until the leader is detached, last of all, our death is the new process's too (`PTRACE_O_EXITKILL`).
 
+mod affinity;
 mod registers;
 mod stopped;
 
@@ -45,7 +46,7 @@ pub fn release(
     mut seed: Seed<'_>,
     pages: &PageMemory<'_>,
     progress: &mut dyn FnMut(Progress),
-) -> Result<i32, RestoreError> {
+) -> Result<(i32, Vec<String>), RestoreError> {
     let pid = seed.pid();
     let (leader, others) = (seed.take_leader()?, seed.take_others()?);
     let memory = ProcessMemory::open(pid).map_err(|error| seed.died(&error.to_string()))?;
@@ -73,13 +74,14 @@ pub fn release(
         None => tracee,
     };
     work.write_proc_files()?;
+    let notes = affinity::note(&image.process).into_iter().collect();
     progress(Progress::Ready { pid });
     for other in parked {
         other.tracee.detach(0).map_err(|error| work.refused(error))?;
     }
     tracee.detach(0).map_err(|error| work.refused(error))?;
     seed.let_go();
-    Ok(pid)
+    Ok((pid, notes))
 }
 
 struct Release<'a> {

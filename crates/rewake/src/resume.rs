@@ -95,11 +95,16 @@ struct Report {
     memory_bytes: u64,
     total_ms: f64,
     mb_per_s: f64,
+    notes: Vec<String>,
 }
 
 /// Says that the program runs. In the foreground the standard streams are the program's: nothing is said on a terminal that it may be
 /// drawing on, and one line on standard error elsewhere.
 fn announce(arguments: &Resume, image: &Path, restored: &Restored) {
+    for note in restored.notes.iter().filter(|_| !arguments.json) {
+        // As below.
+        let _ = writeln!(io::stderr(), "note: {note}");
+    }
     let text = if arguments.json {
         output::json(&Report {
             image: image.to_string_lossy().into_owned(),
@@ -108,6 +113,7 @@ fn announce(arguments: &Resume, image: &Path, restored: &Restored) {
             memory_bytes: restored.bytes,
             total_ms: milliseconds(restored.total),
             mb_per_s: rate(restored.bytes, restored.total),
+            notes: restored.notes.clone(),
         })
     } else if arguments.detach {
         format!("{}\n", restored.pid)
