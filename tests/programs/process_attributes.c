@@ -1,8 +1,23 @@
-/* What belongs to the process: working folder, umask, limits, name, scheduling, dumpable, ids. */
+/* What belongs to the process: working folder, umask, limits, name, scheduling, dumpable, ids; parent death signal, child subreaper,
+   oom score, core dump filter. */
 #include "probe.h"
 #include <sched.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+
+static void put(const char *file, const char *text) {
+    int fd = TRY(open(file, O_WRONLY));
+    CHECK(write(fd, text, strlen(text)) == (ssize_t)strlen(text), "%s: %s", file, strerror(errno));
+    TRY(close(fd));
+}
+
+static void expect(const char *file, const char *text) {
+    char now[64] = {0};
+    int fd = TRY(open(file, O_RDONLY));
+    CHECK(read(fd, now, sizeof now - 1) > 0, "%s: %s", file, strerror(errno));
+    TRY(close(fd));
+    CHECK(!strcmp(now, text), "%s is %s", file, now);
+}
 
 int main(int argc, char **argv) {
     probe_start(argc, argv);
@@ -21,6 +36,10 @@ int main(int argc, char **argv) {
     for (int i = 0; i < 16; i++) TRY(setrlimit(i, &limits[i]));
     TRY(prctl(PR_SET_NAME, "odd ) name (", 0, 0, 0));
     TRY(prctl(PR_SET_TIMERSLACK, 123456, 0, 0, 0));
+    TRY(prctl(PR_SET_PDEATHSIG, SIGUSR2, 0, 0, 0));
+    TRY(prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0));
+    put("/proc/self/oom_score_adj", "321");
+    put("/proc/self/coredump_filter", "0x25");
     TRY(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0));
     TRY(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
     TRY(setpriority(PRIO_PROCESS, 0, 5));
@@ -44,6 +63,13 @@ int main(int argc, char **argv) {
     TRY(prctl(PR_GET_NAME, name, 0, 0, 0));
     CHECK(!strcmp(name, "odd ) name ("), "name is %s", name);
     CHECK(prctl(PR_GET_TIMERSLACK, 0, 0, 0, 0) == 123456, "timer slack");
+    int death = 0, reaper = 0;
+    TRY(prctl(PR_GET_PDEATHSIG, &death, 0, 0, 0));
+    TRY(prctl(PR_GET_CHILD_SUBREAPER, &reaper, 0, 0, 0));
+    CHECK(death == SIGUSR2, "parent death signal is %d", death);
+    CHECK(reaper == 1, "no child subreaper");
+    expect("/proc/self/oom_score_adj", "321\n");
+    expect("/proc/self/coredump_filter", "00000025\n");
     CHECK(prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) == 0, "dumpable");
     CHECK(prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1, "no_new_privs");
     CHECK(getpriority(PRIO_PROCESS, 0) == 5, "nice is %d", getpriority(PRIO_PROCESS, 0));

@@ -106,6 +106,8 @@ pub struct Restored {
     pub put_back: Vec<PathBuf>,
     /// Files that changed since and were left alone: the program has their saved content for itself.
     pub private: Vec<PathBuf>,
+    /// What could not come back just as it was, for people.
+    pub notes: Vec<String>,
 }
 
 /// The plan as text, without carrying anything out.
@@ -155,7 +157,7 @@ pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<R
     let put_back = transaction.paths();
     let ready = Ready { image: &image, reader: &reader, plan: &plan, site: &site, pages: &pages };
     let woken = wake(&ready, prepared, &mut transaction, &mut phase);
-    let pid = transaction.end(woken)?;
+    let (pid, notes) = transaction.end(woken)?;
     phase.end();
     Ok(Restored {
         pid,
@@ -164,6 +166,7 @@ pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<R
         total: started.elapsed(),
         put_back,
         private: decisions.private_paths(&image),
+        notes,
     })
 }
 
@@ -183,7 +186,7 @@ fn wake(
     prepared: contents::Prepared,
     transaction: &mut Transaction,
     phase: &mut Phases<'_>,
-) -> Result<i32, RestoreError> {
+) -> Result<(i32, Vec<String>), RestoreError> {
     let Ready { image, reader, plan, site, pages } = *ready;
     phase.run("put back", || transaction.apply(image, reader))?;
     let mut seed = phase.run("start", || run::start(image, plan, site, pages, &prepared))?;

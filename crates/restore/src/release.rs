@@ -2,6 +2,7 @@
 //!
 //! Until the leader is detached, last of all, our death is the new process's too (`PTRACE_O_EXITKILL`).
 
+mod affinity;
 mod registers;
 mod stopped;
 
@@ -54,7 +55,7 @@ pub fn release(
     pages: &PageMemory<'_>,
     last: &mut dyn LastSteps,
     progress: &mut dyn FnMut(Progress),
-) -> Result<i32, RestoreError> {
+) -> Result<(i32, Vec<String>), RestoreError> {
     let pid = seed.pid();
     let (leader, others) = (seed.take_leader()?, seed.take_others()?);
     let memory = ProcessMemory::open(pid).map_err(|error| seed.died(&error.to_string()))?;
@@ -83,6 +84,7 @@ pub fn release(
     };
     work.write_proc_files()?;
     last.let_signals_through()?;
+    let notes = affinity::note(&image.process).into_iter().collect();
     progress(Progress::Ready { pid });
     last.commit()?;
     for other in parked {
@@ -90,7 +92,7 @@ pub fn release(
     }
     tracee.detach(0).map_err(|error| work.refused(error))?;
     seed.let_go();
-    Ok(pid)
+    Ok((pid, notes))
 }
 
 struct Release<'a> {

@@ -101,11 +101,16 @@ struct Report {
     files_put_back: Vec<String>,
     /// Files that changed and were left alone: the program has their saved content for itself.
     files_private: Vec<String>,
+    notes: Vec<String>,
 }
 
 /// Says that the program runs. In the foreground the standard streams are the program's: nothing is said on a terminal that it may be
 /// drawing on, and one line on standard error elsewhere.
 fn announce(arguments: &Resume, image: &Path, restored: &Restored) {
+    for note in restored.notes.iter().filter(|_| !arguments.json) {
+        // As below.
+        let _ = writeln!(io::stderr(), "note: {note}");
+    }
     let text = if arguments.json {
         output::json(&Report {
             image: image.to_string_lossy().into_owned(),
@@ -116,6 +121,7 @@ fn announce(arguments: &Resume, image: &Path, restored: &Restored) {
             mb_per_s: rate(restored.bytes, restored.total),
             files_put_back: names(&restored.put_back),
             files_private: names(&restored.private),
+            notes: restored.notes.clone(),
         })
     } else if arguments.detach {
         format!("{}\n", restored.pid)
