@@ -81,10 +81,10 @@ fn no_entries(folder: &Path) -> Result<()> {
 }
 
 /// A mount that ends with the test.
-struct Mounted(PathBuf);
+pub(super) struct Mounted(PathBuf);
 
 impl Mounted {
-    fn new(arguments: &[&str], place: &Path) -> Result<Self> {
+    pub(super) fn new(arguments: &[&str], place: &Path) -> Result<Self> {
         let mounted = Command::new("mount").args(arguments).arg(place).stderr(Stdio::null()).status();
         match mounted {
             Ok(status) if status.success() => Ok(Mounted(place.to_path_buf())),
