@@ -129,6 +129,7 @@ pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<R
         host::check_limits(&image)?;
         host::check_credentials(&image)?;
         host::check_cpu(&image)?;
+        host::check_memory(&image)?;
         host::check_files(&image, options.on_changed)
     })?;
     let reader = PageReader::open(&options.dir, &image.stream)?;

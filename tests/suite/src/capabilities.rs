@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::catalogue::{Probe, SECTIONS};
+use crate::huge::HugePages;
 use crate::privileges;
 use crate::process;
 use crate::report::Report;
@@ -52,7 +53,7 @@ fn check_as_user(user: &Workshop, probe: &Probe, name: &str) -> Result<()> {
     match privileges::needed(probe.call) {
         None => check(user, probe, true, name),
         Some(privilege) => {
-            let mut subject = started(user, probe, name)?;
+            let (_pages, mut subject) = started(user, probe, name)?;
             let result = refused(&mut subject, user, privilege.words);
             subject.end();
             result.and(process::nothing_left(&[], LEAVING))
@@ -76,17 +77,20 @@ fn refused(subject: &mut Subject, user: &Workshop, words: &str) -> Result<()> {
     resumed.expect_words("resume", &[words])
 }
 
-fn started(workshop: &Workshop, probe: &Probe, name: &str) -> Result<Subject> {
+/// The program, ready, and the huge pages it needs.
+fn started(workshop: &Workshop, probe: &Probe, name: &str) -> Result<(Option<HugePages>, Subject)> {
     let mut words = probe.call.split_whitespace();
-    let program = workshop.compile(words.next().context("empty call")?, probe.options)?;
-    let arguments: Vec<&str> = words.collect();
-    let subject = Subject::start_in(workshop, &program, &arguments, workshop.folder(name)?)?;
+    let program = words.next().context("empty call")?;
+    let folder = workshop.folder(name)?;
+    let pages = (program == "mem_huge").then(|| HugePages::set_aside(&folder));
+    let program = workshop.compile(program, probe.options)?;
+    let subject = Subject::start_in(workshop, &program, &words.collect::<Vec<_>>(), folder)?;
     std::thread::sleep(Duration::from_millis(probe.settle));
-    Ok(subject)
+    Ok((pages, subject))
 }
 
 fn check(workshop: &Workshop, probe: &Probe, killed: bool, name: &str) -> Result<()> {
-    let mut subject = started(workshop, probe, name)?;
+    let (_pages, mut subject) = started(workshop, probe, name)?;
     let result = if killed {
         kill_and_resume(&mut subject, workshop)
     } else {
