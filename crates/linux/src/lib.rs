@@ -12,6 +12,7 @@ pub mod fork;
 pub mod host;
 pub mod kcmp;
 pub mod memory;
+pub mod namespaces;
 pub mod pagemap;
 pub mod proc;
 pub mod program;

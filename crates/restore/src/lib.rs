@@ -21,6 +21,7 @@ pub mod interrupted;
 pub mod plan;
 mod release;
 mod run;
+mod spaces;
 mod survey;
 
 use std::path::PathBuf;
@@ -29,6 +30,7 @@ use std::time::{Duration, Instant};
 use rewake_image::{Image, PageReader};
 
 pub use error::RestoreError;
+use spaces::Spaces;
 
 /// What to do about files that are no longer what they were.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,6 +56,15 @@ pub enum Pids {
     Namespace,
 }
 
+/// What the program's `CLOCK_MONOTONIC` and `CLOCK_BOOTTIME` show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clock {
+    /// They go on where they were.
+    Keep,
+    /// What the host's show.
+    Go,
+}
+
 /// What to resume and how.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -63,6 +74,8 @@ pub struct Options {
     pub on_changed: OnChanged,
     /// Policy for process ids.
     pub pids: Pids,
+    /// The program's clocks; as it had them, its own or the host's, when not said.
+    pub clock: Option<Clock>,
     /// Whether the program becomes leader of a session of its own (`--detach`).
     pub new_session: bool,
 }
@@ -72,6 +85,8 @@ pub struct Options {
 pub enum Progress {
     /// A phase begins.
     Phase(&'static str),
+    /// Something people should know.
+    Note(&'static str),
     /// Bytes of the page stream that are verified.
     Pages {
         /// So many.
@@ -91,6 +106,8 @@ pub enum Progress {
 pub struct Restored {
     /// Its id; it is our child, in a process group of its own.
     pub pid: i32,
+    /// Its id as it sees it: another one in a pid namespace of its own.
+    pub inner_pid: i32,
     /// Its threads.
     pub threads: usize,
     /// Bytes of memory that came from the image.
@@ -105,10 +122,11 @@ pub struct Restored {
 /// As [`resume`], up to the plan.
 pub fn listing(options: &Options) -> Result<String, RestoreError> {
     let image = Image::open(&options.dir)?;
+    let spaces = Spaces::decide(options, &image)?;
     let reader = PageReader::open(&options.dir, &image.stream)?;
     let private = host::check_files(&image, options.on_changed).unwrap_or_default();
     let prepared = contents::prepare(&image, &reader, &options.dir, &private)?;
-    let (plan, _) = survey::plan_here(&image, options, &prepared)?;
+    let (plan, _) = survey::plan_here(&image, options, &prepared, &spaces)?;
     Ok(plan.program.listing())
 }
 
@@ -134,19 +152,24 @@ pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<R
     })?;
     let reader = PageReader::open(&options.dir, &image.stream)?;
     let prepared = phase.run("contents", || contents::prepare(&image, &reader, &options.dir, &private))?;
-    let (plan, site) = phase.run("plan", || survey::plan_here(&image, options, &prepared))?;
+    let mut spaces = Spaces::decide(options, &image)?;
+    let init = phase.run("spaces", || spaces.enter(&image, options.clock))?;
+    let (plan, site) = phase.run("plan", || survey::plan_here(&image, options, &prepared, &spaces))?;
     let pages = phase.run("pages", || run::page_source(&image, &reader))?;
-    let mut seed = phase.run("start", || run::start(&image, &plan, &site, &pages, &prepared))?;
+    let mut seed = phase.run("start", || run::start(&image, &plan, &site, &pages, &prepared, init))?;
     drop(prepared);
     phase.begin("memory");
     run::verify(&image, &reader, &mut *phase.progress)?;
     phase.run("park", || seed.wait_parked())?;
+    let no_proc = seed.has_no_proc().then_some(spaces::NOTE_PROC);
+    spaces.note.into_iter().chain(no_proc).for_each(|note| (phase.progress)(Progress::Note(note)));
     phase.begin("release");
     let memory = release::PageMemory::new(&image, &pages);
     let pid = release::release(&image, seed, &memory, &mut *phase.progress)?;
     phase.end();
     Ok(Restored {
         pid,
+        inner_pid: image.process.pid,
         threads: image.process.threads.len(),
         bytes: image.stream.stream_length,
         total: started.elapsed(),
@@ -159,10 +182,6 @@ fn refuse_unbuilt(options: &Options, image: &Image) -> Result<(), RestoreError> 
     if options.on_changed == OnChanged::Restore {
         let remedy = "put the files back by hand, or go on with them as they are: --on-changed as-is";
         return Err(RestoreError::NotBuilt { pid, option: "--on-changed restore", remedy });
-    }
-    if options.pids == Pids::Namespace {
-        let remedy = "resume with the same ids: --pids same";
-        return Err(RestoreError::NotBuilt { pid, option: "--pids namespace", remedy });
     }
     Ok(())
 }

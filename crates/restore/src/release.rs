@@ -73,6 +73,7 @@ pub fn release(
         None => tracee,
     };
     work.write_proc_files()?;
+    work.seed.keep_namespace()?;
     progress(Progress::Ready { pid });
     for other in parked {
         other.tracee.detach(0).map_err(|error| work.refused(error))?;
@@ -106,9 +107,10 @@ impl<'a> Release<'a> {
         mut others: BTreeMap<i32, Running>,
     ) -> Result<Vec<Parked<'a>>, RestoreError> {
         let threads = &self.image.process.threads;
-        let first = threads.iter().find(|thread| thread.tid == leader.tid());
+        let pid = self.image.process.pid;
+        let first = threads.iter().find(|thread| thread.tid == pid);
         let mut running = vec![(leader, first.ok_or_else(|| self.seed.died("it has no leader"))?)];
-        for thread in threads.iter().filter(|thread| thread.tid != self.seed.pid()) {
+        for thread in threads.iter().filter(|thread| thread.tid != pid) {
             let missing = || self.seed.died(&format!("thread {} is missing", thread.tid));
             running.push((others.remove(&thread.tid).ok_or_else(missing)?, thread));
         }

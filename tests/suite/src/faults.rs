@@ -3,6 +3,7 @@
 
 mod hosts;
 mod images;
+mod namespaces;
 mod refusals;
 mod shots;
 mod strangers;
@@ -18,5 +19,6 @@ pub fn run(workshop: &Workshop, report: &mut Report) {
     strangers::run(workshop, report);
     images::run(workshop, report);
     hosts::run(workshop, report);
+    namespaces::run(workshop, report);
     users::run(workshop, report);
 }

@@ -78,6 +78,7 @@ sysno! {
     mlockall = SYS_mlockall
     mmap = SYS_mmap
     modify_ldt = SYS_modify_ldt
+    mount = SYS_mount
     mprotect = SYS_mprotect
     mremap = SYS_mremap
     msync = SYS_msync
