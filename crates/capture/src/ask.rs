@@ -16,6 +16,7 @@ use self::settings::{ProcessSettings, ThreadSettings};
 use crate::error::{CaptureError, During, Result};
 use crate::findings::Findings;
 use crate::freeze::Frozen;
+use crate::spaces::Ids;
 use crate::{process, seccomp, signals, threads, timers};
 
 const PR_GET_PDEATHSIG: u32 = 2;
@@ -126,14 +127,15 @@ impl Frozen {
             tracks.iter().map(|(track, tid)| (*tid, ThreadAnswers::ask(&mut program, *track))).collect();
         let outcome = self.run(&program, &tracks)?;
 
+        let ids = Ids::of(&self.proc)?;
         let mut findings = Findings::new(pid);
         let mut process = process::outside(&self.proc)?;
         about_process.tell(&outcome, &mut process, &mut findings);
-        process.posix_timers = about_timers.tell(&outcome);
+        process.posix_timers = about_timers.tell(&outcome, &ids);
         process.stopped_by = self.stopped_by.map(i32::unsigned_abs);
         let mut filters = seccomp::Filters::default();
         for (tid, stopped) in &self.threads {
-            let mut thread = threads::outside(&self.proc, stopped)?;
+            let mut thread = threads::outside(&self.proc, &ids, stopped)?;
             thread.credentials.take_if(|own| Some(&*own) == process.credentials.as_ref());
             thread.remaining_ns = self.time_left.get(tid).copied();
             about_threads[tid].tell(&outcome, &mut thread, &mut findings);
@@ -141,11 +143,11 @@ impl Frozen {
             process.threads.push(thread);
         }
         if !self.threads.contains_key(&pid) {
-            let mut leader = threads::ended_leader(&self.proc)?;
+            let mut leader = threads::ended_leader(&self.proc, &ids)?;
             leader.credentials.take_if(|own| Some(&*own) == process.credentials.as_ref());
             process.threads.push(leader);
-            process.threads.sort_by_key(|thread| thread.tid);
         }
+        process.threads.sort_by_key(|thread| thread.tid);
         threads::check_own_fs(&self.proc, &process, &mut findings)?;
         process.pending = threads::shared_pending(pid, self.threads.values())?;
         if let Some(memory) = &mut process.memory {

@@ -131,7 +131,7 @@ struct FrozenState {
 }
 
 fn look_at_frozen(options: &Options, mut process: Process, phases: &mut Phases<'_>) -> Result<FrozenState> {
-    let pid = process.pid;
+    let pid = options.pid;
     let proc = preflight::open(pid)?;
     let mut findings = Findings::new(pid);
     let mut contents = Contents::new(options.file_level);
@@ -171,7 +171,7 @@ struct Written {
 /// Writes the pages and, unless the target is to be killed, lets it go on at once.
 fn write_pages(
     options: &Options,
-    manifest: Manifest,
+    mut manifest: Manifest,
     frozen: FrozenState,
     pending: &PendingImage,
     guardian: &mut Guardian,
@@ -208,6 +208,8 @@ fn write_pages(
         record.pages = plan.private;
         record.vdso_crc = vdso_crc;
     }
+    // As it sees itself.
+    manifest.root_pid = process.pid;
     let image = Image {
         manifest,
         process,

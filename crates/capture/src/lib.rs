@@ -18,6 +18,7 @@ mod preflight;
 mod process;
 mod seccomp;
 mod signals;
+mod spaces;
 mod threads;
 mod timers;
 mod waiting;

@@ -11,7 +11,7 @@ use crate::Options;
 use crate::contents::Contents;
 use crate::error::{CaptureError, During, Result};
 use crate::findings::Findings;
-use crate::{files, memory, threads, timers};
+use crate::{files, memory, spaces, threads, timers};
 
 /// `PF_KTHREAD`: a thread of the kernel.
 const PF_KTHREAD: u32 = 0x0020_0000;
@@ -220,7 +220,7 @@ pub(crate) fn check_state(proc: &Proc, findings: &mut Findings) -> Result<()> {
         );
     }
     check_word_size(proc, findings)?;
-    check_namespaces(proc, findings)?;
+    spaces::check(proc, findings)?;
     timers::check(proc, pid, findings)?;
     check_directories(proc, findings)?;
     check_threads(proc, findings)
@@ -247,40 +247,6 @@ fn check_word_size(proc: &Proc, findings: &mut Findings) -> Result<()> {
             "only 64-bit programs of x86-64 are supported",
             "use a 64-bit build of the program",
         );
-    }
-    Ok(())
-}
-
-fn check_namespaces(proc: &Proc, findings: &mut Findings) -> Result<()> {
-    const KINDS: &[&str] = &[
-        "pid",
-        "mnt",
-        "net",
-        "ipc",
-        "uts",
-        "user",
-        "cgroup",
-        "time",
-        "pid_for_children",
-        "time_for_children",
-    ];
-    let pid = proc.id();
-    let own = Proc::own().during("open", pid, "/proc/self")?;
-    for kind in KINDS {
-        let ours = match own.namespace(kind.trim_end_matches("_for_children")) {
-            Ok(inode) => inode,
-            Err(error) if error.is_missing() => continue,
-            Err(error) => return Err(error).during("readlink", pid, format!("own namespace {kind}")),
-        };
-        let theirs = match proc.namespace(kind) {
-            Ok(inode) => inode,
-            Err(error) if error.is_missing() => continue,
-            Err(error) => return Err(error).during("readlink", pid, format!("namespace {kind}")),
-        };
-        if ours != theirs {
-            let remedy = "run the command inside the same container or namespace as the program";
-            findings.add(format!("namespace {kind}"), "it is not the one of this command", remedy);
-        }
     }
     Ok(())
 }

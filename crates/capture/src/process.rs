@@ -5,6 +5,7 @@ use rewake_linux::proc::{Proc, Status};
 
 use crate::error::{During, Result};
 use crate::files::identity;
+use crate::spaces;
 
 /// All of a process but threads, descriptors, mappings, and what only itself can tell (see [`crate::ask`]).
 ///
@@ -35,14 +36,16 @@ pub(crate) fn outside(proc: &Proc) -> Result<Process> {
         exe: Some(MappedFile { identity: Some(identity(&exe)), ..MappedFile::default() }),
         ..AddressSpace::default()
     };
+    let [own, parent, group, session] = spaces::relations(&status, &stat);
     let text = |file| proc.read(file).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     Ok(Process {
         oom_score_adj: text("oom_score_adj").and_then(|text| text.trim().parse().ok()),
         coredump_filter: text("coredump_filter").and_then(|text| u32::from_str_radix(text.trim(), 16).ok()),
-        pid,
-        ppid: stat.ppid,
-        pgid: stat.pgrp,
-        sid: stat.session,
+        pid: own,
+        ppid: parent,
+        pgid: group,
+        sid: session,
+        clocks: spaces::clocks(proc),
         exe: exe.target,
         comm: proc.comm().during("read", pid, "comm")?,
         cmdline: proc.cmdline().during("read", pid, "cmdline")?,

@@ -12,12 +12,13 @@ use rewake_linux::signal::SigInfo;
 use crate::error::{During, Result};
 use crate::findings::Findings;
 use crate::process;
+use crate::spaces::Ids;
 
 /// All of a thread but what only itself can tell (see [`crate::ask`]).
 ///
 /// # Errors
 /// When the thread was killed meanwhile, or the kernel refuses.
-pub(crate) fn outside(proc: &Proc, stopped: &Stopped) -> Result<Thread> {
+pub(crate) fn outside(proc: &Proc, ids: &Ids, stopped: &Stopped) -> Result<Thread> {
     let (pid, tid) = (proc.id(), stopped.tid());
     let object = format!("thread {tid}");
     let rseq = stopped.rseq().during("read rseq", pid, &object)?;
@@ -26,7 +27,7 @@ pub(crate) fn outside(proc: &Proc, stopped: &Stopped) -> Result<Thread> {
     let status = thread.status().during("read status", pid, &object)?;
     let scheduling = attributes::scheduling(tid).during("read scheduling", pid, &object)?;
     Ok(Thread {
-        tid,
+        tid: ids.inner(tid),
         comm: thread.comm().during("read name", pid, &object)?,
         registers: stopped.registers().during("read registers", pid, &object)?.words().to_vec(),
         xstate: stopped.xstate().during("read extended registers", pid, &object)?.as_bytes().to_vec(),
@@ -122,12 +123,12 @@ pub(crate) fn check_own_fs(proc: &Proc, process: &Process, findings: &mut Findin
 ///
 /// # Errors
 /// When the process was killed meanwhile.
-pub(crate) fn ended_leader(proc: &Proc) -> Result<Thread> {
+pub(crate) fn ended_leader(proc: &Proc, ids: &Ids) -> Result<Thread> {
     let pid = proc.id();
     let leader = proc.thread(pid).during("open", pid, "first thread")?;
     let status = leader.status().during("read status", pid, "first thread")?;
     Ok(Thread {
-        tid: pid,
+        tid: ids.inner(pid),
         comm: leader.comm().during("read name", pid, "first thread")?,
         exited: true,
         exit_code: leader.stat().during("read stat", pid, "first thread")?.exit_code,

@@ -7,6 +7,7 @@ use rewake_linux::remote::Outcome;
 
 use crate::error::{During, Result};
 use crate::findings::Findings;
+use crate::spaces::Ids;
 
 /// Size of `struct itimerspec`: interval, then what is left.
 const ITIMERSPEC: usize = 32;
@@ -34,7 +35,10 @@ pub(crate) fn check(proc: &Proc, pid: i32, findings: &mut Findings) -> Result<()
     if timers.is_empty() {
         return Ok(());
     }
+    let ids = Ids::of(proc)?;
     let threads = proc.threads().during("list threads", pid, "task")?;
+    let threads: Vec<i32> = threads.into_iter().map(|tid| ids.inner(tid)).collect();
+    let pid = ids.inner(pid);
     for timer in timers {
         if let Some(reason) = trouble(&timer, pid, &threads) {
             findings.add(format!("POSIX timer {} (clock {})", timer.id, timer.clock), reason, LATER);
@@ -83,15 +87,24 @@ pub(crate) fn ask(proc: &Proc, pid: i32, program: &mut Program, track: TrackRef)
 
 impl Answers {
     /// The records, in order of id.
-    pub(crate) fn tell(&self, outcome: &Outcome) -> Vec<PosixTimer> {
-        let mut timers: Vec<PosixTimer> =
-            self.0.iter().map(|(timer, value, overrun)| record(outcome, timer, *value, *overrun)).collect();
+    pub(crate) fn tell(&self, outcome: &Outcome, ids: &Ids) -> Vec<PosixTimer> {
+        let mut timers: Vec<PosixTimer> = self
+            .0
+            .iter()
+            .map(|(timer, value, overrun)| record(outcome, ids, timer, *value, *overrun))
+            .collect();
         timers.sort_by_key(|timer| timer.id);
         timers
     }
 }
 
-fn record(outcome: &Outcome, timer: &proc::PosixTimer, value: DataRef, overrun: CallRef) -> PosixTimer {
+fn record(
+    outcome: &Outcome,
+    ids: &Ids,
+    timer: &proc::PosixTimer,
+    value: DataRef,
+    overrun: CallRef,
+) -> PosixTimer {
     let nanoseconds = |at: usize| {
         let (seconds, rest) = (outcome.word(value, at), outcome.word(value, at + 8));
         seconds.saturating_mul(1_000_000_000).saturating_add(rest)
@@ -106,7 +119,7 @@ fn record(outcome: &Outcome, timer: &proc::PosixTimer, value: DataRef, overrun: 
         clock: timer.clock,
         notify: notify.unsigned_abs(),
         signal: timer.signal,
-        thread: if notify & libc::SIGEV_THREAD_ID == 0 { 0 } else { thread },
+        thread: if notify & libc::SIGEV_THREAD_ID == 0 { 0 } else { ids.inner(thread) },
         value: timer.value,
         interval_ns: nanoseconds(0),
         remaining_ns: nanoseconds(16),

@@ -13,6 +13,7 @@ pub mod host;
 pub mod kcmp;
 pub mod lease;
 pub mod memory;
+pub mod namespaces;
 pub mod pagemap;
 pub mod proc;
 pub mod program;

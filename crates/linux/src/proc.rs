@@ -7,6 +7,7 @@
 //!
 //! Parsing is kept apart from reading: every file has a `parse` function that takes bytes.
 
+mod clocks;
 mod error;
 mod fdinfo;
 mod fds;
@@ -21,6 +22,7 @@ mod task;
 mod text;
 mod timers;
 
+pub use clocks::ClockOffsets;
 pub use error::ProcError;
 pub use fdinfo::{FdInfo, Lock, LockKind};
 pub use fds::Fd;

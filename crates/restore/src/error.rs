@@ -23,16 +23,6 @@ pub enum RestoreError {
         /// Why that cannot be.
         reason: String,
     },
-    /// An option of the contract that this version does not have yet.
-    #[error("resume failed for pid {pid} ({option}): this version cannot do that yet")]
-    NotBuilt {
-        /// The process in the image.
-        pid: i32,
-        /// As it was given.
-        option: &'static str,
-        /// What can be done instead.
-        remedy: &'static str,
-    },
     /// This host lacks what the program may be using.
     #[error("resume failed for pid {pid} (CPU): this host lacks {missing}")]
     Cpu {
@@ -116,6 +106,28 @@ pub enum RestoreError {
         /// The id wanted.
         pid: i32,
     },
+    /// Namespaces are not to be had.
+    #[error("unshare failed for pid {pid} ({namespace} namespace): {source}")]
+    Namespace {
+        /// The process in the image.
+        pid: i32,
+        /// "user", "pid" or "time".
+        namespace: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Somebody else made the image or could have changed it.
+    #[error("resume failed for pid {pid} (image {path}): {reason}")]
+    Foreign {
+        /// The process in the image.
+        pid: i32,
+        /// The directory or file.
+        path: String,
+        /// Whose it is, or who may write it.
+        reason: String,
+        /// What can be done.
+        remedy: &'static str,
+    },
     /// An entry of the planned program was not accepted.
     #[error("{operation} failed for pid {pid} ({object}): {source}")]
     Entry {
@@ -160,7 +172,6 @@ impl RestoreError {
     pub fn remedy(&self) -> Option<String> {
         let text = match self {
             Self::Image(source) => return source.remedy().map(Into::into),
-            Self::NotBuilt { remedy, .. } => remedy,
             Self::Cpu { .. } => {
                 "resume on a host whose CPU has these (`rewake show DIR` lists what is needed)"
             }
@@ -177,8 +188,10 @@ impl RestoreError {
             }
             Self::PidTaken { .. } => "end that process or wait for its end, then resume again",
             Self::PidForbidden { .. } => {
-                "resume as root, or let root allow it: setcap cap_checkpoint_restore+ep on the rewake binary"
+                "resume in a pid namespace of its own (--pids namespace), or as root, or let root allow it: setcap cap_checkpoint_restore+ep on the rewake binary"
             }
+            Self::Namespace { namespace, .. } => return Some(namespace_remedy(namespace)),
+            Self::Foreign { remedy, .. } => remedy,
             Self::Entry { source, operation, .. } => return entry_remedy(operation, source),
             Self::Unsupported { .. } | Self::Died { .. } | Self::System { .. } => return None,
         };
@@ -206,6 +219,17 @@ fn changed_remedy(remedies: Remedies, level: u32) -> String {
         ways.push("go on with the files as they are: --on-changed as-is".to_owned());
     }
     ways.join(", or ")
+}
+
+fn namespace_remedy(namespace: &str) -> String {
+    let text = match namespace {
+        "time" => "resume in namespaces of its own (--pids namespace), or do without --clock keep",
+        _ => {
+            "let root allow namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, \
+             kernel.apparmor_restrict_unprivileged_userns), or setcap cap_checkpoint_restore+ep on the rewake binary"
+        }
+    };
+    text.to_owned()
 }
 
 fn entry_remedy(operation: &str, source: &io::Error) -> Option<String> {

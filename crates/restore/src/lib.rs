@@ -23,6 +23,7 @@ pub mod plan;
 pub mod putback;
 mod release;
 mod run;
+mod spaces;
 mod survey;
 mod transaction;
 
@@ -31,8 +32,10 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rewake_image::{Image, PageReader};
+use rewake_linux::namespaces::Init;
 
 pub use error::RestoreError;
+use spaces::Spaces;
 use transaction::Transaction;
 
 /// What to do about files that are no longer what they were.
@@ -59,6 +62,15 @@ pub enum Pids {
     Namespace,
 }
 
+/// What the program's `CLOCK_MONOTONIC` and `CLOCK_BOOTTIME` show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clock {
+    /// They go on where they were.
+    Keep,
+    /// What the host's show.
+    Go,
+}
+
 /// What to resume and how.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -68,6 +80,8 @@ pub struct Options {
     pub on_changed: OnChanged,
     /// Policy for process ids.
     pub pids: Pids,
+    /// The program's clocks; as it had them, its own or the host's, when not said.
+    pub clock: Option<Clock>,
     /// Whether the program becomes leader of a session of its own (`--detach`).
     pub new_session: bool,
 }
@@ -77,6 +91,8 @@ pub struct Options {
 pub enum Progress {
     /// A phase begins.
     Phase(&'static str),
+    /// Something people should know.
+    Note(&'static str),
     /// Bytes of the page stream that are verified.
     Pages {
         /// So many.
@@ -96,6 +112,8 @@ pub enum Progress {
 pub struct Restored {
     /// Its id; it is our child, in a process group of its own.
     pub pid: i32,
+    /// Its id as it sees it: another one in a pid namespace of its own.
+    pub inner_pid: i32,
     /// Its threads.
     pub threads: usize,
     /// Bytes of memory that came from the image.
@@ -116,10 +134,11 @@ pub struct Restored {
 /// As [`resume`], up to the plan.
 pub fn listing(options: &Options) -> Result<String, RestoreError> {
     let image = Image::open(&options.dir)?;
+    let spaces = Spaces::decide(options, &image)?;
     let reader = PageReader::open(&options.dir, &image.stream)?;
     let decisions = host::check_files(&image, &reader, options.on_changed).unwrap_or_default();
     let prepared = contents::prepare(&image, &reader, &options.dir, &decisions.private)?;
-    let (plan, _) = survey::plan_here(&image, options, &prepared)?;
+    let (plan, _) = survey::plan_here(&image, options, &prepared, &spaces)?;
     Ok(plan.program.listing())
 }
 
@@ -139,7 +158,6 @@ pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<R
     survey::allow_tracing();
     let reader = PageReader::open(&options.dir, &image.stream)?;
     let decisions = phase.run("host", || {
-        refuse_unbuilt(options, &image)?;
         host::check_architecture(&image)?;
         host::check_limits(&image)?;
         host::check_credentials(&image)?;
@@ -150,18 +168,22 @@ pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<R
     })?;
     let prepared =
         phase.run("contents", || contents::prepare(&image, &reader, &options.dir, &decisions.private))?;
-    let (plan, site) = phase.run("plan", || survey::plan_here(&image, options, &prepared))?;
+    let mut spaces = Spaces::decide(options, &image)?;
+    let init = phase.run("spaces", || spaces.enter(&image, options.clock))?;
+    let (plan, site) = phase.run("plan", || survey::plan_here(&image, options, &prepared, &spaces))?;
     transaction::refuse_unprepared(&image, &site, &decisions)?;
     let pages = phase.run("pages", || run::page_source(&image, &reader))?;
     let mut transaction =
         phase.run("files", || Transaction::begin(&options.dir, &image, &reader, &decisions))?;
     let put_back = transaction.paths();
-    let ready = Ready { image: &image, reader: &reader, plan: &plan, site: &site, pages: &pages };
-    let woken = wake(&ready, prepared, &mut transaction, &mut phase);
+    let (image, plan, site, pages) = (&image, &plan, &site, &pages);
+    let ready = Ready { image, reader: &reader, plan, site, pages, note: spaces.note };
+    let woken = wake(&ready, prepared, init, &mut transaction, &mut phase);
     let (pid, notes) = transaction.end(woken)?;
     phase.end();
     Ok(Restored {
         pid,
+        inner_pid: image.process.pid,
         threads: image.process.threads.len(),
         bytes: image.stream.stream_length,
         total: started.elapsed(),
@@ -178,6 +200,7 @@ struct Ready<'a> {
     plan: &'a plan::Plan,
     site: &'a plan::Site,
     pages: &'a OwnedFd,
+    note: Option<&'static str>,
 }
 
 /// Puts the files back, makes the process and lets it go. After a failure nothing is left of the process; the files are the caller's
@@ -185,29 +208,22 @@ struct Ready<'a> {
 fn wake(
     ready: &Ready<'_>,
     prepared: contents::Prepared,
+    init: Option<Init>,
     transaction: &mut Transaction,
     phase: &mut Phases<'_>,
 ) -> Result<(i32, Vec<String>), RestoreError> {
-    let Ready { image, reader, plan, site, pages } = *ready;
+    let Ready { image, reader, plan, site, pages, note } = *ready;
     phase.run("put back", || transaction.apply(image, reader))?;
-    let mut seed = phase.run("start", || run::start(image, plan, site, pages, &prepared))?;
+    let mut seed = phase.run("start", || run::start(image, plan, site, pages, &prepared, init))?;
     drop(prepared);
     phase.begin("memory");
     run::verify(image, reader, &|| transaction.check(), &mut *phase.progress)?;
     phase.run("park", || seed.wait_parked(&|| transaction.check()))?;
+    let no_proc = seed.has_no_proc().then_some(spaces::NOTE_PROC);
+    note.into_iter().chain(no_proc).for_each(|note| (phase.progress)(Progress::Note(note)));
     phase.begin("release");
     let memory = release::PageMemory::new(image, pages);
     release::release(image, seed, &memory, transaction, &mut *phase.progress)
-}
-
-/// What the contract names and is not built yet is refused, never done half.
-fn refuse_unbuilt(options: &Options, image: &Image) -> Result<(), RestoreError> {
-    let pid = image.process.pid;
-    if options.pids == Pids::Namespace {
-        let remedy = "resume with the same ids: --pids same";
-        return Err(RestoreError::NotBuilt { pid, option: "--pids namespace", remedy });
-    }
-    Ok(())
 }
 
 /// Runs and times the phases.

@@ -69,6 +69,8 @@ pub struct Site {
     pub timer_ids: bool,
     /// What clocks show, in nanoseconds, by number.
     pub clocks: BTreeMap<i32, u64>,
+    /// Whether the program lives in a pid namespace of its own, and so needs a `/proc` of its own.
+    pub inside: bool,
     /// Whether the program becomes leader of a session of its own.
     pub new_session: bool,
     /// Whether the image was made since this host was started: then clocks that begin at the start go on.
@@ -120,6 +122,8 @@ pub struct Plan {
     pub waits: BTreeMap<i32, CallRef>,
     /// The thread ids of the tracks.
     pub tids: BTreeMap<TrackRef, i32>,
+    /// The call that gives the program a `/proc` of its own, where it needs one.
+    pub own_proc: Option<CallRef>,
 }
 
 struct Planner<'a> {
@@ -136,6 +140,7 @@ struct Planner<'a> {
     seccomp: Option<Meeting>,
     waits: BTreeMap<i32, CallRef>,
     tids: BTreeMap<TrackRef, i32>,
+    own_proc: Option<CallRef>,
 }
 
 /// Where all threads meet around their seccomp filters.
@@ -159,9 +164,26 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
     let meeting = |program: &mut Program| Meeting { traced: program.zeros(4), shared: program.zeros(4) };
     let seccomp = seccomp::is_used(&image.process).then(|| meeting(&mut program));
     let (process, waits, tids) = (&image.process, BTreeMap::new(), BTreeMap::new());
-    let mut planner =
-        Planner { image, process, site, program, leader, gate, parked, never, changed, seccomp, waits, tids };
+    let own_proc = None;
+    let mut planner = Planner {
+        image,
+        process,
+        site,
+        program,
+        leader,
+        gate,
+        parked,
+        never,
+        changed,
+        seccomp,
+        waits,
+        tids,
+        own_proc,
+    };
     planner.birth();
+    if site.inside {
+        planner.own_proc();
+    }
     planner.open_files()?;
     planner.memory()?;
     planner.mm_fields();
@@ -181,6 +203,7 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
         traced: seccomp.map(|meeting| meeting.traced),
         waits: planner.waits,
         tids: planner.tids,
+        own_proc: planner.own_proc,
     })
 }
 

@@ -83,6 +83,7 @@ pub fn release(
         None => tracee,
     };
     work.write_proc_files()?;
+    work.seed.keep_namespace()?;
     last.let_signals_through()?;
     let notes = affinity::note(&image.process).into_iter().collect();
     progress(Progress::Ready { pid });
@@ -119,9 +120,10 @@ impl<'a> Release<'a> {
         mut others: BTreeMap<i32, Running>,
     ) -> Result<Vec<Parked<'a>>, RestoreError> {
         let threads = &self.image.process.threads;
-        let first = threads.iter().find(|thread| thread.tid == leader.tid());
+        let pid = self.image.process.pid;
+        let first = threads.iter().find(|thread| thread.tid == pid);
         let mut running = vec![(leader, first.ok_or_else(|| self.seed.died("it has no leader"))?)];
-        for thread in threads.iter().filter(|thread| thread.tid != self.seed.pid()) {
+        for thread in threads.iter().filter(|thread| thread.tid != pid) {
             let missing = || self.seed.died(&format!("thread {} is missing", thread.tid));
             running.push((others.remove(&thread.tid).ok_or_else(missing)?, thread));
         }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rewake_image::records::page_stream::Compression;
 use rewake_image::{Image, PageReader};
 use rewake_linux::arch::x86_64::Registers;
+use rewake_linux::namespaces::Init;
 use rewake_linux::proc::Proc;
 use rewake_linux::program::{Action, Assembled, Sysno};
 use rewake_linux::ptrace::{self, Event, ExitStatus, Poll, Running, StopReason};
@@ -18,6 +19,7 @@ use crate::Progress;
 use crate::contents::Prepared;
 use crate::error::RestoreError;
 use crate::plan::{Plan, Site};
+use crate::spaces;
 
 /// How long a dead process may keep its id before its parent takes note of it.
 const ZOMBIE_PATIENCE: Duration = Duration::from_secs(2);
@@ -36,6 +38,8 @@ pub struct Seed<'a> {
     leader: Option<Running>,
     /// The other threads by id, once we trace them.
     others: Option<BTreeMap<i32, Running>>,
+    /// Of the new process's namespace; dropped after the process is gone, it takes the namespace with it.
+    init: Option<Init>,
 }
 
 /// The page stream as the seed reads it: the image's own file, or its content unpacked and verified into memory.
@@ -99,6 +103,7 @@ pub fn start<'a>(
     site: &Site,
     pages: &OwnedFd,
     prepared: &Prepared,
+    init: Option<Init>,
 ) -> Result<Seed<'a>, RestoreError> {
     let pid = image.process.pid;
     let system = |operation, object: &str, source| RestoreError::System {
@@ -117,7 +122,7 @@ pub fn start<'a>(
     let options = ptrace::Options { exit_kill: true, suspend_seccomp: plan.traced.is_some() };
     let leader = ptrace::seize(pid, options);
     let threads = u32::try_from(image.process.threads.len()).expect("image counts are checked");
-    let mut seed = Seed { pid, plan, options, threads, assembled, stage, leader: None, others: None };
+    let mut seed = Seed { pid, plan, options, threads, assembled, stage, leader: None, others: None, init };
     seed.leader = Some(leader.map_err(|error| system("PTRACE_SEIZE", "new process", error.source))?);
     seed.stage.arrive(&seed.assembled, plan.gate);
     Ok(seed)
@@ -226,6 +231,20 @@ impl Seed<'_> {
         Ok(())
     }
 
+    /// Whether the program needed a `/proc` of its own and the kernel gave it none.
+    pub fn has_no_proc(&self) -> bool {
+        let mounted = self.plan.own_proc.map_or(0, |call| self.stage.result(&self.assembled, call));
+        mounted != 0
+    }
+
+    /// The ids out here of the process's threads, by those in the image; nothing where they are the same.
+    fn thread_ids(&self) -> Result<BTreeMap<i32, i32>, RestoreError> {
+        if self.plan.own_proc.is_none() {
+            return Ok(BTreeMap::new());
+        }
+        spaces::outer_ids(self.pid).map_err(|error| self.died(&error.to_string()))
+    }
+
     /// Comes to the meeting of all threads, if there is one and all others are there: from then on we trace them.
     fn meet(&mut self) -> Result<(), RestoreError> {
         if let Some(traced) = self.plan.traced
@@ -239,7 +258,10 @@ impl Seed<'_> {
     }
 
     fn trace_others(&mut self) -> Result<(), RestoreError> {
-        let seize = |tid: i32| match ptrace::seize(tid, self.options) {
+        let ids = self.thread_ids()?;
+        // Id 0 is nobody's.
+        let outer = |tid| if ids.is_empty() { tid } else { ids.get(&tid).copied().unwrap_or(0) };
+        let seize = |tid: i32| match ptrace::seize(outer(tid), self.options) {
             Ok(running) => Ok((tid, running)),
             Err(error) => Err(RestoreError::System {
                 operation: error.operation,
@@ -285,9 +307,21 @@ impl Seed<'_> {
         self.stage.range()
     }
 
+    /// From now on the new process's namespace stays, whatever becomes of us.
+    ///
+    /// # Errors
+    /// When its init is gone.
+    pub fn keep_namespace(&self) -> Result<(), RestoreError> {
+        let Some(init) = &self.init else { return Ok(()) };
+        init.let_go().map_err(|error| self.died(&format!("its namespace's init is gone: {error}")))
+    }
+
     /// The new process is on its own: dropping the seed kills nothing any more.
     pub fn let_go(mut self) {
         self.pid = 0;
+        if let Some(init) = self.init.take() {
+            init.leave_alone();
+        }
     }
 
     pub fn died(&self, reason: &str) -> RestoreError {

@@ -9,7 +9,7 @@ use rewake_image::records::vma::Backing;
 use rewake_linux::addr::RemoteAddr;
 use rewake_linux::attributes;
 use rewake_linux::memory::ProcessMemory;
-use rewake_linux::proc::{MappingKind, Proc, ProcError};
+use rewake_linux::proc::{ClockOffsets, MappingKind, Proc, ProcError};
 use rewake_linux::seed;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
@@ -19,6 +19,7 @@ use crate::contents::Prepared;
 use crate::credentials::Identity;
 use crate::error::RestoreError;
 use crate::plan::{Plan, Site, Special, check, free_gap, plan};
+use crate::spaces::Spaces;
 
 /// Descriptors below this are left to the image and to ourselves in any case.
 const LOWEST_FD_BASE: i32 = 64;
@@ -35,8 +36,9 @@ pub fn plan_here(
     image: &Image,
     options: &Options,
     prepared: &Prepared,
+    spaces: &Spaces,
 ) -> Result<(Plan, Site), RestoreError> {
-    let mut site = survey(image, options, prepared)?;
+    let mut site = survey(image, options, prepared, spaces)?;
     // A first time for the size, a second time with the place.
     let len = plan(image, &site)?.program.assembled_size();
     let own = Proc::own().and_then(|own| own.maps()).map_err(|source| proc_error(image, source))?;
@@ -67,7 +69,12 @@ pub fn allow_tracing() {
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable);
 }
 
-fn survey(image: &Image, options: &Options, prepared: &Prepared) -> Result<Site, RestoreError> {
+fn survey(
+    image: &Image,
+    options: &Options,
+    prepared: &Prepared,
+    spaces: &Spaces,
+) -> Result<Site, RestoreError> {
     let own = Proc::own().map_err(|source| proc_error(image, source))?;
     let maps = own.maps().map_err(|source| proc_error(image, source))?;
     let specials = maps.iter().filter_map(|mapping| {
@@ -94,26 +101,30 @@ fn survey(image: &Image, options: &Options, prepared: &Prepared) -> Result<Site,
     }
     let fd_base = (highest + 1).max(LOWEST_FD_BASE);
     check_descriptor_limit(image, fd_base, prepared)?;
-    let identity = Identity::own().map_err(|source| RestoreError::System {
+    let mut identity = Identity::own().map_err(|source| RestoreError::System {
         operation: "survey",
         pid: image.process.pid,
         object: "our own credentials".into(),
         source,
     })?;
+    // In a user namespace they have no numbers any more, but are still ours.
+    identity.groups.clone_from(&spaces.groups);
     let mut site = Site {
         stage: RemoteAddr::new(1 << 32),
         stage_len: 4096,
         aside: RemoteAddr::new((1 << 32) + 4096),
         specials,
         fd_base,
-        parent: i32::try_from(std::process::id()).unwrap_or_default(),
+        // From inside of a pid namespace of its own nobody sees us.
+        parent: if spaces.inside { 0 } else { i32::try_from(std::process::id()).unwrap_or_default() },
+        inside: spaces.inside,
         limits: limits.iter().map(|limit| (limit.soft, limit.hard)).collect(),
         rseq: seed::own_rseq(),
         identity,
         new_session: options.new_session,
         timer_ids: attributes::can_choose_timer_ids(),
-        clocks: clocks(),
-        same_boot: is_same_boot(image),
+        clocks: clocks(spaces.shift),
+        same_boot: spaces.keeps_clocks.unwrap_or_else(|| is_same_boot(image)),
         prepared: BTreeMap::new(),
     };
     site.prepared = prepared.numbers(site.first_prepared());
@@ -121,7 +132,7 @@ fn survey(image: &Image, options: &Options, prepared: &Prepared) -> Result<Site,
 }
 
 /// What the clocks show by which timers can be set.
-fn clocks() -> BTreeMap<i32, u64> {
+fn clocks(shift: ClockOffsets) -> BTreeMap<i32, u64> {
     let clocks = [
         (libc::CLOCK_REALTIME, ClockId::Realtime),
         (libc::CLOCK_MONOTONIC, ClockId::Monotonic),
@@ -131,7 +142,13 @@ fn clocks() -> BTreeMap<i32, u64> {
     ];
     let nanoseconds = |clock| {
         let now = clock_gettime(clock);
-        Some(u64::try_from(now.tv_sec).ok()? * 1_000_000_000 + u64::try_from(now.tv_nsec).ok()?)
+        let shift = match clock {
+            ClockId::Monotonic => shift.monotonic,
+            ClockId::Boottime => shift.boottime,
+            _ => 0,
+        };
+        let now = u64::try_from(now.tv_sec).ok()? * 1_000_000_000 + u64::try_from(now.tv_nsec).ok()?;
+        now.checked_add_signed(shift)
     };
     clocks.into_iter().filter_map(|(number, clock)| Some((number, nanoseconds(clock)?))).collect()
 }

@@ -114,7 +114,13 @@ fn write_image(dir: &Path, compression: Compression, (pid, tid): (i32, i32)) {
 }
 
 fn options(dir: &Path) -> Options {
-    Options { dir: dir.to_owned(), on_changed: OnChanged::Error, pids: Pids::Auto, new_session: false }
+    Options {
+        dir: dir.to_owned(),
+        on_changed: OnChanged::Error,
+        pids: Pids::Auto,
+        clock: None,
+        new_session: false,
+    }
 }
 
 fn wake(dir: &Path) -> Result<Option<i32>, RestoreError> {

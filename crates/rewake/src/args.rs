@@ -151,6 +151,11 @@ pub struct Resume {
     #[arg(long, value_name = "WHICH", value_enum, default_value_t = Pids::Auto)]
     pub pids: Pids,
 
+    /// What the program's clocks that count from the start of the host show (CLOCK_MONOTONIC, CLOCK_BOOTTIME). Left out, they are what the
+    /// program had: the host's, or its own if they were kept before
+    #[arg(long, value_name = "WHICH", value_enum)]
+    pub clock: Option<Clock>,
+
     /// Print the system calls that would wake the program, one a line, and start nothing
     #[arg(long, conflicts_with_all = ["detach", "json"])]
     pub plan: bool,
@@ -194,6 +199,15 @@ pub enum Pids {
     Same,
     /// The same, in a pid namespace of its own
     Namespace,
+}
+
+/// Which clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Clock {
+    /// Go on where they were; takes CAP_SYS_ADMIN and CAP_SYS_TIME, or --pids namespace
+    Keep,
+    /// The host's
+    Go,
 }
 
 /// Show what is in an image: processes, threads, memory, files, and what the host must have.

@@ -8,7 +8,7 @@ use rewake_restore::{Options, Progress, RestoreError, Restored};
 use rustix::process::Pid;
 use serde::Serialize;
 
-use crate::args::{OnChanged, Pids, Resume};
+use crate::args::{Clock, OnChanged, Pids, Resume};
 use crate::failure::{Failure, chain};
 use crate::foreground::{self, Company};
 use crate::format::{count, milliseconds, plain, rate, size, time};
@@ -43,6 +43,11 @@ fn wake(arguments: &Resume, options: &Options) -> Result<(Restored, Option<Compa
     let mut company = None;
     let outcome = rewake_restore::resume(options, &mut |progress| match progress {
         Progress::Phase(name) => bar.phase(name),
+        Progress::Note(note) => {
+            bar.clear();
+            // Nobody is left to be told when this fails.
+            let _ = writeln!(io::stderr(), "note: {note}");
+        }
         Progress::Pages { done, total } => bar.bytes(done, total),
         Progress::Ready { pid } => {
             bar.clear();
@@ -78,6 +83,10 @@ fn options(arguments: &Resume) -> Result<Options, Failure> {
             Pids::Same => rewake_restore::Pids::Same,
             Pids::Namespace => rewake_restore::Pids::Namespace,
         },
+        clock: arguments.clock.map(|clock| match clock {
+            Clock::Keep => rewake_restore::Clock::Keep,
+            Clock::Go => rewake_restore::Clock::Go,
+        }),
         new_session: arguments.detach,
     })
 }
@@ -148,9 +157,14 @@ fn line(image: &Path, restored: &Restored) -> String {
         number => format!(", {} {what}", count(number, "file", "files")),
     };
     format!(
-        "woke {}: pid {}, {}, {} memory{}{}, total {}, {:.0} MB/s\n",
+        "woke {}: pid {}{}, {}, {} memory{}{}, total {}, {:.0} MB/s\n",
         plain(image.as_os_str().as_encoded_bytes()),
         restored.pid,
+        if restored.pid == restored.inner_pid {
+            String::new()
+        } else {
+            format!(" ({} inside)", restored.inner_pid)
+        },
         count(restored.threads, "thread", "threads"),
         size(restored.bytes),
         files(&restored.put_back, "put back"),

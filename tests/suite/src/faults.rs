@@ -3,6 +3,7 @@
 
 mod hosts;
 mod images;
+mod namespaces;
 mod putback;
 mod refusals;
 mod shots;
@@ -19,6 +20,7 @@ pub fn run(workshop: &Workshop, report: &mut Report) {
     strangers::run(workshop, report);
     images::run(workshop, report);
     hosts::run(workshop, report);
+    namespaces::run(workshop, report);
     putback::run(workshop, report);
     users::run(workshop, report);
 }

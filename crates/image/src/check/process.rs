@@ -68,6 +68,7 @@ pub(super) fn check(process: &Process) -> Result<(), ImageError> {
     limits(process)?;
     signals(process)?;
     timers(process)?;
+    clocks(process)?;
     credentials(process.credentials.as_ref())?;
     threads(process)
 }
@@ -113,6 +114,14 @@ fn timers(process: &Process) -> Result<(), ImageError> {
         );
         let possible = timer.interval_ns <= MAX_TIME && timer.remaining_ns <= MAX_TIME;
         ensure!(possible, RECORD, "POSIX timer {id} has an impossible time");
+    }
+    Ok(())
+}
+
+fn clocks(process: &Process) -> Result<(), ImageError> {
+    let Some(clocks) = process.clocks else { return Ok(()) };
+    for (name, shown) in [("monotonic", clocks.monotonic_ns), ("boottime", clocks.boottime_ns)] {
+        ensure!(i64::try_from(shown).is_ok(), RECORD, "clock {name} shows the impossible {shown}");
     }
     Ok(())
 }

@@ -45,6 +45,10 @@ pub struct Status {
     pub ns_tgids: Vec<i32>,
     /// Ids of the thread likewise.
     pub ns_pids: Vec<i32>,
+    /// Its process group and its session likewise; 0 where the namespace has no number for them.
+    pub ns_pgids: Vec<i32>,
+    /// See [`Status::ns_pgids`].
+    pub ns_sids: Vec<i32>,
     /// Whether it is a kernel thread (told since Linux 6.9).
     pub kernel_thread: bool,
     /// Whether the process has memory of its own: false for kernel threads and zombies.
@@ -111,6 +115,8 @@ impl Status {
             b"Groups" => self.groups = list(value)?,
             b"NStgid" => self.ns_tgids = list(value)?,
             b"NSpid" => self.ns_pids = list(value)?,
+            b"NSpgid" => self.ns_pgids = list(value)?,
+            b"NSsid" => self.ns_sids = list(value)?,
             b"Kthread" => self.kernel_thread = value == b"1",
             b"VmSize" => self.has_memory = true,
             b"VmRSS" => self.vm_rss = kilobytes(value)?,
@@ -177,7 +183,7 @@ mod tests {
 
     const SAMPLE: &[u8] = b"Name:\ta\\nb: c\nUmask:\t0027\nState:\tt (tracing stop)\nTgid:\t100\nNgid:\t0\nPid:\t101\nPPid:\t7\n\
         TracerPid:\t55\nUid:\t1000\t1001\t1002\t1003\nGid:\t5\t6\t7\t4294967295\nFDSize:\t64\nGroups:\t4 24 27 \nNStgid:\t100\t1\n\
-        NSpid:\t101\t2\nKthread:\t0\nVmSize:\t  100 kB\nVmLck:\t       4 kB\nVmRSS:\t    4567 kB\nVmSwap:\t 8 kB\n\
+        NSpid:\t101\t2\nNSpgid:\t100\t1\nNSsid:\t50\t0\nKthread:\t0\nVmSize:\t  100 kB\nVmLck:\t       4 kB\nVmRSS:\t    4567 kB\nVmSwap:\t 8 kB\n\
         CoreDumping:\t0\nTHP_enabled:\t1\nThreads:\t3\nSigQ:\t0/7799\nSigPnd:\t0000000000000001\nShdPnd:\t0000000000000002\n\
         SigBlk:\t0000000000010000\nSigIgn:\tfffffffe00000000\nSigCgt:\t0000000000004002\nCapInh:\t0000000000000001\n\
         CapPrm:\t000001fffeffffff\nCapEff:\t0000000000000004\nCapBnd:\t0000000000000008\nCapAmb:\t0000000000000010\n\
@@ -193,6 +199,7 @@ mod tests {
         assert_eq!(status.gids, [5, 6, 7, u32::MAX]);
         assert_eq!(status.groups, [4, 24, 27]);
         assert_eq!((status.ns_tgids, status.ns_pids), (vec![100, 1], vec![101, 2]));
+        assert_eq!((status.ns_pgids, status.ns_sids), (vec![100, 1], vec![50, 0]));
         assert_eq!((status.vm_rss, status.vm_swap, status.vm_locked), (4567 * 1024, 8192, 4096));
         assert!(status.has_memory && !status.kernel_thread && status.no_new_privs);
         assert_eq!((status.thp_enabled, status.threads), (Some(true), 3));

@@ -79,6 +79,7 @@ sysno! {
     mlockall = SYS_mlockall
     mmap = SYS_mmap
     modify_ldt = SYS_modify_ldt
+    mount = SYS_mount
     mprotect = SYS_mprotect
     mremap = SYS_mremap
     mseal = SYS_mseal

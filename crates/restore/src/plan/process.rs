@@ -48,6 +48,23 @@ impl Planner<'_> {
         }
     }
 
+    /// A mount namespace with the `/proc` of the new pid namespace. Nothing else in it differs from the one outside, nor reaches it.
+    pub(super) fn own_proc(&mut self) {
+        let Self { program, leader, .. } = self;
+        let leader = *leader;
+        let (root, proc, kind) = (program.string(b"/"), program.string(b"/proc"), program.string(b"proc"));
+        program.call(leader, Sysno::unshare, args![libc::CLONE_NEWNS]).note("mount namespace");
+        program
+            .call(leader, Sysno::mount, args![0, root, 0, libc::MS_REC | libc::MS_SLAVE, 0])
+            .note("mounts of its own stay its own");
+        let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+        let mounted = program
+            .call(leader, Sysno::mount, args![kind, proc, kind, flags, 0])
+            .accept(Accept::SuccessOr(libc::EPERM))
+            .note("/proc of the pid namespace");
+        self.own_proc = Some(mounted.done());
+    }
+
     pub(super) fn mm_fields(&mut self) {
         let Some(memory) = &self.process.memory else { return };
         let fields = memory.fields.unwrap_or_default();

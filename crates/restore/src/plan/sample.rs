@@ -34,6 +34,7 @@ impl Site {
             limits: vec![(1024, u64::MAX); 16],
             rseq: Some(OwnRseq { address: RemoteAddr::new(0x7ffe_0000_0000), signature: 0x5305_3053 }),
             identity: Identity { uids: [1000; 4], gids: [1000; 4], ..Identity::default() },
+            inside: false,
             new_session: false,
             timer_ids: true,
             same_boot: true,

@@ -1,0 +1,155 @@
+//! Namespaces: where the new process gets its ids and its clocks.
+//!
+//! Whoever may choose ids gives the program its own again. Everybody else gives it a pid namespace of its own, in which all ids are free;
+//! who may not even make that goes into a user namespace first, which every user may. `resume` itself stays outside of the pid namespace
+//! and so is the program's parent as ever; an init of ours is the namespace's first process.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use rewake_image::Image;
+use rewake_image::records::Clocks;
+use rewake_linux::host::{Capability, CapabilitySet};
+use rewake_linux::namespaces::{self, Init};
+use rewake_linux::proc::{ClockOffsets, Proc};
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::credentials::Identity;
+use crate::error::RestoreError;
+use crate::{Clock, Options, Pids};
+
+/// The id of a pid namespace's own first process.
+const INIT: i32 = 1;
+
+/// Why the program gets namespaces of its own, for people.
+pub const NOTE_FORBIDDEN: &str =
+    "this user may not choose process ids: the program gets the same ids in a pid namespace of its own";
+/// In a container that hides parts of `/proc` the kernel gives no new one.
+pub const NOTE_PROC: &str = "the kernel gives the program no /proc of its own (a container hides parts of it): there it finds ids of outside";
+
+/// What the new process lives in.
+#[derive(Debug)]
+pub struct Spaces {
+    /// A pid namespace of its own.
+    pub inside: bool,
+    /// And a user namespace: capabilities count inside only.
+    pub user: bool,
+    /// What the program's clocks show more than ours.
+    pub shift: ClockOffsets,
+    /// Whether the program's clocks go on where they were; `None`: they are the host's, as they were.
+    pub keeps_clocks: Option<bool>,
+    /// Our supplementary groups, in ascending order.
+    pub groups: Vec<u32>,
+    /// What to tell people.
+    pub note: Option<&'static str>,
+}
+
+impl Spaces {
+    /// Decides; nothing is made yet.
+    ///
+    /// # Errors
+    /// When ids were asked for that cannot be given.
+    pub fn decide(options: &Options, image: &Image) -> Result<Self, RestoreError> {
+        let pid = image.process.pid;
+        let (inside, note) = match options.pids {
+            Pids::Same if !namespaces::may_choose_ids() => return Err(RestoreError::PidForbidden { pid }),
+            Pids::Same => (false, None),
+            Pids::Auto if namespaces::may_choose_ids() => (false, None),
+            Pids::Auto => (true, Some(NOTE_FORBIDDEN)),
+            Pids::Namespace => (true, None),
+        };
+        if inside && image.process.threads.iter().any(|thread| thread.tid == INIT) {
+            return Err(RestoreError::PidTaken { pid: INIT, owner: "the init of the new namespace".into() });
+        }
+        let admin = CapabilitySet::own_effective().is_ok_and(|own| own.has(Capability::SysAdmin));
+        let user = inside && !admin;
+        let own = Identity::own().map_err(|source| RestoreError::System {
+            operation: "survey",
+            pid,
+            object: "our own credentials".into(),
+            source,
+        })?;
+        let others = |thread| Identity::of(&image.process, thread).has_other_ids(&own);
+        if user && image.process.threads.iter().any(others) {
+            let differences = "ids that are not ours, and a user namespace of our own has no others".into();
+            return Err(RestoreError::Credentials { pid, differences });
+        }
+        Ok(Self {
+            inside,
+            user,
+            shift: ClockOffsets::default(),
+            keeps_clocks: None,
+            groups: own.groups,
+            note,
+        })
+    }
+
+    /// Goes into what was decided, and gives the program's clocks what the image says. The namespace lives as long as the result.
+    ///
+    /// # Errors
+    /// When the kernel or an administrator does not allow it.
+    pub fn enter(&mut self, image: &Image, clock: Option<Clock>) -> Result<Option<Init>, RestoreError> {
+        let pid = image.process.pid;
+        let refused = |namespace, source| RestoreError::Namespace { pid, namespace, source };
+        let mut init = None;
+        if self.user {
+            namespaces::enter_user_namespace().map_err(|source| refused("user", source))?;
+        }
+        if self.inside {
+            namespaces::unshare_pids().map_err(|source| refused("pid", source))?;
+            init = Some(Init::start(pid).map_err(|source| refused("pid", source))?);
+        }
+        let Some(clocks) = image.process.clocks.as_ref() else {
+            return if clock == Some(Clock::Keep) { Err(no_clocks(pid)) } else { Ok(init) };
+        };
+        // A thread may be inside of the vdso, reading the page that only a time namespace has: once in one, always in one.
+        if clocks.own || clock == Some(Clock::Keep) {
+            let keep = clock != Some(Clock::Go);
+            let (shift, offsets) = offsets(clocks, keep).map_err(|source| refused("time", source))?;
+            namespaces::unshare_clocks(offsets).map_err(|source| refused("time", source))?;
+            (self.shift, self.keeps_clocks) = (shift, Some(keep));
+        }
+        Ok(init)
+    }
+}
+
+fn no_clocks(pid: i32) -> RestoreError {
+    let reason = "the image does not say where they were".into();
+    RestoreError::Unsupported { pid, object: "clocks".into(), reason }
+}
+
+/// What makes our clocks, as they are now, those of the image, or leaves them: counted from ours, and from the host's.
+fn offsets(then: &Clocks, keep: bool) -> io::Result<(ClockOffsets, ClockOffsets)> {
+    let own = Proc::own().and_then(|own| own.clock_offsets()).map_err(io::Error::other)?;
+    let shift = |id, then: u64| {
+        if !keep {
+            return Some(0);
+        }
+        let now = clock_gettime(id);
+        let now = now.tv_sec.checked_mul(1_000_000_000)?.checked_add(now.tv_nsec)?;
+        i64::try_from(then).ok()?.checked_sub(now)
+    };
+    let both = || {
+        let monotonic = shift(ClockId::Monotonic, then.monotonic_ns)?;
+        let boottime = shift(ClockId::Boottime, then.boottime_ns)?;
+        let offsets = ClockOffsets {
+            monotonic: own.monotonic.checked_add(monotonic)?,
+            boottime: own.boottime.checked_add(boottime)?,
+        };
+        Some((ClockOffsets { monotonic, boottime }, offsets))
+    };
+    both().ok_or_else(|| io::ErrorKind::InvalidInput.into())
+}
+
+/// The ids out here of the threads of process `pid`, by their ids in there.
+///
+/// # Errors
+/// When the process is gone.
+pub fn outer_ids(pid: i32) -> Result<BTreeMap<i32, i32>, rewake_linux::proc::ProcError> {
+    let proc = Proc::open(pid)?;
+    let ids = proc.threads()?.into_iter().map(|tid| {
+        let status = proc.thread(tid)?.status()?;
+        Ok((status.ns_pids.last().copied().unwrap_or(tid), tid))
+    });
+    ids.collect()
+}
