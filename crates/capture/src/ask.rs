@@ -2,16 +2,18 @@
 //!
 //! Nothing of it stays in the target: afterwards its registers, masks and memory are as they were.
 
+mod policies;
 mod settings;
 
 use std::collections::BTreeMap;
 
-use rewake_image::records::{Process, SeccompFilter, Thread};
+use rewake_image::records::{Process, SeccompFilter, Thread, Vma};
 use rewake_linux::program::{Accept, CallRef, DataRef, Program, Sysno, TrackRef, Value};
 use rewake_linux::remote::{Outcome, RemoteError, RemoteStage};
 
+use self::policies::{Modes, Policies};
 use self::settings::{ProcessSettings, ThreadSettings};
-use crate::error::{CaptureError, Result};
+use crate::error::{CaptureError, During, Result};
 use crate::findings::Findings;
 use crate::freeze::Frozen;
 use crate::{process, seccomp, signals, threads, timers};
@@ -119,6 +121,7 @@ impl Frozen {
             leader.ok_or_else(|| CaptureError::failed("ask", pid, "process", "it has no threads"))?;
         let about_process = ProcessAnswers::ask(&mut program, leader);
         let about_timers = timers::ask(&self.proc, pid, &mut program, leader)?;
+        let modes = Modes::ask(&mut program, leader, &self.proc.maps().during("read", pid, "maps")?);
         let about_threads: BTreeMap<i32, ThreadAnswers> =
             tracks.iter().map(|(track, tid)| (*tid, ThreadAnswers::ask(&mut program, *track))).collect();
         let outcome = self.run(&program, &tracks)?;
@@ -145,8 +148,22 @@ impl Frozen {
         }
         threads::check_own_fs(&self.proc, &process, &mut findings)?;
         process.pending = threads::shared_pending(pid, self.threads.values())?;
+        if let Some(memory) = &mut process.memory {
+            memory.vmas = self.policies(&modes.tell(&outcome))?;
+        }
         findings.into_result()?;
         Ok((process, filters.into_records()))
+    }
+
+    /// Asks for the memory policies of the mappings that begin there, which are few.
+    fn policies(&mut self, starts: &[u64]) -> Result<Vec<Vma>> {
+        let Some(&tid) = self.threads.keys().next().filter(|_| !starts.is_empty()) else {
+            return Ok(Vec::new());
+        };
+        let mut program = Program::new();
+        let track = program.track(format!("thread {tid}"));
+        let policies = Policies::ask(&mut program, track, starts);
+        Ok(policies.tell(&self.run(&program, &[(track, tid)])?))
     }
 
     /// Runs a program in the target and puts everything back.

@@ -140,7 +140,7 @@ fn look_at_frozen(options: &Options, mut process: Process, phases: &mut Phases<'
     phases.begin("memory");
     let memory = memory::survey(&proc, &mut contents, &mut findings)?;
     executable(&proc, &mut process, &mut contents)?;
-    let plan = pages::plan(&proc, &memory, &contents, &mut findings)?;
+    let plan = pages::plan(&proc, &memory, &contents)?;
     findings.into_result()?;
     let pipes = files.pipes.iter().map(|pipe| pipe.read(&proc)).collect::<Result<_>>()?;
     Ok(FrozenState { proc, process, memory, files, pipes, plan })
@@ -203,7 +203,8 @@ fn write_pages(
     process.descriptors = files.descriptors;
     process.locks = files.locks;
     if let Some(record) = &mut process.memory {
-        record.vmas = memory.vmas;
+        let policies = std::mem::replace(&mut record.vmas, memory.vmas);
+        memory::add_policies(&mut record.vmas, policies);
         record.pages = plan.private;
         record.vdso_crc = vdso_crc;
     }

@@ -2,6 +2,9 @@
 //!
 //! The same survey serves preflight (for its findings) and the frozen target (for its records).
 
+mod guards;
+mod shared;
+
 use std::collections::HashMap;
 
 use rewake_image::records::{MappedFile, Vma, vma};
@@ -14,6 +17,8 @@ use crate::error::{During, Result};
 use crate::files::identity;
 use crate::findings::Findings;
 
+pub(crate) use self::shared::{MappedPart, SharedObject};
+
 /// Where content is read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
@@ -23,18 +28,6 @@ pub(crate) enum Content {
     Private,
     /// A shared memory object, by its place in [`Memory::shared`].
     Shared(usize),
-}
-
-/// A shared anonymous object and where the target maps it.
-#[derive(Clone, Debug)]
-pub(crate) struct SharedObject {
-    /// As the records number it.
-    pub(crate) id: u32,
-    /// End of the furthest mapping, in bytes of the object.
-    pub(crate) mapped_end: u64,
-    /// One mapping, to open the object through.
-    pub(crate) mapping: Mapping,
-    inode: (u64, u64),
 }
 
 /// The target's address space.
@@ -52,6 +45,7 @@ pub(crate) struct Memory {
     pub(crate) vdso: Option<(RemoteAddr, u64)>,
     /// Places in `files` by path, device and inode.
     known: HashMap<(Vec<u8>, u64, u64), usize>,
+    known_objects: shared::Known,
 }
 
 /// Looks at every mapping of the target.
@@ -79,54 +73,39 @@ pub(crate) fn survey(proc: &Proc, contents: &mut Contents, findings: &mut Findin
             Err((reason, remedy)) => findings.add(name(&mapping), reason, remedy),
         }
     }
-    for object in memory.shared.iter().filter(|object| mapped_elsewhere(proc.id(), object.inode)) {
-        let reason = "another process maps this shared memory too";
+    guards::note(proc, &mut memory.vmas)?;
+    check_shared(proc, &memory, findings);
+    Ok(memory)
+}
+
+/// Adds the memory policies that the target itself told, by where the mappings begin.
+pub(crate) fn add_policies(vmas: &mut [Vma], policies: Vec<Vma>) {
+    for policy in policies {
+        if let Ok(at) = vmas.binary_search_by_key(&policy.start, |vma| vma.start) {
+            vmas[at].memory_policy = policy.memory_policy;
+            vmas[at].memory_policy_nodes = policy.memory_policy_nodes;
+        }
+    }
+}
+
+/// Shared anonymous memory that would not come back whole.
+fn check_shared(proc: &Proc, memory: &Memory, findings: &mut Findings) {
+    for object in shared::mapped_elsewhere(proc.id(), &memory.known_objects) {
         findings.add(
-            name(&object.mapping),
-            reason,
+            name(&memory.shared[object].mapping),
+            "another process maps this shared memory too",
             "end the other process first, or capture the program before it starts one",
         );
     }
-    for object in &memory.shared {
-        let denied =
-            || proc.open_mapped_file(&object.mapping, OFlags::RDONLY).is_err_and(|error| error.is_denied());
-        if memory.has_unmapped_parts(object) && denied() {
+    let parts = memory.mapped_parts();
+    for object in memory.shared.iter().filter(|object| parts.lacks_some(object)) {
+        let opened = proc.open_mapped_file(&object.mapping, OFlags::RDONLY);
+        if opened.is_err_and(|error| error.is_denied()) {
             let reason = "parts of this shared memory are mapped nowhere, and this user may not read them";
             let remedy = "run the command as root, or with the capability CAP_CHECKPOINT_RESTORE";
             findings.add(name(&object.mapping), reason, remedy);
         }
     }
-    Ok(memory)
-}
-
-/// Mappings with a memory policy of their own. Costs as much as reading smaps: asked before the freeze only.
-pub(crate) fn check_policies(proc: &Proc, findings: &mut Findings) {
-    // There is no such file in a kernel without NUMA.
-    let Ok(text) = proc.read("numa_maps") else { return };
-    for (address, policy) in policies(&text) {
-        let reason = format!("a memory policy (set_mempolicy or mbind: {policy}) is not supported yet");
-        findings.add(format!("mapping {address}"), reason, "run the program without it (without numactl)");
-    }
-}
-
-/// The first few mappings of `numa_maps` whose policy is not the default, and it.
-fn policies(numa_maps: &[u8]) -> Vec<(String, String)> {
-    const NAMED: usize = 3;
-    let mut found = Vec::new();
-    for line in numa_maps.split(|byte| *byte == b'\n') {
-        let mut words = line.split(|byte| *byte == b' ').map(String::from_utf8_lossy);
-        if let (Some(address), Some(policy)) = (words.next(), words.next())
-            && policy != "default"
-            // The same as the default of a thread without a policy, and others are refused; OpenBLAS asks for it.
-            && policy != "local"
-        {
-            found.push((address.into_owned(), policy.into_owned()));
-        }
-        if found.len() == NAMED {
-            break;
-        }
-    }
-    found
 }
 
 /// Whether a mapping has another protection key than 0; processors without keys have no such lines.
@@ -148,14 +127,6 @@ fn is_gone(proc: &Proc, mapping: &Mapping) -> bool {
     proc.maps().is_ok_and(|mappings| !mappings.iter().any(same))
 }
 
-/// Whether another process, as far as we may look, maps a shared memory object.
-fn mapped_elsewhere(pid: i32, inode: (u64, u64)) -> bool {
-    let others = proc::processes().unwrap_or_default().into_iter().filter(|&other| other != pid);
-    others.filter_map(|other| Proc::open(other).and_then(|other| other.maps()).ok()).any(|mappings| {
-        mappings.iter().any(|mapping| mapping.shared && (mapping.device, mapping.inode) == inode)
-    })
-}
-
 type Refusal = (String, &'static str);
 
 const LATER: &str = "capture the program at a time when it does not use this";
@@ -169,15 +140,18 @@ fn name(mapping: &Mapping) -> String {
 /// Ways to be mapped that are not supported.
 fn refused_flags(flags: VmFlags) -> Option<&'static str> {
     const REFUSED: &[(VmFlags, &str)] = &[
-        (VmFlags::HUGETLB, "huge pages (hugetlb)"),
         (VmFlags::UFFD_MISSING, "memory served by userfaultfd"),
         (VmFlags::UFFD_WRITE_PROTECT, "memory served by userfaultfd"),
         (VmFlags::UFFD_MINOR, "memory served by userfaultfd"),
-        (VmFlags::SEALED, "sealed memory (mseal)"),
         (VmFlags::SHADOW_STACK, "shadow stacks"),
         (VmFlags::SYNC, "synchronous mappings (MAP_SYNC)"),
     ];
     REFUSED.iter().find(|(flag, _)| flags.contains(*flag)).map(|(_, what)| *what)
+}
+
+/// Huge pages (hugetlb) of 2 to this power bytes; 0: ordinary ones.
+fn huge_page_shift(mapping: &Mapping) -> u32 {
+    if mapping.flags.contains(VmFlags::HUGETLB) { mapping.page_size.trailing_zeros() } else { 0 }
 }
 
 /// The madvise(2) numbers that bring a mapping's flags back.
@@ -226,6 +200,8 @@ impl Memory {
             lock_on_fault: flags.contains(VmFlags::LOCK_ON_FAULT),
             no_reserve: flags.contains(VmFlags::NO_RESERVE),
             name,
+            huge_page_shift: huge_page_shift(mapping),
+            sealed: flags.contains(VmFlags::SEALED) && !special,
             ..Vma::default()
         });
         // The kernel may drop such pages at any time; and random numbers must not come twice, which is what they are for.
@@ -262,8 +238,16 @@ impl Memory {
             MappingKind::File(b"/dev/zero") if !mapping.shared && !mapping.deleted => {
                 Ok((vma::Backing::Anonymous, 0, Content::Private))
             }
+            // Huge pages without a file have a name of the kernel's.
+            MappingKind::File(b"/anon_hugepage") if mapping.deleted && !mapping.shared => {
+                Ok((vma::Backing::Anonymous, 0, Content::Private))
+            }
+            MappingKind::File(b"/anon_hugepage") if mapping.deleted => {
+                let at = self.shared_object(mapping, huge_page_shift(mapping));
+                Ok((vma::Backing::SharedMemory, self.shared[at].id, Content::Shared(at)))
+            }
             MappingKind::SharedAnonymous | MappingKind::NamedShared(_) if mapping.shared => {
-                let at = self.shared_object(mapping);
+                let at = self.shared_object(mapping, 0);
                 Ok((vma::Backing::SharedMemory, self.shared[at].id, Content::Shared(at)))
             }
             MappingKind::SystemV(_) => refuse("System V shared memory is not supported yet"),
@@ -279,19 +263,6 @@ impl Memory {
             }
             _ => refuse("memory of this kind is not supported yet"),
         }
-    }
-
-    fn shared_object(&mut self, mapping: &Mapping) -> usize {
-        let inode = (mapping.device, mapping.inode);
-        let end = mapping.offset + mapping.length();
-        if let Some(at) = self.shared.iter().position(|object| object.inode == inode) {
-            self.shared[at].mapped_end = self.shared[at].mapped_end.max(end);
-            return at;
-        }
-        let at = self.shared.len();
-        let id = u32::try_from(at).expect("fewer objects than mappings");
-        self.shared.push(SharedObject { id, mapped_end: end, mapping: mapping.clone(), inode });
-        at
     }
 
     fn file(
@@ -364,77 +335,9 @@ fn link(proc: &Proc, mapping: &Mapping) -> Result<Link, Refusal> {
     Ok(Link { target: mapping.name.clone(), deleted: mapping.deleted, reachable: !mapping.deleted, stat })
 }
 
-impl Memory {
-    /// Whether a shared object has bytes before the end of its furthest mapping that no mapping shows.
-    fn has_unmapped_parts(&self, object: &SharedObject) -> bool {
-        let mapped: u64 = self.mapped_parts(object).iter().map(|(_, _, len)| len).sum();
-        mapped < object.mapped_end
-    }
-
-    /// The parts of a shared object that the target maps: address, offset and length, by offset and each byte once.
-    pub(crate) fn mapped_parts(&self, object: &SharedObject) -> Vec<(RemoteAddr, u64, u64)> {
-        let mut parts: Vec<(u64, u64, u64)> = self
-            .vmas
-            .iter()
-            .filter(|vma| vma.backing == i32::from(vma::Backing::SharedMemory) && vma.object == object.id)
-            .map(|vma| (vma.offset, vma.start, vma.end - vma.start))
-            .collect();
-        parts.sort_unstable();
-        let mut end = 0u64;
-        let mut apart = Vec::with_capacity(parts.len());
-        for (offset, start, len) in parts {
-            let skip = end.saturating_sub(offset).min(len);
-            if skip < len {
-                apart.push((RemoteAddr::new(start + skip), offset + skip, len - skip));
-                end = offset + len;
-            }
-        }
-        apart
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_byte_of_a_shared_object_is_read_once() {
-        let mapping =
-            rewake_linux::proc::parse_maps(b"1000-9000 rw-s 00000000 00:01 5 /dev/zero (deleted)\n")
-                .unwrap()
-                .remove(0);
-        let mut memory = Memory::default();
-        let at = memory.shared_object(&mapping);
-        for (start, end, offset) in [(0x1000, 0x4000, 0x1000), (0x5000, 0x9000, 0), (0xa000, 0xb000, 0x2000)]
-        {
-            memory.vmas.push(Vma {
-                start,
-                end,
-                offset,
-                backing: vma::Backing::SharedMemory.into(),
-                ..Vma::default()
-            });
-        }
-        let parts: Vec<_> = memory
-            .mapped_parts(&memory.shared[at])
-            .into_iter()
-            .map(|(start, offset, len)| (start.get(), offset, len))
-            .collect();
-        assert_eq!(parts, [(0x5000, 0, 0x4000)]);
-        assert!(memory.has_unmapped_parts(&memory.shared[at]));
-        memory.shared[at].mapped_end = 0x4000;
-        assert!(!memory.has_unmapped_parts(&memory.shared[at]));
-    }
-
-    #[test]
-    fn policies_are_seen() {
-        let text = b"6000 local\n7000 default anon=1 N0=1\n8000 bind:0 anon=1\n9000 interleave:0-1\n";
-        assert_eq!(
-            policies(text),
-            [("8000".into(), "bind:0".into()), ("9000".into(), "interleave:0-1".into())]
-        );
-        assert!(policies(b"7000 default\n").is_empty());
-    }
 
     #[test]
     fn protection_keys_are_seen() {

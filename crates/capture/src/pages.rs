@@ -16,8 +16,7 @@ use rustix::fs::OFlags;
 
 use crate::contents::Contents;
 use crate::error::{CaptureError, During, Result};
-use crate::findings::Findings;
-use crate::memory::{Content, Memory, SharedObject};
+use crate::memory::{Content, MappedPart, Memory, SharedObject};
 
 /// Threads that read memory and write blocks.
 const WORKERS: usize = 2;
@@ -64,13 +63,8 @@ enum Place {
 /// Finds out what must be read. The target stands still.
 ///
 /// # Errors
-/// When the kernel does not tell; what cannot be captured goes to `findings`.
-pub(crate) fn plan(
-    proc: &Proc,
-    memory: &Memory,
-    contents: &Contents,
-    findings: &mut Findings,
-) -> Result<Plan> {
+/// When the kernel does not tell.
+pub(crate) fn plan(proc: &Proc, memory: &Memory, contents: &Contents) -> Result<Plan> {
     let pid = proc.id();
     let mut map = PageMap::of(proc).during("open", pid, "pagemap")?;
     let mut plan = Plan::default();
@@ -91,39 +85,14 @@ pub(crate) fn plan(
             plan.push(run.len, Place::Memory(run.start));
         }
     }
-    check_guards(&mut map, memory, pid, findings)?;
+    let parts = memory.mapped_parts();
     for object in &memory.shared {
-        plan.add_object(proc, memory, object)?;
+        plan.add_object(proc, parts.of(object), object)?;
     }
     for (record, file) in contents.open(proc)? {
         plan.add_content(pid, record, file)?;
     }
     Ok(plan)
-}
-
-/// Guard regions look like memory and are none.
-fn check_guards(map: &mut PageMap, memory: &Memory, pid: i32, findings: &mut Findings) -> Result<()> {
-    let mut guards: Vec<Run> = Vec::new();
-    for (vma, content) in memory.vmas.iter().zip(&memory.contents) {
-        // Guards may also lie in shared and file mappings, but not in the kernel's own.
-        if *content == Content::None && vma.backing != i32::from(rewake_image::records::vma::Backing::File) {
-            continue;
-        }
-        let range = RemoteAddr::new(vma.start)..RemoteAddr::new(vma.end);
-        // A kernel that cannot tell has no guards (before 6.13), or does not show them (before 6.15).
-        if let Err(error) = map.scan_into(range, Query::GUARD, &mut guards) {
-            tracing::debug!(%error, pid, "guard regions are not told");
-            return Ok(());
-        }
-    }
-    for guard in guards.iter().take(4) {
-        findings.add(
-            format!("guard region {}-{}", guard.start, guard.end()),
-            "guard regions (MADV_GUARD_INSTALL) are not supported yet",
-            "run the program with a library that makes guards by mprotect",
-        );
-    }
-    Ok(())
 }
 
 impl Plan {
@@ -133,11 +102,15 @@ impl Plan {
     }
 
     /// Adds a shared memory object: by its file where that can be opened, else through the target's own mappings.
-    fn add_object(&mut self, proc: &Proc, memory: &Memory, object: &SharedObject) -> Result<()> {
+    fn add_object(&mut self, proc: &Proc, parts: &[MappedPart], object: &SharedObject) -> Result<()> {
         let pid = proc.id();
         let name = format!("shared memory at {}", object.mapping.start);
-        let mut record =
-            SharedMemory { id: object.id, size: page_up(object.mapped_end), ..SharedMemory::default() };
+        let mut record = SharedMemory {
+            id: object.id,
+            size: page_up(object.mapped_end),
+            huge_page_shift: object.huge_page_shift,
+            ..SharedMemory::default()
+        };
         match proc.open_mapped_file(&object.mapping, OFlags::RDONLY) {
             Ok(file) => {
                 let size = page_up(file.metadata().during("stat", pid, &name)?.len());
@@ -151,7 +124,7 @@ impl Plan {
                 self.objects.push(Object { file, size });
             }
             Err(error) if error.is_denied() => {
-                for (address, offset, len) in memory.mapped_parts(object) {
+                for &MappedPart { address, offset, len } in parts {
                     record.pages.push(Extent { address: offset, length: len, stream_offset: self.total });
                     self.push(len, Place::Memory(address));
                 }

@@ -55,7 +55,6 @@ pub(crate) fn look(options: &Options) -> Result<Findings> {
     // What will go into the image counts in the freeze only.
     let mut contents = Contents::new(options.file_level);
     memory::survey(&proc, &mut contents, &mut findings)?;
-    memory::check_policies(&proc, &mut findings);
     check_namespaces_of_threads(&proc, &mut findings)?;
     files::survey(&proc, &mut contents, &mut findings)?;
     Ok(findings)

@@ -196,3 +196,28 @@ fn description() {
     let json = serde_json::to_value(&description).unwrap();
     assert_eq!(json["process"]["memory"][3]["kind"], "private_file");
 }
+
+#[test]
+fn huge_pages_guards_and_policies() {
+    let with = |wanted: &str, change: fn(&mut Vma)| refused(wanted, |image| change(&mut vmas(image)[0]));
+    let guard = |address, length| Extent { address, length, stream_offset: 0 };
+    with("huge pages of 2^60", |vma| vma.huge_page_shift = 60);
+    with("not aligned to its huge pages", |vma| vma.huge_page_shift = 21);
+    refused("its shared memory has others", |image| image.shared_memory[0].huge_page_shift = 21);
+    refused("huge pages of 2^3 bytes", |image| image.shared_memory[0].huge_page_shift = 3);
+    refused("a guard region lies outside", move |image| {
+        let vma = &mut vmas(image)[0];
+        vma.guards = vec![guard(vma.end - 4096, 8192)];
+    });
+    refused("is not whole pages", move |image| {
+        let vma = &mut vmas(image)[0];
+        vma.guards = vec![guard(vma.start, 1)];
+    });
+    refused("lies in a guard region", move |image| {
+        let page = pages(image)[0].address;
+        let owner = vmas(image).iter_mut().find(|vma| vma.start <= page && page < vma.end).unwrap();
+        owner.guards = vec![guard(page, 4096)];
+    });
+    with("memory policy 0x7", |vma| vma.memory_policy = 7);
+    with("129 bytes of nodes", |vma| (vma.memory_policy, vma.memory_policy_nodes) = (2, vec![1; 129]));
+}

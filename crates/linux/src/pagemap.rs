@@ -148,6 +148,12 @@ impl PageMap {
         Ok(Self { pid, file, method: Method::Entries(entries::Entries::new()) })
     }
 
+    /// Whether the kernel tells guard regions from pages that are swapped out (Linux 6.15).
+    #[must_use]
+    pub fn knows_guards(&self) -> bool {
+        matches!(&self.method, Method::Scan(scan) if scan.knows_guards())
+    }
+
     /// Appends the runs of pages in `range` that match, in order of address; neighbours are one run.
     ///
     /// `range` may reach over several mappings and over holes; runs do too, where mappings touch. Its ends are rounded to whole pages.

@@ -1,5 +1,6 @@
 //! What the host must offer, checked before anything is created.
 
+mod memory;
 mod needs;
 
 use std::collections::BTreeSet;
@@ -11,6 +12,7 @@ use rewake_image::{Image, PageReader};
 use rewake_linux::proc::Proc;
 use rewake_linux::{attributes, cpu, host};
 
+pub use self::memory::check_memory;
 use crate::OnChanged;
 use crate::credentials::Identity;
 use crate::error::RestoreError;

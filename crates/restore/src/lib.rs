@@ -143,6 +143,7 @@ pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<R
         host::check_credentials(&image)?;
         host::check_rights(&image)?;
         host::check_cpu(&image)?;
+        host::check_memory(&image)?;
         host::check_files(&image, &reader, options.on_changed)
     })?;
     let prepared =

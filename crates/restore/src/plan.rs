@@ -170,6 +170,7 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
     planner.install_descriptors();
     planner.threads()?;
     planner.last_things()?;
+    planner.seal();
     planner.park_leader()?;
     Ok(Plan {
         program: planner.program,

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 
 use crate::catalogue::{Probe, SECTIONS};
+use crate::huge::HugePages;
 use crate::privileges::{self, Shows};
 use crate::process;
 use crate::report::Report;
@@ -53,7 +54,7 @@ fn check_as_user(user: &Workshop, probe: &Probe, name: &str) -> Result<()> {
     match privileges::needed(probe.call) {
         None => check(user, probe, true, name),
         Some(privilege) => {
-            let mut subject = started(user, probe, name)?;
+            let (_pages, mut subject) = started(user, probe, name)?;
             let result = match privilege.shows {
                 Shows::Refusal => refused(&mut subject, user, privilege.words),
                 Shows::Limit => limited(&mut subject, user, privilege.words),
@@ -91,17 +92,20 @@ fn limited(subject: &mut Subject, user: &Workshop, words: &str) -> Result<()> {
     Ok(())
 }
 
-fn started(workshop: &Workshop, probe: &Probe, name: &str) -> Result<Subject> {
+/// The program, ready, and the huge pages it needs.
+fn started(workshop: &Workshop, probe: &Probe, name: &str) -> Result<(Option<HugePages>, Subject)> {
     let mut words = probe.call.split_whitespace();
-    let program = workshop.compile(words.next().context("empty call")?, probe.options)?;
-    let arguments: Vec<&str> = words.collect();
-    let subject = Subject::start_in(workshop, &program, &arguments, workshop.folder(name)?)?;
+    let program = words.next().context("empty call")?;
+    let folder = workshop.folder(name)?;
+    let pages = (program == "mem_huge").then(|| HugePages::set_aside(&folder));
+    let program = workshop.compile(program, probe.options)?;
+    let subject = Subject::start_in(workshop, &program, &words.collect::<Vec<_>>(), folder)?;
     std::thread::sleep(Duration::from_millis(probe.settle));
-    Ok(subject)
+    Ok((pages, subject))
 }
 
 fn check(workshop: &Workshop, probe: &Probe, killed: bool, name: &str) -> Result<()> {
-    let mut subject = started(workshop, probe, name)?;
+    let (_pages, mut subject) = started(workshop, probe, name)?;
     let result = if probe.stops {
         stopped(&mut subject, workshop, killed)
     } else if killed {

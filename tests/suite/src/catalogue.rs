@@ -29,7 +29,7 @@ pub struct Probe {
     pub again: bool,
     /// Does it stop itself once it is ready?
     pub stops: bool,
-    /// Further options of the compiler.
+    /// Further options of the compiler; the first may name one other than gcc.
     pub options: &'static [&'static str],
 }
 
@@ -95,8 +95,53 @@ const MEMORY: &[Row] = &[
     row("sparse reservation of a terabyte", &[probe("mem_sparse")]),
     row("shared libraries, opened before and after (dlopen)", &[probe("mem_dlopen")]),
     row(
+        "guard regions (MADV_GUARD_INSTALL) in anonymous, locked, shared memory and files",
+        &[
+            probe("mem_guards anonymous"),
+            probe("mem_guards locked"),
+            probe("mem_guards shared"),
+            probe("mem_guards file"),
+        ],
+    ),
+    row("sealed mappings (mseal)", &[probe("mem_sealed")]),
+    row(
+        "huge pages (hugetlb): private, without reservation, shared, files of hugetlbfs",
+        &[
+            probe("mem_huge private"),
+            probe("mem_huge reserve"),
+            probe("mem_huge shared"),
+            once("mem_huge file"),
+        ],
+    ),
+    row("transparent huge pages come back as such", &[probe("mem_advice hugepage")]),
+    row(
+        "advice: DONTFORK, WIPEONFORK, MERGEABLE, NOHUGEPAGE, DONTDUMP, SEQUENTIAL, RANDOM",
+        &[
+            probe("mem_advice dontfork"),
+            probe("mem_advice wipeonfork"),
+            probe("mem_advice mergeable"),
+            probe("mem_advice nohugepage"),
+            probe("mem_advice dontdump"),
+            probe("mem_advice sequential"),
+            probe("mem_advice random"),
+        ],
+    ),
+    row(
+        "locked memory: mlock, mlock2 (MLOCK_ONFAULT)",
+        &[probe("mem_advice mlock"), probe("mem_advice onfault")],
+    ),
+    row("memory policies of mappings (mbind), one node", &[probe("mem_policy")]),
+    row(
+        "very many mappings: 60,000 of a page each, 5,000 shared objects",
+        &[probe("mem_many 60000"), probe("mem_many 5000 shared")],
+    ),
+    row(
         "programs: dynamic, static, static-pie",
         &[built("threads 3", &[]), built("threads 3", &["-static"]), built("threads 3", &["-static-pie"])],
+    ),
+    row(
+        "programs of another C library (musl): dynamic, static",
+        &[built("threads 3", &["musl-gcc"]), built("threads 3", &["musl-gcc", "-static"])],
     ),
     row(
         "vdso at the same place; /proc/PID/{exe,comm,cmdline}, argv, environment, auxv",

@@ -11,6 +11,7 @@ pub mod capabilities;
 pub mod catalogue;
 pub mod edit;
 pub mod faults;
+mod huge;
 pub mod privileges;
 pub mod process;
 pub mod random;

@@ -109,7 +109,8 @@ impl Workshop {
         Ok(folder)
     }
 
-    /// Compiles `tests/programs/NAME.c` with `gcc -O2 -pthread` and these further options, unless that is done.
+    /// Compiles `tests/programs/NAME.c` with `gcc -O2 -pthread` and these further options, unless that is done. If the first option
+    /// is `musl-gcc`, that is the compiler.
     ///
     /// # Errors
     /// A missing compiler or library is a [`Skip`]; an error of the compiler is an error.
@@ -146,13 +147,20 @@ impl Workshop {
         if modified(&output) > newest {
             return Ok(output);
         }
-        let result = Command::new("gcc")
+        let (compiler, options) = match options {
+            ["musl-gcc", rest @ ..] => ("musl-gcc", rest),
+            all => ("gcc", all),
+        };
+        let result = Command::new(compiler)
             .args(["-O2", "-pthread", "-Wall", "-Wextra", "-o"])
             .arg(&output)
             .arg(&source)
             .args(options)
             .output()
-            .map_err(|_| Skip("gcc is not installed (Debian: apt-get install gcc libc6-dev)".to_owned()))?;
+            .map_err(|_| {
+                let packages = if compiler == "gcc" { "gcc libc6-dev" } else { "musl-tools" };
+                Skip(format!("{compiler} is not installed (Debian: apt-get install {packages})"))
+            })?;
         if !result.status.success() {
             let text = String::from_utf8_lossy(&result.stderr).into_owned();
             if text.contains("No such file or directory") || text.contains("cannot find -l") {

@@ -25,6 +25,12 @@ const ADVICE: [u32; 8] = [1, 2, 10, 12, 14, 15, 16, 18];
 const AUXV_ENTRY: usize = 16;
 const MAX_AUXV: usize = 4096;
 
+/// Mode and flags of mbind(2): MPOL_WEIGHTED_INTERLEAVE is the last, then static and relative nodes, and balancing.
+const MPOL_LAST: u32 = 6;
+const MPOL_FLAGS: u32 = 7 << 13;
+/// Bytes of a set of nodes.
+const MAX_NODES: usize = 128;
+
 const RECORD: &str = "Process";
 
 pub(super) fn check(image: &Image) -> Result<(), ImageError> {
@@ -60,8 +66,8 @@ fn fields(fields: Option<&MmFields>) -> Result<(), ImageError> {
     Ok(())
 }
 
-/// Sizes of the shared memory objects by id.
-fn objects(objects: &[SharedMemory]) -> Result<HashMap<u32, u64>, ImageError> {
+/// The shared memory objects by id.
+fn objects(objects: &[SharedMemory]) -> Result<HashMap<u32, &SharedMemory>, ImageError> {
     ascending(objects.iter().map(|object| object.id), "SharedMemory", "id")?;
     for object in objects {
         let record = &format!("SharedMemory {}", object.id);
@@ -70,14 +76,24 @@ fn objects(objects: &[SharedMemory]) -> Result<HashMap<u32, u64>, ImageError> {
         let Some(size) = size else {
             return Err(invalid(record, format!("a size of {} bytes is impossible", object.size)));
         };
+        ensure!(
+            is_huge_page(object.huge_page_shift),
+            record,
+            "huge pages of 2^{} bytes are impossible",
+            object.huge_page_shift
+        );
         extents(&object.pages, record)?;
         let end = object.pages.last().and_then(Extent::end).unwrap_or(0);
         ensure!(end <= size, record, "pages up to {end:#x} in an object of {size:#x} bytes");
     }
-    Ok(objects.iter().map(|object| (object.id, object.size)).collect())
+    Ok(objects.iter().map(|object| (object.id, object)).collect())
 }
 
-fn vmas(memory: &AddressSpace, files: usize, objects: &HashMap<u32, u64>) -> Result<(), ImageError> {
+fn vmas(
+    memory: &AddressSpace,
+    files: usize,
+    objects: &HashMap<u32, &SharedMemory>,
+) -> Result<(), ImageError> {
     let count = memory.vmas.len();
     ensure!(count <= MAX_VMAS, RECORD, "{count} mappings, at most {MAX_VMAS} are possible");
     let mut end = 0;
@@ -95,7 +111,7 @@ fn vmas(memory: &AddressSpace, files: usize, objects: &HashMap<u32, u64>) -> Res
 }
 
 /// What can be said about a mapping alone.
-fn one_vma(vma: &Vma, files: usize, objects: &HashMap<u32, u64>) -> Result<(), String> {
+fn one_vma(vma: &Vma, files: usize, objects: &HashMap<u32, &SharedMemory>) -> Result<(), String> {
     let Ok(backing) = Backing::try_from(vma.backing) else {
         return Err(format!("unknown backing {}", vma.backing));
     };
@@ -114,8 +130,8 @@ fn one_vma(vma: &Vma, files: usize, objects: &HashMap<u32, u64>) -> Result<(), S
     if offset_end.is_none_or(|end| i64::try_from(end).is_err()) {
         return Err(format!("offset {:#x} is impossible", vma.offset));
     }
-    let size = objects.get(&vma.object).filter(|_| backing == Backing::SharedMemory);
-    if let (Some(size), Some(end)) = (size, offset_end)
+    let object = objects.get(&vma.object).filter(|_| backing == Backing::SharedMemory);
+    if let (Some(size), Some(end)) = (object.map(|object| object.size), offset_end)
         && end > size.next_multiple_of(PAGE_SIZE)
     {
         return Err(format!("maps up to {end:#x} of an object of {size:#x} bytes"));
@@ -128,6 +144,56 @@ fn one_vma(vma: &Vma, files: usize, objects: &HashMap<u32, u64>) -> Result<(), S
     }
     if vma.name.len() > MAX_NAME || vma.name.contains(&0) {
         return Err(format!("name {:?} is impossible", String::from_utf8_lossy(&vma.name)));
+    }
+    huge_pages(vma, backing, objects)?;
+    guards(vma)?;
+    policy(vma)
+}
+
+/// Whether there may be huge pages of 2 to this power bytes; 0 are none. Processors have 64 KiB to 16 GiB.
+pub(super) const fn is_huge_page(shift: u32) -> bool {
+    shift == 0 || shift >= 16 && shift <= 34
+}
+
+fn huge_pages(vma: &Vma, backing: Backing, objects: &HashMap<u32, &SharedMemory>) -> Result<(), String> {
+    let shift = vma.huge_page_shift;
+    if backing == Backing::SharedMemory
+        && objects.get(&vma.object).is_none_or(|object| object.huge_page_shift != shift)
+    {
+        return Err(format!("huge pages of 2^{shift} bytes, but its shared memory has others"));
+    }
+    if shift == 0 {
+        return Ok(());
+    }
+    let has_memory = matches!(backing, Backing::Anonymous | Backing::File | Backing::SharedMemory);
+    if !is_huge_page(shift) || !has_memory {
+        return Err(format!("huge pages of 2^{shift} bytes are impossible"));
+    }
+    let size = 1u64 << shift;
+    if [vma.start, vma.end, vma.offset].iter().any(|number| !number.is_multiple_of(size)) {
+        return Err(format!("not aligned to its huge pages of {size} bytes"));
+    }
+    Ok(())
+}
+
+/// Guard regions are whole pages within the mapping, in order.
+fn guards(vma: &Vma) -> Result<(), String> {
+    extents(&vma.guards, "guard regions").map_err(|error| error.to_string())?;
+    let first = vma.guards.first().map_or(vma.start, |guard| guard.address);
+    let end = vma.guards.last().and_then(Extent::end).unwrap_or(vma.end);
+    if first < vma.start || end > vma.end {
+        return Err("a guard region lies outside".to_owned());
+    }
+    Ok(())
+}
+
+fn policy(vma: &Vma) -> Result<(), String> {
+    let (mode, nodes) = (vma.memory_policy & !MPOL_FLAGS, vma.memory_policy_nodes.len());
+    if mode > MPOL_LAST || nodes > MAX_NODES {
+        return Err(format!(
+            "memory policy {:#x} with {nodes} bytes of nodes is impossible",
+            vma.memory_policy
+        ));
     }
     Ok(())
 }
@@ -166,6 +232,11 @@ fn owned_extents(memory: &AddressSpace) -> Result<(), ImageError> {
         let end = extent.end().unwrap_or(u64::MAX);
         while vmas.next_if(|vma| vma.end <= extent.address).is_some() {}
         let owner = vmas.peek().filter(|vma| vma.start <= extent.address && end <= vma.end);
+        let hidden = owner.is_some_and(|vma| {
+            let first = vma.guards.partition_point(|guard| guard.end() <= Some(extent.address));
+            vma.guards.get(first).is_some_and(|guard| guard.address < end)
+        });
+        ensure!(!hidden, RECORD, "extent {:#x}+{:#x} lies in a guard region", extent.address, extent.length);
         ensure!(
             owner.is_some_and(|vma| vma.may_own_pages()),
             RECORD,

@@ -70,6 +70,10 @@ impl Scan {
         }
     }
 
+    pub(super) const fn knows_guards(&self) -> bool {
+        self.guard
+    }
+
     /// Tells `found` about every region that matches, in order; neighbours may come apart.
     pub(super) fn run(
         &mut self,

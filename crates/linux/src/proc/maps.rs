@@ -37,6 +37,8 @@ pub struct Mapping {
     pub deleted: bool,
     /// Flags from smaps; none set when parsed from maps.
     pub flags: VmFlags,
+    /// Bytes of a page of this mapping, from smaps: more than usual for hugetlb only. 0 when parsed from maps.
+    pub page_size: u64,
 }
 
 /// What a mapping is, judged by its name.
@@ -297,6 +299,10 @@ pub fn parse_smaps(text: &[u8]) -> Result<Vec<Mapping>, ParseError> {
             if let Some(flags) = line.strip_prefix(b"VmFlags:") {
                 break VmFlags::parse(flags);
             }
+            if let Some(size) = line.strip_prefix(b"KernelPageSize:") {
+                let kilobytes = take_digits(&mut size.trim_ascii_start(), 10, "page size")?;
+                mapping.page_size = kilobytes.saturating_mul(1024);
+            }
         };
         push(&mut mappings, mapping)?;
     }
@@ -345,6 +351,7 @@ fn header(line: &[u8]) -> Result<Mapping, ParseError> {
         name: unescape(name),
         deleted,
         flags: VmFlags::default(),
+        page_size: 0,
     })
 }
 

@@ -69,6 +69,7 @@ sysno! {
     kill = SYS_kill
     lseek = SYS_lseek
     madvise = SYS_madvise
+    mbind = SYS_mbind
     membarrier = SYS_membarrier
     memfd_create = SYS_memfd_create
     mincore = SYS_mincore
@@ -80,6 +81,7 @@ sysno! {
     modify_ldt = SYS_modify_ldt
     mprotect = SYS_mprotect
     mremap = SYS_mremap
+    mseal = SYS_mseal
     msync = SYS_msync
     munmap = SYS_munmap
     nanosleep = SYS_nanosleep

@@ -9,6 +9,7 @@ use super::RemoteError;
 use crate::addr::RemoteAddr;
 use crate::memory::ProcessMemory;
 use crate::proc::{Mapping, MappingKind};
+use crate::program::Sysno;
 
 /// `syscall; ret`.
 const SYSCALL_RET: &[u8] = &[0x0f, 0x05, 0xc3];
@@ -16,6 +17,10 @@ const SYSCALL_RET: &[u8] = &[0x0f, 0x05, 0xc3];
 const SIGRETURN_64: &[u8] = &[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
 /// `mov $15, %eax; syscall`: of Go and others.
 const SIGRETURN_32: &[u8] = &[0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05];
+/// `pop %rax; ret`: for programs that never handle a signal and have no restorer.
+const POP_RAX_RET: &[u8] = &[0x58, 0xc3];
+/// The number that the way back is made with.
+pub(super) const RT_SIGRETURN: u64 = Sysno::rt_sigreturn.number();
 /// Bytes read at once.
 const CHUNK: usize = 128 << 10;
 /// Bytes of a chunk that are read again with the next, so that nothing is cut in two.
@@ -26,8 +31,17 @@ const OVERLAP: usize = 16;
 pub struct Gadgets {
     /// `syscall; ret`.
     pub syscall_ret: RemoteAddr,
-    /// `rt_sigreturn`.
-    pub sigreturn: RemoteAddr,
+    /// How a `ret` leads into `rt_sigreturn`.
+    pub way_back: WayBack,
+}
+
+/// What stands on a stack below a frame, so that a `ret` there ends in `rt_sigreturn` with the frame on top of the stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WayBack {
+    /// The C library's own `rt_sigreturn`.
+    Sigreturn(RemoteAddr),
+    /// `pop %rax; ret` into `syscall`.
+    PopRax(RemoteAddr),
 }
 
 impl Gadgets {
@@ -43,11 +57,23 @@ impl Gadgets {
         for mapping in code {
             search.mapping(mapping, memory, &mut buffer)?;
             if let (Some(syscall_ret), Some(sigreturn)) = (search.syscall_ret, search.sigreturn) {
-                return Ok(Self { syscall_ret, sigreturn });
+                return Ok(Self { syscall_ret, way_back: WayBack::Sigreturn(sigreturn) });
             }
+        }
+        if let (Some(syscall_ret), Some(pop)) = (search.syscall_ret, search.pop_rax_ret) {
+            return Ok(Self { syscall_ret, way_back: WayBack::PopRax(pop) });
         }
         let missing = if search.syscall_ret.is_none() { "syscall; ret" } else { "mov $15, %eax; syscall" };
         Err(RemoteError::NoGadget { pid: memory.pid(), missing })
+    }
+
+    /// The words below a frame.
+    #[must_use]
+    pub fn words_below(&self) -> Vec<u64> {
+        match self.way_back {
+            WayBack::Sigreturn(sigreturn) => vec![sigreturn.get()],
+            WayBack::PopRax(pop) => vec![pop.get(), RT_SIGRETURN, self.syscall_ret.get()],
+        }
     }
 }
 
@@ -55,6 +81,7 @@ impl Gadgets {
 struct Search {
     syscall_ret: Option<RemoteAddr>,
     sigreturn: Option<RemoteAddr>,
+    pop_rax_ret: Option<RemoteAddr>,
 }
 
 impl Search {
@@ -86,6 +113,7 @@ impl Search {
         let find = |pattern| position(bytes, pattern).map(|offset| at + offset as u64);
         self.syscall_ret = self.syscall_ret.or_else(|| find(SYSCALL_RET));
         self.sigreturn = self.sigreturn.or_else(|| find(SIGRETURN_64)).or_else(|| find(SIGRETURN_32));
+        self.pop_rax_ret = self.pop_rax_ret.or_else(|| find(POP_RAX_RET));
     }
 }
 
@@ -124,6 +152,17 @@ mod tests {
         assert_eq!(search.syscall_ret, Some(RemoteAddr::new(0x1003)));
         assert_eq!(search.sigreturn, Some(RemoteAddr::new(0x1006)));
         assert_eq!(position(&bytes, &[0xcc]), None);
+        assert_eq!(search.pop_rax_ret, None);
+        search.bytes(RemoteAddr::new(0x2000), &[0x90, 0x58, 0xc3]);
+        assert_eq!(search.pop_rax_ret, Some(RemoteAddr::new(0x2001)));
+    }
+
+    #[test]
+    fn both_ways_back_end_at_the_frame() {
+        let syscall_ret = RemoteAddr::new(0x1000);
+        let gadgets = |way_back| Gadgets { syscall_ret, way_back };
+        assert_eq!(gadgets(WayBack::Sigreturn(RemoteAddr::new(5))).words_below(), [5]);
+        assert_eq!(gadgets(WayBack::PopRax(RemoteAddr::new(5))).words_below(), [5, 15, 0x1000]);
     }
 
     #[test]

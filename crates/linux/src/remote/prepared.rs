@@ -1,6 +1,6 @@
 //! The prepared stack: where a thread stands that makes a call through the target's own code.
 //!
-//! It holds the address of `rt_sigreturn` and, right above, a frame of the thread's own state: a `ret` there leads back to what the
+//! It holds the way into `rt_sigreturn` and, right above, a frame of the thread's own state: a `ret` there leads back to what the
 //! thread did. It lies in the lowest pages of the `[stack]` mapping, far below whatever is in use. Should a signal handler run on
 //! it (only if the tracer dies at the worst moment), the mapping grows for it as for any handler.
 
@@ -17,7 +17,7 @@ const MARGIN: u64 = 16 << 10;
 #[derive(Debug)]
 pub(super) struct Prepared {
     base: RemoteAddr,
-    old: Option<Vec<u8>>,
+    old: Option<(RemoteAddr, Vec<u8>)>,
 }
 
 impl Prepared {
@@ -52,8 +52,9 @@ impl Prepared {
     }
 
     /// The stack pointer to make a call with.
-    pub(super) fn stack_pointer(&self) -> RemoteAddr {
-        self.base + (ALIGNMENT - 8)
+    pub(super) fn stack_pointer(&self, gadgets: &Gadgets) -> RemoteAddr {
+        let below = gadgets.words_below().len() as u64 * 8;
+        self.base + (ALIGNMENT - below)
     }
 
     /// Writes the stack, once; keeps what was there.
@@ -66,19 +67,20 @@ impl Prepared {
         if self.old.is_some() {
             return Ok(());
         }
-        let mut bytes = gadgets.sigreturn.get().to_le_bytes().to_vec();
+        let mut bytes: Vec<u8> = gadgets.words_below().into_iter().flat_map(u64::to_le_bytes).collect();
         bytes.extend_from_slice(frame);
         let mut old = vec![0; bytes.len()];
-        memory.read_exact_at(self.stack_pointer(), &mut old)?;
-        memory.write_all_at(self.stack_pointer(), &bytes)?;
-        self.old = Some(old);
+        let place = self.stack_pointer(gadgets);
+        memory.read_exact_at(place, &mut old)?;
+        memory.write_all_at(place, &bytes)?;
+        self.old = Some((place, old));
         Ok(())
     }
 
     /// Puts back what was there.
     pub(super) fn restore(&mut self, memory: &ProcessMemory) -> Result<(), RemoteError> {
-        if let Some(old) = self.old.take() {
-            memory.write_all_at(self.stack_pointer(), &old)?;
+        if let Some((place, old)) = self.old.take() {
+            memory.write_all_at(place, &old)?;
         }
         Ok(())
     }
@@ -117,6 +119,6 @@ mod tests {
     fn a_deep_stack_grows_as_for_a_handler() {
         let prepared = place(0x7ff0_0000_2000).unwrap();
         assert!(prepared.frame().get() + 3000 + MARGIN <= 0x7ff0_0000_2000);
-        assert!(prepared.stack_pointer().get() > 0x7fef_ffff_0000);
+        assert!(prepared.frame().get() > 0x7fef_ffff_0000);
     }
 }

@@ -1,5 +1,6 @@
 //! Running programs and single calls in a target.
 
+use super::gadgets::{RT_SIGRETURN, WayBack};
 use super::{Outcome, RemoteError, RemoteStage};
 use crate::addr::RemoteAddr;
 use crate::arch::x86_64::Registers;
@@ -53,7 +54,7 @@ impl RemoteStage {
         let mut registers = parked;
         registers.set_call(call.number(), args);
         registers.set_rip(self.gadgets.syscall_ret.get());
-        registers.set_rsp(self.prepared.stack_pointer().get());
+        registers.set_rsp(self.prepared.stack_pointer(&self.gadgets).get());
         self.send(0, &parked, &registers)?;
         loop {
             match self.step(0, Stopped::syscall)? {
@@ -109,8 +110,12 @@ impl RemoteStage {
     /// Between programs a thread stands at the target's own `rt_sigreturn`, with its frame: the program's bytes may change then.
     fn parked_registers(&self, index: usize, frame: RemoteAddr) -> Registers {
         let mut registers = self.threads[index].saved.registers;
-        registers.set_call(0, [0; 6]);
-        registers.set_rip(self.gadgets.sigreturn.get());
+        let (number, place) = match self.gadgets.way_back {
+            WayBack::Sigreturn(sigreturn) => (0, sigreturn),
+            WayBack::PopRax(_) => (RT_SIGRETURN, self.gadgets.syscall_ret),
+        };
+        registers.set_call(number, [0; 6]);
+        registers.set_rip(place.get());
         registers.set_rsp(frame.get());
         registers.set_eflags(PLAIN_FLAGS);
         registers

@@ -13,6 +13,7 @@ const WRITE: u64 = libc::PROT_WRITE.cast_unsigned() as u64;
 const FIXED: u64 = libc::MAP_FIXED.cast_unsigned() as u64;
 const NOREPLACE: u64 = libc::MAP_FIXED_NOREPLACE.cast_unsigned() as u64;
 const PR_SET_VMA: u64 = 0x5356_4d41;
+const GUARD_INSTALL: u64 = 102;
 
 /// An entry that breaks the rules.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +35,20 @@ struct Range {
     writable: bool,
     /// The seed's own, from before the program.
     seed: bool,
+    /// A guard region: nothing can be read or written.
+    guard: bool,
+    /// Nothing may be done to the mapping any more.
+    sealed: bool,
+}
+
+impl Range {
+    const fn new(end: u64, writable: bool) -> Self {
+        Self { end, writable, seed: false, guard: false, sealed: false }
+    }
+
+    const fn allows(&self, writing: bool) -> bool {
+        !self.seed && (!writing || self.writable && !self.guard)
+    }
 }
 
 /// Mapped ranges by start; they do not overlap.
@@ -46,10 +61,10 @@ impl Model {
     fn new(site: &Site) -> Self {
         let mut model = Self::default();
         let aside: u64 = site.specials.iter().map(|special| special.len).sum();
-        let seed = |end| Range { end, writable: true, seed: true };
+        let seed = |end| Range { seed: true, ..Range::new(end, true) };
         let stage_end = site.stage.get() + site.stage_len;
         model.ranges.insert(0, seed(site.stage.get()));
-        model.ranges.insert(site.stage.get(), Range { end: stage_end, writable: true, seed: false });
+        model.ranges.insert(site.stage.get(), Range::new(stage_end, true));
         model.ranges.insert(site.aside.get() + aside, seed(TASK_SIZE));
         model
     }
@@ -83,20 +98,27 @@ impl Model {
         let mut at = start;
         while at < end {
             match self.ranges.range(..=at).next_back() {
-                Some((_, range)) if range.end > at && (range.writable || !writable) && !range.seed => {
-                    at = range.end
-                }
+                Some((_, range)) if range.end > at && range.allows(writable) => at = range.end,
                 _ => return false,
             }
         }
         true
     }
 
-    fn set_writable(&mut self, start: u64, end: u64, writable: bool) {
+    fn change(&mut self, start: u64, end: u64, change: impl Fn(&mut Range)) {
         self.split(start);
         self.split(end);
-        for (_, range) in self.ranges.range_mut(start..end) {
-            range.writable = writable;
+        self.ranges.range_mut(start..end).for_each(|(_, range)| change(range));
+    }
+
+    /// Sealed mappings stay as they are.
+    fn may_change(&self, start: u64, end: u64) -> Result<(), String> {
+        let before = self.ranges.range(..end).next_back();
+        let inside = self.ranges.range(start..end);
+        let overlapping = inside.chain(before).filter(|(_, range)| range.end > start);
+        match overlapping.map(|(_, range)| range).find(|range| range.sealed) {
+            Some(_) => Err(format!("changes sealed memory in {start:#x}-{end:#x}")),
+            None => Ok(()),
         }
     }
 }
@@ -153,6 +175,7 @@ impl Step<'_> {
                 if first < self.stage.1 && self.stage.0 < end {
                     return Err("unmaps what it runs from".into());
                 }
+                model.may_change(first, end)?;
                 model.remove(first, end);
                 Ok(())
             }
@@ -163,10 +186,28 @@ impl Step<'_> {
             }
             Sysno::mprotect => {
                 used(model, first, second, false)?;
-                model.set_writable(first, first + second, self.constant(2) & WRITE != 0);
+                model.may_change(first, first + second)?;
+                let writable = self.constant(2) & WRITE != 0;
+                model.change(first, first + second, |range| range.writable = writable);
                 Ok(())
             }
-            Sysno::madvise | Sysno::mlock2 => used(model, first, second, false),
+            Sysno::madvise => {
+                used(model, first, second, false)?;
+                model.may_change(first, first + second)?;
+                if self.constant(2) == GUARD_INSTALL {
+                    model.change(first, first + second, |range| range.guard = true);
+                }
+                Ok(())
+            }
+            Sysno::mseal => {
+                used(model, first, second, false)?;
+                model.change(first, first + second, |range| range.sealed = true);
+                Ok(())
+            }
+            Sysno::mlock2 | Sysno::mbind => {
+                used(model, first, second, false)?;
+                model.may_change(first, first + second)
+            }
             Sysno::prctl if first == PR_SET_VMA => used(model, self.constant(2), self.constant(3), false),
             // Registered here, written by the kernel when the thread next goes to user mode.
             Sysno::rseq if self.constant(2) == 0 => used(model, first, second, true),
@@ -186,7 +227,7 @@ impl Step<'_> {
         if len == 0 || !model.is_free(start, end) {
             return Err("maps over a mapping".into());
         }
-        model.ranges.insert(start, Range { end, writable: self.constant(2) & WRITE != 0, seed: false });
+        model.ranges.insert(start, Range::new(end, self.constant(2) & WRITE != 0));
         Ok(())
     }
 
@@ -203,10 +244,11 @@ impl Step<'_> {
         if !seeds {
             used(model, old, len, false)?;
         }
+        model.may_change(old, old.saturating_add(old_len))?;
         if old_len != 0 {
             model.remove(old, old + old_len);
         }
-        model.ranges.insert(new, Range { end, writable: true, seed: false });
+        model.ranges.insert(new, Range::new(end, true));
         Ok(())
     }
 

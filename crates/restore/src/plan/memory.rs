@@ -1,8 +1,10 @@
-//! The address space: everything of the seed goes, the image's mappings come and are filled.
+//! The address space: everything of the seed goes, the image's mappings come, are filled ([`fill`]) and finished ([`finish`]).
 
-use std::collections::BTreeMap;
+mod fill;
+mod finish;
+mod shared;
 
-use rewake_image::records::{AddressSpace, Extent, SharedMemory, Vma, vma::Backing};
+use rewake_image::records::{AddressSpace, Extent, Vma, vma::Backing};
 use rewake_linux::addr::{PAGE_SIZE, RemoteAddr, page_up};
 use rewake_linux::program::{Accept, Sysno};
 
@@ -12,12 +14,6 @@ use crate::error::RestoreError;
 const PROT_WRITE: u32 = libc::PROT_WRITE.cast_unsigned();
 const READ_WRITE: u32 = (libc::PROT_READ | libc::PROT_WRITE).cast_unsigned();
 const MOVE: i32 = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-const MLOCK_ONFAULT: i32 = 1;
-const PR_SET_VMA: i32 = 0x5356_4d41;
-const PR_SET_VMA_ANON_NAME: i32 = 0;
-/// Parts of memory that one call fills at most: UIO_MAXIOV, and bytes well under the 2 GiB that a read can transfer.
-const BATCH_PARTS: usize = 1024;
-const BATCH_BYTES: u64 = 256 << 20;
 
 /// A mapping that the kernel made and that can only be moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +39,7 @@ impl Planner<'_> {
         self.shared_memory(memory)?;
         self.mappings(memory)?;
         self.fill(&memory.pages, 0);
+        self.guards(memory);
         self.protect(memory);
         self.seal_files();
         Ok(())
@@ -89,39 +86,6 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Each object is mapped whole in a free place and filled; its mappings are made from there (`mremap` from a length of 0
-    /// maps the same object once more), and the place is left.
-    fn shared_memory(&mut self, memory: &AddressSpace) -> Result<(), RestoreError> {
-        let objects = &self.image.shared_memory;
-        let mut mappings: BTreeMap<u32, Vec<&Vma>> = BTreeMap::new();
-        for vma in memory.vmas.iter().filter(|vma| vma.backing() == Backing::SharedMemory) {
-            mappings.entry(vma.object).or_default().push(vma);
-        }
-        let workshop = self.workshop(memory, objects)?;
-        for object in objects {
-            let flags =
-                libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE;
-            let (note, size) = (format!("shared memory {}", object.id), mapped_size(object));
-            let args = args![workshop, size, READ_WRITE, flags, -1, 0];
-            let call = self.program.call(self.leader, Sysno::mmap, args);
-            call.accept(Accept::Exactly(workshop)).note(note.clone());
-            self.fill(&object.pages, workshop);
-            for vma in mappings.get(&object.id).into_iter().flatten() {
-                let (from, len) = (workshop + vma.offset, vma.end - vma.start);
-                let call =
-                    self.program.call(self.leader, Sysno::mremap, args![from, 0, len, MOVE, vma.start]);
-                call.accept(Accept::Exactly(vma.start)).note(format!("{note}, {}", describe(vma)));
-                if vma.protection != READ_WRITE {
-                    let args = args![vma.start, len, vma.protection];
-                    self.program.call(self.leader, Sysno::mprotect, args).note(describe(vma));
-                }
-                self.advise(vma);
-            }
-            self.program.call(self.leader, Sysno::munmap, args![workshop, size]).note(note);
-        }
-        Ok(())
-    }
-
     /// Memfds are sealed when their mappings are there: some seals forbid to make them.
     fn seal_files(&mut self) {
         for content in self.image.file_contents.iter().filter(|content| content.seals != 0) {
@@ -132,18 +96,6 @@ impl Planner<'_> {
                 call.accept(Accept::SuccessOr(libc::EPERM)).note(format!("seals of content {}", content.id));
             }
         }
-    }
-
-    /// A free place for the largest of the objects.
-    fn workshop(&self, memory: &AddressSpace, objects: &[SharedMemory]) -> Result<u64, RestoreError> {
-        let len = objects.iter().map(mapped_size).max().unwrap_or(PAGE_SIZE);
-        let mut taken: Vec<(u64, u64)> = memory.vmas.iter().map(|vma| (vma.start, vma.end)).collect();
-        taken.push(self.site.taken());
-        free_gap(taken, len).ok_or_else(|| RestoreError::Unsupported {
-            pid: self.process.pid,
-            object: "shared memory".into(),
-            reason: format!("no free address range of {len} bytes to build it in"),
-        })
     }
 
     fn mappings(&mut self, memory: &AddressSpace) -> Result<(), RestoreError> {
@@ -183,84 +135,18 @@ impl Planner<'_> {
     }
 
     fn map(&mut self, vma: &Vma, filled: bool, kind: i32, fd: i32) {
+        // A file of hugetlbfs has huge pages anyway.
+        let huge = if kind & libc::MAP_ANONYMOUS == 0 { 0 } else { huge_flags(vma.huge_page_shift) };
         let sharing = if vma.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
         let grows = if vma.grows_down { libc::MAP_GROWSDOWN } else { 0 };
         let reserve = if vma.no_reserve { libc::MAP_NORESERVE } else { 0 };
-        let flags = libc::MAP_FIXED_NOREPLACE | sharing | grows | reserve | kind;
+        let flags = libc::MAP_FIXED_NOREPLACE | sharing | grows | reserve | kind | huge;
         let protection = if filled { READ_WRITE } else { vma.protection };
         let args = args![vma.start, vma.end - vma.start, protection, flags, fd, vma.offset];
         let call = self.program.call(self.leader, Sysno::mmap, args);
         call.accept(Accept::Exactly(vma.start)).note(describe(vma));
+        self.policy(vma, vma.start);
         self.advise(vma);
-    }
-
-    fn advise(&mut self, vma: &Vma) {
-        let len = vma.end - vma.start;
-        for advice in &vma.advice {
-            let call = self.program.call(self.leader, Sysno::madvise, args![vma.start, len, *advice]);
-            // What a kernel was built without it calls invalid; the program's memory is the same.
-            call.accept(Accept::SuccessOr(libc::EINVAL)).note(format!("advice, {}", describe(vma)));
-        }
-        if !vma.name.is_empty() {
-            let name = self.program.string(&vma.name);
-            let args = args![PR_SET_VMA, PR_SET_VMA_ANON_NAME, vma.start, len, name];
-            self.program
-                .call(self.leader, Sysno::prctl, args)
-                .accept(Accept::SuccessOr(libc::EINVAL))
-                .note("name");
-        }
-    }
-
-    /// Reads runs of the page stream, which lie one behind the other there, in as few calls as may be.
-    fn fill(&mut self, extents: &[Extent], base: u64) {
-        let mut batch: Vec<u64> = Vec::new();
-        let (mut begin, mut bytes) = (0, 0);
-        for extent in extents {
-            let mut done = 0;
-            while done < extent.length {
-                let contiguous = extent.stream_offset + done == begin + bytes;
-                if !contiguous || batch.len() == 2 * BATCH_PARTS || bytes >= BATCH_BYTES {
-                    self.read(&batch, begin, bytes);
-                    batch.clear();
-                    (begin, bytes) = (extent.stream_offset + done, 0);
-                }
-                let part = (extent.length - done).min(BATCH_BYTES - bytes);
-                batch.extend([base + extent.address + done, part]);
-                bytes += part;
-                done += part;
-            }
-        }
-        self.read(&batch, begin, bytes);
-    }
-
-    fn read(&mut self, batch: &[u64], from: u64, bytes: u64) {
-        if batch.is_empty() {
-            return;
-        }
-        let parts = self.program.words(batch);
-        let count = u64::try_from(batch.len() / 2).expect("a batch is small");
-        let args = args![self.site.pages(), parts, count, from, 0];
-        let call = self.program.call(self.leader, Sysno::preadv, args).accept(Accept::Exactly(bytes));
-        call.note(format!("memory at {:#x} in {count} parts", batch[0]));
-    }
-
-    fn protect(&mut self, memory: &AddressSpace) {
-        for vma in &memory.vmas {
-            let len = vma.end - vma.start;
-            if vma.protection != READ_WRITE && is_filled(&memory.pages, vma) {
-                let call =
-                    self.program.call(self.leader, Sysno::mprotect, args![vma.start, len, vma.protection]);
-                call.note(describe(vma));
-            }
-            if vma.locked {
-                let flags = if vma.lock_on_fault { MLOCK_ONFAULT } else { 0 };
-                let call = self.program.call(self.leader, Sysno::mlock2, args![vma.start, len, flags]);
-                // Without access there is nothing to bring in, but the mapping is marked as locked.
-                let accept =
-                    if vma.protection == 0 { Accept::SuccessOr(libc::ENOMEM) } else { Accept::Success };
-                call.accept(accept).note(format!("lock, {}", describe(vma)));
-            }
-        }
     }
 }
 
@@ -281,8 +167,13 @@ fn is_filled(pages: &[Extent], vma: &Vma) -> bool {
     pages.get(next).is_some_and(|extent| extent.address < vma.end)
 }
 
-fn mapped_size(object: &SharedMemory) -> u64 {
-    page_up(object.size.max(1))
+/// Flags of mmap(2) that ask for huge pages of 2 to this power bytes.
+fn huge_flags(shift: u32) -> i32 {
+    const MAP_HUGE_SHIFT: u32 = 26;
+    match i32::try_from(shift) {
+        Ok(shift) if shift > 0 => libc::MAP_HUGETLB | shift << MAP_HUGE_SHIFT,
+        _ => 0,
+    }
 }
 
 fn describe(vma: &Vma) -> String {

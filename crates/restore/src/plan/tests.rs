@@ -212,3 +212,42 @@ fn a_seed_must_not_keep_its_own_memory() {
     let violation = check::check(&broken, &site).expect_err("the seed's memory is left");
     assert!(violation.reason.contains("seed"), "{violation}");
 }
+
+#[test]
+fn nothing_is_done_to_sealed_memory_and_nothing_is_filled_behind_a_guard() {
+    let map = |program: &mut Program, leader| {
+        let flags = libc::MAP_FIXED_NOREPLACE | libc::MAP_PRIVATE;
+        program.call(leader, Sysno::mmap, args![0x1_0000, 4 * PAGE, 3, flags, -1, 0]);
+    };
+    let reason = |result: Result<(), check::Violation>| result.expect_err("against the rules").reason;
+    let guarded = check_calls(|program, leader| {
+        map(program, leader);
+        program.call(leader, Sysno::madvise, args![0x1_0000 + PAGE, PAGE, 102]);
+        let parts = program.words(&[0x1_0000, 2 * PAGE]);
+        program.call(leader, Sysno::preadv, args![3, parts, 1, 0, 0]);
+    });
+    assert!(reason(guarded).contains("not there to be written"));
+    for call in [Sysno::munmap, Sysno::mprotect, Sysno::madvise] {
+        let sealed = check_calls(|program, leader| {
+            map(program, leader);
+            program.call(leader, Sysno::mseal, args![0x1_0000 + PAGE, PAGE, 0]);
+            program.call(leader, call, args![0x1_0000, 2 * PAGE, 0]);
+        });
+        assert!(reason(sealed).contains("changes sealed memory"), "{call:?}");
+    }
+}
+
+#[test]
+fn what_mappings_are_beside_their_content_is_planned_in_order() {
+    let mut image = sample::image();
+    let memory = image.process.memory.as_mut().expect("memory");
+    let vma = memory.vmas.iter_mut().find(|vma| vma.backing() == Backing::Anonymous).expect("one");
+    (vma.sealed, vma.memory_policy, vma.memory_policy_nodes) = (true, 2, vec![1]);
+    vma.guards = vec![Extent { address: vma.end - PAGE, length: PAGE, stream_offset: 0 }];
+    let site = sample_site(&image);
+    let plan = plan(&image, &site).expect("a plan");
+    assert_eq!(check::check(&plan, &site), Ok(()));
+    let listing = plan.program.listing();
+    let places = ["mbind(", "in 4 parts", "guard at", "mseal("].map(|what| listing.find(what).expect(what));
+    assert!(places.is_sorted(), "{listing}");
+}
