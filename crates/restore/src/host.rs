@@ -174,6 +174,7 @@ pub fn check_files(image: &Image, on_changed: OnChanged) -> Result<BTreeSet<u32>
     let exe = image.process.memory.as_ref().and_then(|memory| memory.exe.as_ref());
     let mapped = image.mapped_files.iter().chain(exe).filter(|file| !is_nameless(image, file.content));
     let mut changes: Vec<String> = devices.collect();
+    changes.extend(watched_elsewhere(image, same_host && on_changed != OnChanged::AsIs));
     let mut private = BTreeSet::new();
     for file in mapped {
         let Some(change) = file.identity.as_ref().and_then(|is| difference(is, same_host, on_changed)) else {
@@ -202,6 +203,25 @@ pub fn check_files(image: &Image, on_changed: OnChanged) -> Result<BTreeSet<u32>
 fn is_nameless(image: &Image, content: Option<u32>) -> bool {
     let mut contents = image.file_contents.iter().filter(|one| Some(one.id) == content);
     contents.any(|content| content.kind() != file_content::Kind::Named)
+}
+
+/// What inotify instances watch must be there, and on the host of the capture be the very same.
+fn watched_elsewhere(image: &Image, the_same: bool) -> Vec<String> {
+    let watches = image.open_files.iter().flat_map(|file| match &file.kind {
+        Some(open_file::Kind::Inotify(inotify)) => &inotify.watches[..],
+        _ => &[],
+    });
+    let change = |identity: &FileIdentity| {
+        let path = identity.as_path();
+        match std::fs::symlink_metadata(path) {
+            Ok(now) if the_same && (now.dev(), now.ino()) != (identity.device, identity.inode) => {
+                Some(format!("{} was watched and was replaced since", path.display()))
+            }
+            Ok(_) => None,
+            Err(error) => Some(format!("{} was watched and cannot be now: {error}", path.display())),
+        }
+    };
+    watches.filter_map(|watch| change(watch.identity.as_ref()?)).collect()
 }
 
 fn another_device(device: &Device) -> Option<String> {
