@@ -207,8 +207,11 @@ fn no_contents(workshop: &Workshop) -> Result<()> {
     Ok(())
 }
 
+/// Does something to the file of that name.
+type Deed = fn(&Path) -> Result<()>;
+
 /// What somebody can do to the files while the program is not there.
-const DEEDS: [(&str, fn(&Path) -> Result<()>); 6] = [
+const DEEDS: [(&str, Deed); 6] = [
     ("shrunk", |path| Ok(File::options().write(true).open(path)?.set_len(10)?)),
     ("emptied", |path| Ok(fs::write(path, "")?)),
     ("grown", |path| Ok(File::options().append(true).open(path)?.write_all(&[7; 3_000_001])?)),
