@@ -188,7 +188,7 @@ pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<R
         bytes: image.stream.stream_length,
         total: started.elapsed(),
         put_back,
-        private: decisions.private_paths(&image),
+        private: decisions.private_paths(image),
         notes,
     })
 }
