@@ -24,6 +24,7 @@ const TARGETS: &[(&str, &str)] = &[
     ("directory", "records"),
     ("pages", "pages"),
     ("proc", "proc"),
+    ("journal", "journal"),
 ];
 
 /// Runs these targets, or all, for that many minutes each; `Ok(false)` when one has a finding.

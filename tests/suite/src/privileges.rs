@@ -37,6 +37,10 @@ pub const PRIVILEGES: &[Privilege] = &[
         "mem_shared_anon",
         "parts of this shared memory are mapped nowhere, and this user may not read them",
     ),
+    refused(
+        "mem_guards shared",
+        "parts of this shared memory are mapped nowhere, and this user may not read them",
+    ),
     refused("memfd shared", ONLY_MAPPED),
     refused("memfd private", ONLY_MAPPED),
     refused("memfd future", ONLY_MAPPED),

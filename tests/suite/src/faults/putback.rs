@@ -263,6 +263,7 @@ fn full_disk(workshop: &Workshop) -> Result<()> {
     while full.write_all(&[0; 65536]).is_ok() {}
     full.set_len(full.metadata()?.len().saturating_sub(500_000))?;
     bench.refuses(workshop, &["-o"], &["space", "remedy"])?;
+    drop(full);
     fs::remove_file(filler)?;
     bench.resume_to_the_end(workshop, &["-o"]).map(drop)
 }
