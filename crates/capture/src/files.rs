@@ -3,6 +3,7 @@
 //! The same survey serves preflight (for its findings) and the frozen target (for its records).
 
 mod epoll;
+mod inotify;
 mod kind;
 mod locks;
 mod pipes;

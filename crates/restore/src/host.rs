@@ -183,11 +183,31 @@ pub fn check_files(
         _ => None,
     });
     decisions.refused.extend(devices);
+    decisions.refused.extend(watched_elsewhere(image, same_host && on_changed != OnChanged::AsIs));
     if decisions.refused.is_empty() {
         return Ok(decisions);
     }
     let Decisions { refused, remedies, .. } = decisions;
     Err(RestoreError::Changed { pid, changes: refused, remedies, level: image.manifest.file_level })
+}
+
+/// What inotify instances watch must be there, and on the host of the capture be the very same.
+fn watched_elsewhere(image: &Image, the_same: bool) -> Vec<String> {
+    let watches = image.open_files.iter().flat_map(|file| match &file.kind {
+        Some(open_file::Kind::Inotify(inotify)) => &inotify.watches[..],
+        _ => &[],
+    });
+    let change = |identity: &FileIdentity| {
+        let path = identity.as_path();
+        match std::fs::symlink_metadata(path) {
+            Ok(now) if the_same && (now.dev(), now.ino()) != (identity.device, identity.inode) => {
+                Some(format!("{} was watched and was replaced since", path.display()))
+            }
+            Ok(_) => None,
+            Err(error) => Some(format!("{} was watched and cannot be now: {error}", path.display())),
+        }
+    };
+    watches.filter_map(|watch| change(watch.identity.as_ref()?)).collect()
 }
 
 fn another_device(device: &Device) -> Option<String> {

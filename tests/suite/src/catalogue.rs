@@ -301,6 +301,13 @@ const FILES: &[Row] = &[
         "timerfd: all clocks, relative and absolute, intervals, expirations not read, TFD_TIMER_CANCEL_ON_SET",
         &[probe("file_timerfd plain"), probe("file_timerfd absolute"), probe("file_timerfd alarm")],
     ),
+    row("locks of open files (OFD), leases", &[once("file_owner locks")]),
+    row(
+        "owners of signals about files: thread, process group; O_ASYNC, F_SETSIG",
+        &[once("file_owner signals")],
+    ),
+    row("inotify: same watch numbers, moved targets, IN_ONESHOT", &[once("file_inotify")]),
+    row("symbolic links opened as such (O_PATH)", &[probe("file_symlink")]),
     row("signalfd with signals queued", &[probe("file_signalfd")]),
     row(
         "epoll: levels, edges, one-shots, exclusive, nested, on numbers closed or reused, on standard streams, blocked in it",

@@ -1,11 +1,14 @@
 //! What a descriptor leads to.
 
-use rewake_image::records::{Epoll, FileIdentity, PipeEnd, open_file};
+use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::MetadataExt as _;
+
+use rewake_image::records::{Epoll, FileIdentity, PipeEnd, Symlink, open_file};
 use rewake_linux::proc::{Link, Proc};
 use rustix::fs::{FileType, OFlags};
 
 use super::pipes::PipeSource;
-use super::{Seen, epoll, special};
+use super::{Seen, epoll, inotify, special};
 use crate::contents::{self, Contents, Source};
 
 /// What can be captured.
@@ -104,7 +107,10 @@ pub(super) fn classify(
             ),
         },
         FileType::BlockDevice => refuse("block devices are not supported", LET_FINISH),
-        FileType::Symlink => refuse("a symbolic link opened as such is not supported", LET_FINISH),
+        FileType::Symlink => symlink(one),
+        FileType::Unknown if one.link.target == inotify::LINK => {
+            inotify::record(proc, one, all).map(Kind::Special)
+        }
         FileType::Unknown => without_place(proc, one),
     }
 }
@@ -161,7 +167,6 @@ fn without_place(proc: &Proc, one: &Seen) -> Result<Kind, Refusal> {
         return record.map(Kind::Special);
     }
     const NAMES: &[(&str, &str)] = &[
-        ("anon_inode:inotify", "inotify instances"),
         ("anon_inode:[fanotify]", "fanotify groups"),
         ("anon_inode:[pidfd]", "pidfds"),
         ("pidfd:", "pidfds"),
@@ -180,6 +185,19 @@ fn without_place(proc: &Proc, one: &Seen) -> Result<Kind, Refusal> {
     let known = NAMES.iter().find(|(prefix, _)| link.starts_with(prefix));
     let what = known.map_or("objects of this kind", |(_, name)| name);
     refuse(format!("{what} are not supported yet"), LET_FINISH)
+}
+
+/// A symbolic link opened as such: nothing can be done with it but to read where it leads.
+fn symlink(one: &Seen) -> Result<Kind, Refusal> {
+    let path = rewake_image::records::path_of(&one.link.target);
+    let there = std::fs::symlink_metadata(path).is_ok_and(|there| (there.dev(), there.ino()) == one.inode());
+    match std::fs::read_link(path) {
+        Ok(target) if there => {
+            let (path, target) = (one.link.target.clone(), target.into_os_string().into_vec());
+            Ok(Kind::Special(open_file::Kind::Symlink(Symlink { path, target })))
+        }
+        _ => refuse("the symbolic link cannot be found under its name", LET_FINISH),
+    }
 }
 
 /// Files whose content is made up by the kernel as they are read, and message queues.

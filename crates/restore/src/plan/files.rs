@@ -7,6 +7,7 @@ mod epolls;
 mod locks;
 mod pipes;
 mod special;
+mod watches;
 
 use std::collections::BTreeMap;
 
@@ -78,6 +79,8 @@ impl Planner<'_> {
             Kind::Timerfd(timer) => self.timerfd(spare, file, timer),
             Kind::Signalfd(signals) => self.signalfd(spare, file, signals),
             Kind::Epoll(_) => self.epoll(spare),
+            Kind::Inotify(_) => self.inotify(spare, file),
+            Kind::Symlink(link) => self.open_path(spare, &link.path, file.flags),
             _ => return Err(unsupported("of a kind that this version cannot restore")),
         }
         Ok(())
@@ -150,6 +153,7 @@ impl Planner<'_> {
         self.arm_timers();
         let base = self.site.fd_base;
         self.program.call(self.leader, Sysno::close_range, args![base, LAST_FD, 0]).note("all helpers");
+        self.inotify_watches();
     }
 
     /// Where the open file of an id waits for its number.
