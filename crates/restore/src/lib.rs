@@ -19,6 +19,7 @@ pub mod credentials;
 pub mod error;
 pub mod host;
 pub mod interrupted;
+mod owner;
 pub mod plan;
 pub mod putback;
 mod release;
@@ -153,7 +154,9 @@ pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<R
     let mut phase = Phases::new(progress);
     let image = phase.run("open", || {
         transaction::refuse_waiting(&options.dir)?;
-        Ok(Image::open(&options.dir)?)
+        let image = Image::open(&options.dir)?;
+        owner::check(image.process.pid, &options.dir)?;
+        Ok(image)
     })?;
     survey::allow_tracing();
     let reader = PageReader::open(&options.dir, &image.stream)?;
