@@ -48,6 +48,7 @@ pub(crate) fn image(image: &Image) -> Result<(), ImageError> {
     contents::check(image)?;
     files::check(image)?;
     memory::check(image)?;
+    memory::registrations(&image.process)?;
     ensure!(
         image.manifest.root_pid == image.process.pid,
         "Manifest",

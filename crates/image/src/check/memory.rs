@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::files::identity;
 use super::{ascending, ensure, invalid};
 use crate::records::vma::Backing;
-use crate::records::{AddressSpace, Extent, MmFields, SharedMemory, Vma};
+use crate::records::{AddressSpace, Extent, MmFields, Process, SharedMemory, Vma};
 use crate::{Image, ImageError, PAGE_SIZE};
 
 /// The first address that a program cannot have memory at. The kernel's vsyscall page above it is never stored.
@@ -16,6 +16,8 @@ pub const MAX_VMAS: usize = 1 << 20;
 
 /// PROT_READ, PROT_WRITE and PROT_EXEC.
 const PROTECTIONS: u32 = 7;
+/// PROT_WRITE.
+const WRITABLE: u32 = 2;
 /// ANON_VMA_NAME_MAX_LEN without the zero.
 const MAX_NAME: usize = 79;
 /// Advice of madvise(2) that a mapping keeps: random, sequential, (not) to forks, merging, huge pages or not, no dump, wiped on fork.
@@ -46,6 +48,28 @@ pub(super) fn check(image: &Image) -> Result<(), ImageError> {
     vmas(memory, image.mapped_files.len(), &objects)?;
     owned_extents(memory)?;
     stream(image, memory)
+}
+
+/// Checks that what the kernel writes for a thread, its restartable sequences, is memory that can be written.
+pub(super) fn registrations(process: &Process) -> Result<(), ImageError> {
+    let vmas = process.memory.as_ref().map_or(&[][..], |memory| &memory.vmas);
+    for thread in &process.threads {
+        let Some(rseq) = thread.rseq.filter(|rseq| rseq.address != 0) else { continue };
+        let next = vmas.partition_point(|vma| vma.end <= rseq.address);
+        let end = rseq.address.checked_add(rseq.size.into());
+        let fits = vmas.get(next).is_some_and(|vma| {
+            vma.start <= rseq.address
+                && end.is_some_and(|end| end <= vma.end)
+                && vma.protection & WRITABLE != 0
+        });
+        let (tid, address) = (thread.tid, rseq.address);
+        ensure!(
+            fits,
+            RECORD,
+            "restartable sequences of thread {tid} at {address:#x}, where nothing can be written"
+        );
+    }
+    Ok(())
 }
 
 fn fields(fields: Option<&MmFields>) -> Result<(), ImageError> {
