@@ -70,6 +70,14 @@ impl Contents {
         id
     }
 
+    /// The descriptor at which the target has a file whose content goes in.
+    pub(crate) fn descriptor(&self, device: u64, inode: u64) -> Option<i32> {
+        match self.files[*self.known.get(&(device, inode))?].1 {
+            Source::Descriptor(fd) => Some(fd),
+            Source::Mapping(_) | Source::Exe => None,
+        }
+    }
+
     /// The record and the source of a content.
     pub(crate) fn file_mut(&mut self, id: u32) -> Option<&mut (FileContent, Source)> {
         self.files.get_mut(usize::try_from(id).ok()?)

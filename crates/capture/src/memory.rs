@@ -279,7 +279,7 @@ impl Memory {
             self.files[at].flags |= flags;
             return Ok((vma::Backing::File, u32::try_from(at).expect("few files"), content));
         }
-        let link = link(proc, mapping)?;
+        let link = link(proc, mapping, contents)?;
         if link.stat.file_type() != libc::S_IFREG {
             return Err(("memory of a device is not supported".to_owned(), LATER));
         }
@@ -318,8 +318,8 @@ fn stored(
     Ok(Some(contents.unlinked(link, source, writes)))
 }
 
-/// The file behind a mapping, by the kernel's own link where that is permitted, else by the name shown.
-fn link(proc: &Proc, mapping: &Mapping) -> Result<Link, Refusal> {
+/// The file behind a mapping, by the kernel's own link where that is permitted, else by a descriptor of it or by the name shown.
+fn link(proc: &Proc, mapping: &Mapping, contents: &Contents) -> Result<Link, Refusal> {
     match proc.mapped_file(mapping) {
         Ok(mut link) => {
             link.find_other_name(&[]);
@@ -327,6 +327,11 @@ fn link(proc: &Proc, mapping: &Mapping) -> Result<Link, Refusal> {
         }
         Err(error) if error.is_denied() => {}
         Err(error) => return Err((error.to_string(), "try again")),
+    }
+    if let Some(fd) = contents.descriptor(mapping.device, mapping.inode)
+        && let Ok(link) = proc.link(&format!("fd/{fd}"))
+    {
+        return Ok(link);
     }
     let unreachable = |_| {
         ("the mapped file cannot be found under its name".to_owned(), "make it reachable under that name")

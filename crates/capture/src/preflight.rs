@@ -54,9 +54,9 @@ pub(crate) fn look(options: &Options) -> Result<Findings> {
     check_state(&proc, &mut findings)?;
     // What will go into the image counts in the freeze only.
     let mut contents = Contents::new(options.file_level);
+    files::survey(&proc, &mut contents, &mut findings)?;
     memory::survey(&proc, &mut contents, &mut findings)?;
     check_namespaces_of_threads(&proc, &mut findings)?;
-    files::survey(&proc, &mut contents, &mut findings)?;
     Ok(findings)
 }
 

@@ -79,6 +79,14 @@ const MEMORY: &[Row] = &[
     row("heap: brk grows and shrinks after the resume", &[probe("mem_brk")]),
     row("private file mappings, clean and modified", &[probe("mem_file_private")]),
     row("shared file mappings", &[once("mem_file_shared")]),
+    row(
+        "mapped files truncated since mapping, also deleted; files in /dev/shm",
+        &[
+            once("mem_file_truncated named"),
+            once("mem_file_truncated deleted"),
+            once("mem_file_truncated shm"),
+        ],
+    ),
     row("shared anonymous memory mapped several times", &[probe("mem_shared_anon")]),
     row(
         "memory files (memfd): open, mapped shared and private, sealed, only mapped",

@@ -35,6 +35,12 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
         killed_while_made(workshop)
     });
     report.test("resume after a file changed", || file_changed(workshop));
+    for how in ["replaced", "overwritten"] {
+        report.test(
+            &format!("resume after the executable was {how}: --files 3 has it, --files 1 says so"),
+            || executable_upgraded(workshop, how),
+        );
+    }
     report.test("resume after a file was deleted", || file_deleted(workshop));
     report.test("resume passes on SIGTERM and ends as the program does", || passes_on_sigterm(workshop));
 }
@@ -184,6 +190,34 @@ fn file_changed(workshop: &Workshop) -> Result<()> {
     fs::write(&input, "something else, and longer\n")?;
     refuses(workshop, &subject, &[&input.display().to_string()])?;
     subject.resume_and_pass(workshop, &["--on-changed", "as-is"]).context("as it is")
+}
+
+/// The program is upgraded on the disk while it is away: a self-contained image has the one it ran, another image says what is missing.
+fn executable_upgraded(workshop: &Workshop, how: &str) -> Result<()> {
+    let compiled = workshop.compile("busy", &[])?;
+    for level in ["3", "1"] {
+        let folder = prepared(workshop, &format!("upgraded-{how}-{level}"))?;
+        let program = folder.join("program");
+        fs::copy(&compiled, &program)?;
+        let mut subject = Subject::start(&program, &["1"], folder)?;
+        let mut save = workshop.command(["save", "-p", &subject.pid().to_string(), "--files", level]);
+        save.args(["--kill", "-d"]).arg(subject.image());
+        process::run(save, &subject.folder, "save")?.expect_code("save", 0)?;
+        subject.wait_for_end()?;
+        let other = workshop.compile("pause", &[])?;
+        if how == "replaced" {
+            fs::copy(&other, subject.folder.join("new"))?;
+            fs::rename(subject.folder.join("new"), &program)?;
+        } else {
+            fs::write(&program, fs::read(&other)?)?;
+        }
+        if level == "3" {
+            subject.resume_and_pass(workshop, &["-o"]).context("self-contained")?;
+        } else {
+            refuses(workshop, &subject, &[&program.display().to_string()])?;
+        }
+    }
+    Ok(())
 }
 
 fn file_deleted(workshop: &Workshop) -> Result<()> {

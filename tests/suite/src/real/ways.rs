@@ -10,7 +10,6 @@ use super::job::{Expected, Job, Measured};
 use super::programs::Real;
 use crate::process;
 use crate::random::Random;
-use crate::report::Skip;
 use crate::workshop::Workshop;
 
 /// Time for guardians and the like to leave.
@@ -84,20 +83,9 @@ impl Way {
         };
         drop(job);
         let left = process::nothing_left(&[], LEAVING);
-        let measured = result.map_err(not_yet)?;
+        let measured = result?;
         left?;
         Ok(summary(&measured))
-    }
-}
-
-/// What the tool itself says it cannot do yet is skipped, not failed.
-fn not_yet(error: anyhow::Error) -> anyhow::Error {
-    let text = format!("{error:#}");
-    let phrases =
-        ["are not supported yet", "this version cannot do that yet", "choosing it is not permitted"];
-    match phrases.iter().find(|phrase| text.contains(**phrase)) {
-        Some(phrase) => Skip(format!("the tool says: {phrase}")).into(),
-        None => error,
     }
 }
 
