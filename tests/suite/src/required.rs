@@ -40,7 +40,7 @@ const MEMORY: &[Requirement] = &[
     ("sealed mappings (mseal)", &["mseal"]),
     ("memory policies (NUMA)", &["numa", "memory polic", "mbind"]),
     ("shared libraries, also dlopened", &["mem_dlopen"]),
-    ("library replaced on disk since: self-contained image", &["self-contained", "--files 3", "level 3"]),
+    ("library replaced on disk since: self-contained image", &["--files 3 has it"]),
     ("vdso and vvar in their places", &["vdso"]),
     ("resumed under another kernel, whose vdso differs", &["another kernel", "another vdso"]),
     ("programs: dynamic, static, static-pie", &["static-pie"]),
@@ -90,7 +90,7 @@ const EXECUTION: &[Requirement] = &[
     ("login uid", &["login"]),
     ("resource limits", &["limits"]),
     ("argv, environment, auxv, /proc/PID/{exe,comm,cmdline}", &["auxv"]),
-    ("CLOCK_MONOTONIC that does not jump, on request", &["clock_monotonic", "time namespace", "--clocks"]),
+    ("CLOCK_MONOTONIC that does not jump, on request", &["clocks are kept"]),
 ];
 
 const SIGNALS: &[Requirement] = &[
@@ -113,7 +113,7 @@ const FILES: &[Requirement] = &[
     ("O_TMPFILE", &["o_tmpfile"]),
     ("dup'd descriptors share one position", &["file_shared_position"]),
     ("contents of files by level", &["--files ", "files_level", "file level"]),
-    ("files grown, shrunk, replaced, deleted since are put back (-o)", &["put back", "put_back", "putback"]),
+    ("files grown, shrunk, replaced, deleted since are put back (-o)", &["shrunk, grown, deleted"]),
     ("unlinked files", &["file_unlinked plain"]),
     ("unlinked files, sparse", &["file_unlinked sparse"]),
     ("unlinked files that have another name still", &["hard link", "another name", "several names"]),
@@ -142,34 +142,12 @@ const FILES: &[Requirement] = &[
 
 /// Gaps that are known: what is refused by name so far, or has no program yet. An entry that is proven must be taken out.
 pub const GAPS: &[&str] = &[
-    "guard regions (MADV_GUARD_INSTALL)",
-    "mapped file truncated since",
     "memfd of huge pages",
-    "files in /dev/shm",
-    "transparent huge pages",
-    "pages of hugetlbfs",
-    "memory not given to children (MADV_DONTFORK)",
-    "memory wiped in children (MADV_WIPEONFORK)",
-    "mergeable memory (MADV_MERGEABLE)",
-    "memory without huge pages (MADV_NOHUGEPAGE)",
-    "sealed mappings (mseal)",
-    "memory policies (NUMA)",
-    "library replaced on disk since: self-contained image",
     "resumed under another kernel, whose vdso differs",
-    "programs: musl",
-    "60,000 mappings",
     "login uid",
-    "CLOCK_MONOTONIC that does not jump, on request",
-    "contents of files by level",
-    "files grown, shrunk, replaced, deleted since are put back (-o)",
     "/dev/tty",
     "files of /proc and /sys",
     "removed working folder",
-    "locks: of open file descriptions",
-    "leases",
-    "owner and signal of a file (F_SETOWN, F_SETSIG)",
-    "inotify",
-    "inotify: targets deleted or moved",
     "fanotify",
     "contexts of asynchronous I/O",
 ];
@@ -195,7 +173,7 @@ fn tests_of_faults() -> Vec<String> {
     let Ok(entries) = fs::read_dir(root().join("tests/suite/src/faults")) else { return Vec::new() };
     let sources = entries.flatten().filter_map(|entry| fs::read_to_string(entry.path()).ok());
     let names = |text: String| -> Vec<String> {
-        let lines = text.lines().filter(|line| line.contains("report.test(\"") && !line.contains("refuse"));
+        let lines = text.lines().filter(|line| line.contains("report.test(") && !line.contains("refuse"));
         lines.map(str::to_lowercase).collect()
     };
     sources.flat_map(names).collect()
@@ -208,8 +186,7 @@ mod tests {
     #[test]
     fn nothing_is_forgotten() {
         let missing: Vec<&str> = unproven().into_iter().map(|(_, what)| what).collect();
-        let forgotten: Vec<&&str> = missing.iter().filter(|what| !GAPS.contains(what)).collect();
-        assert!(forgotten.is_empty(), "required, but neither proven nor a known gap: {forgotten:#?}");
+        assert_eq!(missing, GAPS, "required and not proven on the left, known as gaps on the right");
     }
 
     #[test]

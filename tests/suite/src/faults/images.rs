@@ -36,10 +36,9 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
     });
     report.test("resume after a file changed", || file_changed(workshop));
     for how in ["replaced", "overwritten"] {
-        report.test(
-            &format!("resume after the executable was {how}: --files 3 has it, --files 1 says so"),
-            || executable_upgraded(workshop, how),
-        );
+        report.test(&format!("resume, the executable was {how}: --files 3 has it"), || {
+            executable_upgraded(workshop, how)
+        });
     }
     report.test("resume after a file was deleted", || file_deleted(workshop));
     report.test("resume passes on SIGTERM and ends as the program does", || passes_on_sigterm(workshop));
