@@ -7,8 +7,11 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use rustix::fs::XattrFlags;
+use rewake_image::Image;
+use rewake_image::records::{Credentials, FileIdentity, open_file};
+use rustix::fs::{OFlags, XattrFlags};
 
+use crate::edit;
 use crate::process::{self, PATIENCE, Running};
 use crate::report::{Report, Skip};
 use crate::subject::Subject;
@@ -20,6 +23,95 @@ const SOON: Duration = Duration::from_secs(5);
 
 pub(super) fn run(workshop: &Workshop, report: &mut Report) {
     report.test("an ordinary user saves, and wakes if the binary may choose ids", || ordinary_user(workshop));
+    report.test("a hostile image gives nobody what only the binary may", || hostile(workshop));
+}
+
+/// What an image may be edited to ask for, and words of its refusal.
+type Wish = (&'static str, fn(&mut Image), &'static [&'static str]);
+
+const ALL_CAPABILITIES: u64 = 0x1ff_ffff_ffff;
+
+/// Each is refused by a binary with a file capability, invoked by a user without any right; nothing is left, nothing was opened.
+const WISHES: [Wish; 8] = [
+    ("to be root", |image| ids(image, 0), &["user ids"]),
+    ("to be in the group of root", |image| credentials(image).gids = vec![0; 4], &["group ids"]),
+    ("to be in root's other groups", |image| credentials(image).groups = vec![0], &["groups"]),
+    (
+        "permitted and effective capabilities",
+        |image| {
+            let credentials = credentials(image);
+            (credentials.cap_permitted, credentials.cap_effective) = (ALL_CAPABILITIES, ALL_CAPABILITIES);
+        },
+        &["permitted capabilities"],
+    ),
+    (
+        "the binary's own capability",
+        |image| credentials(image).cap_permitted = 1 << 40,
+        &["permitted capabilities"],
+    ),
+    (
+        "inheritable and ambient ones",
+        |image| {
+            let credentials = credentials(image);
+            (credentials.cap_inheritable, credentials.cap_ambient) = (1 << 40, 1 << 40);
+        },
+        &["capabilities"],
+    ),
+    ("a secret file to read", |image| open_instead(image, OFlags::RDONLY), &["shadow"]),
+    ("a secret file to write", |image| open_instead(image, OFlags::RDWR), &["shadow"]),
+];
+
+fn credentials(image: &mut Image) -> &mut Credentials {
+    image.process.credentials.get_or_insert_default()
+}
+
+fn ids(image: &mut Image, id: u32) {
+    credentials(image).uids = vec![id; 4];
+}
+
+/// The first file that the program has open is another one now, and just what it was.
+fn open_instead(image: &mut Image, flags: OFlags) {
+    const SECRET: &str = "/etc/shadow";
+    let now = fs::metadata(SECRET).expect("every system has one");
+    for file in &mut image.open_files {
+        if let Some(open_file::Kind::Regular(regular)) = &mut file.kind {
+            file.flags = flags.bits();
+            (regular.content, regular.position) = (None, 0);
+            regular.identity = Some(FileIdentity {
+                path: SECRET.into(),
+                device: now.dev(),
+                inode: now.ino(),
+                size: now.len(),
+                mtime_s: now.mtime(),
+                mtime_ns: u32::try_from(now.mtime_nsec()).unwrap_or_default(),
+                mode: now.mode(),
+            });
+        }
+    }
+}
+
+fn hostile(workshop: &Workshop) -> Result<()> {
+    let user = workshop.as_user()?;
+    let capable = capable_binary(&user)?;
+    let program = user.compile("busy", &[])?;
+    let mut subject = Subject::start_in(&user, &program, &["1"], user.folder("hostile-image")?)?;
+    subject.save_and_kill(&user)?;
+    let records = subject.image().join("records");
+    let honest = fs::read(&records)?;
+    let secret = fs::read("/etc/shadow")?;
+    for (wish, change, words) in WISHES {
+        edit::image(&subject.image(), change)?;
+        let finished = process::run(resume_with(&user, &capable, &subject), &subject.folder, "resume")?;
+        finished.expect_code("resume", 125).with_context(|| wish.to_owned())?;
+        finished.expect_words("resume", words).with_context(|| wish.to_owned())?;
+        process::nothing_left(&[], SOON).with_context(|| wish.to_owned())?;
+        fs::write(&records, &honest)?;
+    }
+    ensure!(fs::read("/etc/shadow")? == secret, "the secret file was changed");
+    let resumed = Running::start(resume_with(&user, &capable, &subject), &subject.folder, "resume")?;
+    subject.go()?;
+    let finished = resumed.finish(PATIENCE).context("the honest image")?;
+    subject.expect_pass(finished.status, &finished.errors).context("the honest image")
 }
 
 /// A copy of the binary, the user's, that may choose process ids.
