@@ -194,6 +194,7 @@ const EXECUTION: &[Row] = &[
         &[probe("settings memory-errors"), probe("settings tsc")],
     ),
     row("per thread: speculation control", &[probe("settings speculation")]),
+    row("per thread: memory policy (set_mempolicy)", &[probe("settings policy")]),
     row("I/O flusher (PR_SET_IO_FLUSHER)", &[probe("settings flusher")]),
     row(
         "credentials: another user, groups, all five capability sets, secure bits, parent death signal, dumpable",
