@@ -14,11 +14,12 @@ static void *count(void *nothing) {
 
 static void *sleeper(void *nothing) {
     pthread_barrier_wait(&barrier);
-    while (!stop) {
+    /* It may be stopped before it sleeps for the first time, and be told to end right after. */
+    do {
         struct timespec time = {0, 300000000};
         CHECK(nanosleep(&time, NULL) == 0, "nanosleep: %s", strerror(errno));
         slept++;
-    }
+    } while (!stop);
     return nothing;
 }
 
