@@ -1,5 +1,6 @@
 /* Four threads that compute under a mutex and count their rounds in the file "progress", mapped shared, so that
-   anybody can see whether each of them goes on. argument: megabytes of memory to hold besides. */
+   anybody can see whether each of them goes on. arguments: megabytes of memory to hold
+   besides; "leaderless": the first thread ends, and another takes its part. */
 #include "probe.h"
 
 #define THREADS 4
@@ -39,20 +40,12 @@ static void *work(void *argument) {
     return NULL;
 }
 
-int main(int argc, char **argv) {
-    probe_start(argc, argv);
-    size_t bytes = (argc > 2 ? (size_t)atoi(argv[2]) : 1) << 20;
-    char *memory = probe_map(bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE);
-    probe_fill(memory, bytes, 42);
-    int file = TRY(open("progress", O_RDWR | O_CREAT | O_TRUNC, 0600));
-    TRY(ftruncate(file, PAGE));
-    progress = TRY((volatile uint64_t *)mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0));
-    TRY(close(file));
-    struct worker workers[THREADS];
-    for (int i = 0; i < THREADS; i++) {
-        workers[i] = (struct worker){.state = (uint64_t)i, .number = i};
-        PTRY(pthread_create(&workers[i].thread, NULL, work, &workers[i]));
-    }
+static char *memory;
+static size_t bytes;
+static struct worker workers[THREADS];
+
+static void *watch(void *first) {
+    if (first) PTRY(pthread_join(*(pthread_t *)first, NULL));
     probe_ready();
     while (!probe_resumed()) CHECK(usleep(2000) == 0, "usleep was interrupted: %s", strerror(errno));
     CHECK(getpid() == probe_pid, "pid was %d, is %d", probe_pid, getpid());
@@ -64,5 +57,28 @@ int main(int argc, char **argv) {
     }
     CHECK(rounds == total, "%lu rounds counted, %lu done", total, rounds);
     probe_same(memory, bytes, 42, "memory");
-    return probe_pass();
+    exit(probe_pass());
+}
+
+int main(int argc, char **argv) {
+    probe_start(argc, argv);
+    bytes = (argc > 2 ? (size_t)atoi(argv[2]) : 1) << 20;
+    memory = probe_map(bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE);
+    probe_fill(memory, bytes, 42);
+    int file = TRY(open("progress", O_RDWR | O_CREAT | O_TRUNC, 0600));
+    TRY(ftruncate(file, PAGE));
+    progress = TRY((volatile uint64_t *)mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0));
+    TRY(close(file));
+    for (int i = 0; i < THREADS; i++) {
+        workers[i] = (struct worker){.state = (uint64_t)i, .number = i};
+        PTRY(pthread_create(&workers[i].thread, NULL, work, &workers[i]));
+    }
+    if (argc > 3) {
+        static pthread_t first;
+        pthread_t watcher;
+        first = pthread_self();
+        PTRY(pthread_create(&watcher, NULL, watch, &first));
+        pthread_exit(NULL);
+    }
+    watch(NULL);
 }

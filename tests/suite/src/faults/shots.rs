@@ -1,33 +1,31 @@
 //! Signals at random instants: to `chkpnt`, to its guardian, to `resume`.
 
-use std::fs;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+mod target;
+
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 
-use crate::process::{self, Finished, PATIENCE, Running};
+use self::target::{COUNTERS, Kind, Target};
+use crate::process::{self, PATIENCE, Running};
 use crate::random::Random;
 use crate::report::Report;
-use crate::subject::{PASSED, Subject, save_command};
+use crate::subject::{PASSED, save_command};
 use crate::workshop::Workshop;
 
 /// Instants tried for each signal to the command.
 const SHOTS: u32 = 200;
-/// Instants at which the guardian is killed.
+/// Instants at which the guardian is killed: of a running program, and of each that is hard to hold.
 const GUARDIAN_SHOTS: u32 = 100;
+const HARD_SHOTS: u32 = 40;
 /// After so many shots a command runs undisturbed and must clear what the dead ones left.
 const CLEAN_EVERY: u32 = 20;
 /// How soon the target must be seen to go on, and helpers must be gone.
 const SOON: Duration = Duration::from_secs(5);
 /// Exit code of a process that was killed, as the runner tells it.
 const KILLED: i32 = 128 + 9;
-/// Threads of `busy` that count, and all its threads.
-const COUNTERS: usize = 4;
-const THREADS: usize = 5;
 
 pub(super) fn run(workshop: &Workshop, report: &mut Report) {
     for (name, signal, seed) in
@@ -37,111 +35,17 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
             shoot_front(workshop, name, signal, seed)
         });
     }
-    report
-        .test(&format!("SIGKILL to the guardian at {GUARDIAN_SHOTS} instants"), || shoot_guardian(workshop));
+    for (of, kind, shots) in [
+        ("a running program", Kind::Running, GUARDIAN_SHOTS),
+        ("a stopped program", Kind::Stopped, HARD_SHOTS),
+        ("a program whose first thread ended", Kind::Leaderless, HARD_SHOTS),
+        ("a static program with musl", Kind::Musl, HARD_SHOTS),
+    ] {
+        report.test(&format!("SIGKILL to the guardian of {of} at {shots} instants"), || {
+            shoot_guardian(workshop, kind, shots)
+        });
+    }
     report.test(&format!("SIGKILL to resume at {SHOTS} instants"), || shoot_resume(workshop));
-}
-
-/// A program whose threads can be seen to go on, one by one.
-struct Target {
-    subject: Subject,
-    progress: fs::File,
-}
-
-impl Target {
-    fn start(workshop: &Workshop, name: &str) -> Result<Self> {
-        let program = workshop.compile("busy", &[])?;
-        let subject = Subject::start(&program, &["2"], workshop.folder(name)?)?;
-        let progress = fs::File::open(subject.folder.join("progress")).context("progress file")?;
-        Ok(Target { subject, progress })
-    }
-
-    fn counters(&self) -> Result<[u64; COUNTERS]> {
-        let mut bytes = [0; COUNTERS * 8];
-        self.progress.read_exact_at(&mut bytes, 0).context("reading the progress file")?;
-        let mut counters = [0; COUNTERS];
-        for (counter, chunk) in counters.iter_mut().zip(bytes.chunks_exact(8)) {
-            *counter = u64::from_ne_bytes(chunk.try_into()?);
-        }
-        Ok(counters)
-    }
-
-    /// Every thread is there, traced by nobody, not stopped, and counts on.
-    fn goes_on(&self) -> Result<()> {
-        let pid = self.subject.pid();
-        let free = process::await_some(SOON, || {
-            let threads = process::threads(pid);
-            let free = threads.iter().all(|thread| thread.tracer == 0 && !"tTZX".contains(thread.state));
-            (free && threads.len() == THREADS).then_some(())
-        });
-        ensure!(
-            free.is_some(),
-            "the target is not free: {:?}; it says {:?}",
-            process::threads(pid),
-            self.subject.said()
-        );
-        let before = self.counters()?;
-        let on = process::await_some(SOON, || {
-            let now = self.counters().ok()?;
-            before.iter().zip(now).all(|(before, now)| now > *before).then_some(())
-        });
-        ensure!(
-            on.is_some(),
-            "a thread of the target no longer counts: {before:?}, then {:?}",
-            self.counters()?
-        );
-        Ok(())
-    }
-
-    /// Median time of an undisturbed command, start to end.
-    fn measure(&self, workshop: &Workshop) -> Result<Duration> {
-        let mut times = Vec::new();
-        for _ in 0..5 {
-            let begun = Instant::now();
-            self.undisturbed(workshop)?;
-            times.push(begun.elapsed());
-        }
-        times.sort();
-        Ok(times[2])
-    }
-
-    /// A whole command; afterwards its image is complete and no temporary of any command is left.
-    fn undisturbed(&self, workshop: &Workshop) -> Result<()> {
-        self.subject.save(workshop).context("undisturbed")?;
-        let left = temporaries(&self.subject.folder)?;
-        ensure!(left.is_empty(), "temporaries are left after a whole command: {left:?}");
-        fs::remove_dir_all(self.subject.image()).context("removing the image")
-    }
-
-    /// The image is there whole or not at all; a command that reports success has one, one that reports failure none.
-    fn image_is_whole_or_absent(&self, workshop: &Workshop, ended: &Finished) -> Result<bool> {
-        let image = self.subject.image();
-        let there = image.exists();
-        match ended.status.code() {
-            Some(0) => ensure!(there, "the command ended with 0, but there is no image"),
-            Some(1) => ensure!(!there, "the command failed, but left an image"),
-            _ => {}
-        }
-        if there {
-            let mut verify = workshop.command(["verify"]);
-            verify.arg(&image);
-            process::run(verify, &self.subject.folder, "verify")?
-                .expect_code("verify of the image left", 0)?;
-            fs::remove_dir_all(&image).context("removing the image")?;
-        }
-        Ok(there)
-    }
-}
-
-fn temporaries(folder: &Path) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        if name.contains(".tmp-") {
-            names.push(name);
-        }
-    }
-    Ok(names)
 }
 
 /// The range of random instants, from the start of a command until a little after its end. The machine is not always
@@ -170,7 +74,7 @@ impl Instants {
 }
 
 fn shoot_front(workshop: &Workshop, name: &str, signal: Signal, seed: u64) -> Result<()> {
-    let mut target = Target::start(workshop, &format!("chkpnt-{name}"))?;
+    let mut target = Target::start(workshop, &format!("chkpnt-{name}"), Kind::Running)?;
     let span = target.measure(workshop)?;
     let mut instants = Instants::new(seed, span, 0.2);
     let mut images = 0;
@@ -201,14 +105,14 @@ fn shoot_front_once(workshop: &Workshop, target: &Target, signal: Signal, delay:
     target.image_is_whole_or_absent(workshop, &ended)
 }
 
-fn shoot_guardian(workshop: &Workshop) -> Result<()> {
-    let mut target = Target::start(workshop, "guardian")?;
+fn shoot_guardian(workshop: &Workshop, kind: Kind, shots: u32) -> Result<()> {
+    let mut target = Target::start(workshop, &format!("guardian-{kind:?}"), kind)?;
     let span = target.measure(workshop)?;
     let mut instants = Instants::new(4, span, 0.1);
     let (mut hits, mut tries, mut successes) = (0, 0, 0);
-    while hits < GUARDIAN_SHOTS {
+    while hits < shots {
         tries += 1;
-        ensure!(tries < GUARDIAN_SHOTS * 10, "only {hits} of {tries} tries found a guardian to kill");
+        ensure!(tries < shots * 10, "only {hits} of {tries} tries found a guardian to kill");
         let delay = instants.pick();
         let span = instants.span;
         let command = save_command(workshop, target.subject.pid(), &target.subject.image());
@@ -227,7 +131,7 @@ fn shoot_guardian(workshop: &Workshop) -> Result<()> {
         );
         successes += u32::from(ended.status.success() && !guardians.is_empty());
         process::nothing_left(&[target.subject.pid()], SOON).with_context(what)?;
-        target.goes_on().with_context(what)?;
+        target.is_unharmed().with_context(what)?;
         target.image_is_whole_or_absent(workshop, &ended).with_context(what)?;
         if tries % CLEAN_EVERY == 0 {
             target.undisturbed(workshop).with_context(what)?;
@@ -235,11 +139,12 @@ fn shoot_guardian(workshop: &Workshop) -> Result<()> {
     }
     println!("         {hits} guardians killed; {successes} of these commands succeeded all the same");
     target.undisturbed(workshop)?;
+    target.wake()?;
     target.subject.pass().context("self-check of the target at the end")
 }
 
 fn shoot_resume(workshop: &Workshop) -> Result<()> {
-    let mut target = Target::start(workshop, "resume")?;
+    let mut target = Target::start(workshop, "resume", Kind::Running)?;
     target.subject.save_and_kill(workshop)?;
     let span = measure_resume(workshop, &target)?;
     let mut instants = Instants::new(5, span, 0.4);
@@ -294,7 +199,7 @@ fn nothing_or_whole(target: &Target, before: [u64; COUNTERS]) -> Result<bool> {
     let (me, pid) = (std::process::id(), target.subject.pid());
     let whole = || {
         let threads = process::threads(pid);
-        threads.len() == THREADS
+        threads.len() == target.threads
             && threads.iter().all(|thread| thread.tracer == 0 && !"tTZX".contains(thread.state))
     };
     let settled = process::await_some(SOON, || {

@@ -1,0 +1,160 @@
+//! A program whose threads can be seen to go on, one by one.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+
+use super::SOON;
+use crate::process::{self, Finished};
+use crate::subject::Subject;
+use crate::workshop::Workshop;
+
+/// Threads of `busy` that count.
+pub(super) const COUNTERS: usize = 4;
+
+/// How the program is when the shots come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// As most are.
+    Running,
+    /// By SIGSTOP, before the first shot.
+    Stopped,
+    /// The thread whose id is the pid has ended.
+    Leaderless,
+    /// Without any shared library, and with another C library.
+    Musl,
+}
+
+/// A program whose threads can be seen to go on, one by one.
+pub(super) struct Target {
+    pub(super) subject: Subject,
+    progress: fs::File,
+    kind: Kind,
+    /// How many it has, with one that ended.
+    pub(super) threads: usize,
+}
+
+impl Target {
+    pub(super) fn start(workshop: &Workshop, name: &str, kind: Kind) -> Result<Self> {
+        let options: &[&str] = if kind == Kind::Musl { &["musl-gcc", "-static"] } else { &[] };
+        let arguments: &[&str] = if kind == Kind::Leaderless { &["2", "leaderless"] } else { &["2"] };
+        let program = workshop.compile("busy", options)?;
+        let subject = Subject::start(&program, arguments, workshop.folder(name)?)?;
+        let progress = fs::File::open(subject.folder.join("progress")).context("progress file")?;
+        let threads = process::threads(subject.pid());
+        let leaderless = threads.iter().any(|thread| thread.state == 'Z');
+        ensure!(leaderless == (kind == Kind::Leaderless), "its threads: {threads:?}");
+        let target = Target { subject, progress, kind, threads: threads.len() };
+        if kind == Kind::Stopped {
+            process::signal(target.subject.pid(), Signal::STOP);
+        }
+        target.is_unharmed()?;
+        Ok(target)
+    }
+
+    /// It is as it was: a stopped one stopped, any other going on.
+    pub(super) fn is_unharmed(&self) -> Result<()> {
+        if self.kind == Kind::Stopped { self.subject.await_stop() } else { self.goes_on() }
+    }
+
+    /// Lets a stopped one go on.
+    pub(super) fn wake(&self) -> Result<()> {
+        if self.kind == Kind::Stopped {
+            process::signal(self.subject.pid(), Signal::CONT);
+        }
+        self.goes_on()
+    }
+
+    pub(super) fn counters(&self) -> Result<[u64; COUNTERS]> {
+        let mut bytes = [0; COUNTERS * 8];
+        self.progress.read_exact_at(&mut bytes, 0).context("reading the progress file")?;
+        let mut counters = [0; COUNTERS];
+        for (counter, chunk) in counters.iter_mut().zip(bytes.chunks_exact(8)) {
+            *counter = u64::from_ne_bytes(chunk.try_into()?);
+        }
+        Ok(counters)
+    }
+
+    /// Every thread is there, traced by nobody, not stopped, and counts on.
+    pub(super) fn goes_on(&self) -> Result<()> {
+        let pid = self.subject.pid();
+        let free = process::await_some(SOON, || {
+            let threads = process::threads(pid);
+            let ended = threads.iter().filter(|thread| thread.state == 'Z').count();
+            let free = threads.iter().all(|thread| thread.tracer == 0 && !"tTX".contains(thread.state));
+            let whole = threads.len() == self.threads && ended == usize::from(self.kind == Kind::Leaderless);
+            (free && whole).then_some(())
+        });
+        ensure!(
+            free.is_some(),
+            "the target is not free: {:?}; it says {:?}",
+            process::threads(pid),
+            self.subject.said()
+        );
+        let before = self.counters()?;
+        let on = process::await_some(SOON, || {
+            let now = self.counters().ok()?;
+            before.iter().zip(now).all(|(before, now)| now > *before).then_some(())
+        });
+        ensure!(
+            on.is_some(),
+            "a thread of the target no longer counts: {before:?}, then {:?}",
+            self.counters()?
+        );
+        Ok(())
+    }
+
+    /// Median time of an undisturbed command, start to end.
+    pub(super) fn measure(&self, workshop: &Workshop) -> Result<Duration> {
+        let mut times = Vec::new();
+        for _ in 0..5 {
+            let begun = Instant::now();
+            self.undisturbed(workshop)?;
+            times.push(begun.elapsed());
+        }
+        times.sort();
+        Ok(times[2])
+    }
+
+    /// A whole command; afterwards its image is complete and no temporary of any command is left.
+    pub(super) fn undisturbed(&self, workshop: &Workshop) -> Result<()> {
+        self.subject.save(workshop).context("undisturbed")?;
+        let left = temporaries(&self.subject.folder)?;
+        ensure!(left.is_empty(), "temporaries are left after a whole command: {left:?}");
+        fs::remove_dir_all(self.subject.image()).context("removing the image")
+    }
+
+    /// The image is there whole or not at all; a command that reports success has one, one that reports failure none.
+    pub(super) fn image_is_whole_or_absent(&self, workshop: &Workshop, ended: &Finished) -> Result<bool> {
+        let image = self.subject.image();
+        let there = image.exists();
+        match ended.status.code() {
+            Some(0) => ensure!(there, "the command ended with 0, but there is no image"),
+            Some(1) => ensure!(!there, "the command failed, but left an image"),
+            _ => {}
+        }
+        if there {
+            let mut verify = workshop.command(["verify"]);
+            verify.arg(&image);
+            process::run(verify, &self.subject.folder, "verify")?
+                .expect_code("verify of the image left", 0)?;
+            fs::remove_dir_all(&image).context("removing the image")?;
+        }
+        Ok(there)
+    }
+}
+
+fn temporaries(folder: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name.contains(".tmp-") {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
