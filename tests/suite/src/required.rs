@@ -40,7 +40,10 @@ const MEMORY: &[Requirement] = &[
     ("sealed mappings (mseal)", &["mseal"]),
     ("memory policies (NUMA)", &["numa", "memory polic", "mbind"]),
     ("shared libraries, also dlopened", &["mem_dlopen"]),
-    ("library replaced on disk since: self-contained image", &["--files 3 has it"]),
+    (
+        "library replaced on disk since: self-contained image",
+        &["a library opened by the program was replaced: --files 3 has it"],
+    ),
     ("vdso and vvar in their places", &["vdso"]),
     ("resumed under another kernel, whose vdso differs", &["another kernel", "another vdso"]),
     ("programs: dynamic, static, static-pie", &["static-pie"]),

@@ -40,6 +40,9 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
             executable_upgraded(workshop, how)
         });
     }
+    report.test("resume, a library opened by the program was replaced: --files 3 has it", || {
+        library_upgraded(workshop)
+    });
     report.test("resume after a file was deleted", || file_deleted(workshop));
     report.test("resume passes on SIGTERM and ends as the program does", || passes_on_sigterm(workshop));
 }
@@ -214,6 +217,31 @@ fn executable_upgraded(workshop: &Workshop, how: &str) -> Result<()> {
             subject.resume_and_pass(workshop, &["-o"]).context("self-contained")?;
         } else {
             refuses(workshop, &subject, &[&program.display().to_string()])?;
+        }
+    }
+    Ok(())
+}
+
+/// The same for a library that the program has opened by itself.
+fn library_upgraded(workshop: &Workshop) -> Result<()> {
+    let ours = workshop.compile("answer", &["-shared", "-fPIC"])?;
+    let other = workshop.compile("answer", &["-shared", "-fPIC", "-DANSWER=7"])?;
+    for level in ["3", "1"] {
+        let folder = prepared(workshop, &format!("library-upgraded-{level}"))?;
+        let library = folder.join("libanswer.so");
+        fs::copy(&ours, &library)?;
+        let mut subject =
+            Subject::start(&workshop.compile("mem_dlopen", &[])?, &[&library.display().to_string()], folder)?;
+        let mut save = workshop.command(["save", "-p", &subject.pid().to_string(), "--files", level]);
+        save.args(["--kill", "-d"]).arg(subject.image());
+        process::run(save, &subject.folder, "save")?.expect_code("save", 0)?;
+        subject.wait_for_end()?;
+        fs::copy(&other, subject.folder.join("new"))?;
+        fs::rename(subject.folder.join("new"), &library)?;
+        if level == "3" {
+            subject.resume_and_pass(workshop, &["-o"]).context("self-contained")?;
+        } else {
+            refuses(workshop, &subject, &[&library.display().to_string()])?;
         }
     }
     Ok(())
