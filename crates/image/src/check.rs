@@ -9,6 +9,7 @@ mod files;
 mod memory;
 mod process;
 mod special;
+mod tree;
 
 use crate::Image;
 use crate::ImageError;
@@ -18,6 +19,7 @@ use crate::records::{Manifest, PageStream};
 
 pub use memory::{MAX_VMAS, TASK_SIZE};
 pub use process::{MAX_PID, MAX_THREADS, REGISTER_COUNT, SIGINFO_LENGTH, XSTATE_LENGTHS};
+pub use tree::MAX_PROCESSES;
 
 /// Longest path, in bytes, as in Linux.
 pub const MAX_PATH: usize = 4096;
@@ -43,19 +45,13 @@ pub(crate) fn invalid(record: impl std::fmt::Display, detail: String) -> ImageEr
 pub(crate) fn image(image: &Image) -> Result<(), ImageError> {
     manifest(&image.manifest)?;
     stream(&image.stream)?;
-    process::check(&image.process)?;
+    image.processes.iter().try_for_each(process::check)?;
+    tree::check(image)?;
     process::filters(image)?;
     contents::check(image)?;
     files::check(image)?;
     memory::check(image)?;
-    memory::registrations(&image.process)?;
-    ensure!(
-        image.manifest.root_pid == image.process.pid,
-        "Manifest",
-        "root_pid {} is not the pid of the process, {}",
-        image.manifest.root_pid,
-        image.process.pid
-    );
+    image.processes.iter().try_for_each(|process| memory::registrations(image, process))?;
     for record in &image.unknown {
         let mandatory = record.flags & crate::container::MANDATORY != 0;
         let known = crate::records::RecordKind::from_number(record.kind).is_some();

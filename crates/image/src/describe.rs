@@ -33,8 +33,10 @@ pub struct Description {
     pub pages_bytes: u64,
     /// Bytes of memory in the image, decompressed.
     pub stored_bytes: u64,
-    /// The process.
-    pub process: ProcessDescription,
+    /// The processes, the root of the tree first.
+    pub processes: Vec<ProcessDescription>,
+    /// Bytes of shared memory in the image, decompressed.
+    pub shared_bytes: u64,
 }
 
 /// The host an image was made on.
@@ -76,6 +78,8 @@ pub struct ProcessDescription {
     pub command: String,
     /// Working directory.
     pub cwd: String,
+    /// How it ended, as wait(2) tells it, if it has and nobody has waited for it yet.
+    pub exit_status: Option<i32>,
     /// Threads in order of id.
     pub threads: Vec<ThreadDescription>,
     /// Memory by kind; kinds that there are none of are left out.
@@ -160,7 +164,7 @@ pub struct MemoryDescription {
     pub mappings: u64,
     /// Bytes of address space.
     pub mapped_bytes: u64,
-    /// Bytes whose content is in the image, decompressed. Shared memory counts once, however often it is mapped.
+    /// Bytes of private memory whose content is in the image, decompressed.
     pub stored_bytes: u64,
 }
 
@@ -219,14 +223,16 @@ impl Description {
             records_bytes: 0,
             pages_bytes: image.stream.file_length,
             stored_bytes: image.stream.stream_length,
-            process: process(image),
+            processes: image.processes.iter().map(|one| process(image, one)).collect(),
+            shared_bytes: shared_bytes(image),
         }
     }
 
     /// Address space of all kinds, in bytes.
     #[must_use]
     pub fn mapped_bytes(&self) -> u64 {
-        self.process.memory.iter().map(|memory| memory.mapped_bytes).sum()
+        let memory = self.processes.iter().flat_map(|process| &process.memory);
+        memory.map(|memory| memory.mapped_bytes).sum()
     }
 }
 
@@ -253,8 +259,12 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn process(image: &Image) -> ProcessDescription {
-    let process = &image.process;
+/// Shared memory is nobody's own.
+fn shared_bytes(image: &Image) -> u64 {
+    image.shared_memory.iter().flat_map(|object| &object.pages).map(|extent| extent.length).sum()
+}
+
+fn process(image: &Image, process: &Process) -> ProcessDescription {
     let threads = process
         .threads
         .iter()
@@ -267,8 +277,9 @@ fn process(image: &Image) -> ProcessDescription {
         command: command(&process.cmdline),
         cwd: path_of(&process.cwd).display().to_string(),
         threads,
-        memory: memory(image),
-        files: files(image),
+        exit_status: process.exit_status,
+        memory: memory(process),
+        files: files(image, process),
     }
 }
 
@@ -286,8 +297,7 @@ fn kind(vma: &Vma, process: &Process) -> MemoryKind {
     }
 }
 
-fn memory(image: &Image) -> Vec<MemoryDescription> {
-    let process = &image.process;
+fn memory(process: &Process) -> Vec<MemoryDescription> {
     let mut kinds =
         MemoryKind::ALL.map(|kind| MemoryDescription { kind, mappings: 0, mapped_bytes: 0, stored_bytes: 0 });
     let Some(memory) = &process.memory else {
@@ -302,14 +312,12 @@ fn memory(image: &Image) -> Vec<MemoryDescription> {
             entry.stored_bytes += extent.length;
         }
     }
-    let shared = image.shared_memory.iter().flat_map(|object| &object.pages);
-    kinds[MemoryKind::Shared.index()].stored_bytes += shared.map(|extent| extent.length).sum::<u64>();
     kinds.into_iter().filter(|kind| kind.mappings > 0 || kind.stored_bytes > 0).collect()
 }
 
-fn files(image: &Image) -> Vec<FileDescription> {
+fn files(image: &Image, process: &Process) -> Vec<FileDescription> {
     let find = |id| image.open_files.binary_search_by_key(&id, |file| file.id).ok();
-    let descriptors = image.process.descriptors.iter();
+    let descriptors = process.descriptors.iter();
     descriptors
         .filter_map(|descriptor| Some(file(descriptor.fd, &image.open_files[find(descriptor.file)?])))
         .collect()

@@ -87,8 +87,9 @@ pub fn encode(image: &Image) -> Vec<u8> {
 /// The same image with a page stream that its extents fill: each has its place there, one behind the other.
 #[must_use]
 pub fn with_fitting_stream(mut image: Image) -> Image {
-    image.manifest.root_pid = image.process.pid;
-    let owned = image.process.memory.iter_mut().flat_map(|memory| &mut memory.pages);
+    image.manifest.root_pid = image.processes.first().map_or(0, |root| root.pid);
+    let memories = image.processes.iter_mut().filter_map(|process| process.memory.as_mut());
+    let owned = memories.flat_map(|memory| &mut memory.pages);
     let shared = image.shared_memory.iter_mut().flat_map(|object| &mut object.pages);
     let files = image.file_contents.iter_mut().flat_map(|content| &mut content.pages);
     let mut end = 0u64;

@@ -10,8 +10,8 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use crate::container::{self, Frame, MANDATORY, UnknownRecord, Writer};
 use crate::header::MAX_RECORDS_LENGTH;
 use crate::records::{
-    FileContent, Manifest, MappedFile, OpenFile, PageStream, Pipe, Process, RecordKind, SeccompFilter,
-    SharedMemory,
+    AddressSpace, FileContent, Manifest, MappedFile, OpenFile, PageStream, Pipe, Process, RecordKind,
+    SeccompFilter, SharedMemory,
 };
 use crate::{ImageError, RECORDS_FILE, check, wire};
 
@@ -20,8 +20,8 @@ use crate::{ImageError, RECORDS_FILE, check, wire};
 pub struct Image {
     /// Where and how it was made.
     pub manifest: Manifest,
-    /// The process.
-    pub process: Process,
+    /// The processes: the root of the tree first, each after its parent.
+    pub processes: Vec<Process>,
     /// Files behind mappings; `Vma.object` is a place in here.
     pub mapped_files: Vec<MappedFile>,
     /// Shared anonymous memory; `Vma.object` is an id.
@@ -41,6 +41,32 @@ pub struct Image {
 }
 
 impl Image {
+    /// The root of the tree.
+    ///
+    /// # Panics
+    /// When there is no process: what was read or is written has one.
+    #[must_use]
+    pub fn root(&self) -> &Process {
+        self.processes.first().expect("an image has a process")
+    }
+
+    /// The process that has this id.
+    #[must_use]
+    pub fn process(&self, pid: i32) -> Option<&Process> {
+        self.processes.iter().find(|process| process.pid == pid)
+    }
+
+    /// The address spaces.
+    pub fn memories(&self) -> impl Iterator<Item = &AddressSpace> {
+        self.processes.iter().filter_map(|process| process.memory.as_ref())
+    }
+
+    /// Threads of all processes.
+    #[must_use]
+    pub fn thread_count(&self) -> usize {
+        self.processes.iter().map(|process| process.threads.len()).sum()
+    }
+
     /// Reads and checks the records of the image in the directory `dir`. The pages are left alone: see
     /// [`PageReader`](crate::PageReader) and [`verify`](crate::verify()).
     ///
@@ -90,7 +116,7 @@ impl Image {
     pub(crate) fn encode_unchecked(&self) -> Vec<u8> {
         let mut writer = Writer::new();
         put(&mut writer, RecordKind::Manifest, &self.manifest);
-        put(&mut writer, RecordKind::Process, &self.process);
+        put_all(&mut writer, RecordKind::Process, &self.processes);
         put_all(&mut writer, RecordKind::MappedFile, &self.mapped_files);
         put_all(&mut writer, RecordKind::SharedMemory, &self.shared_memory);
         put_all(&mut writer, RecordKind::OpenFile, &self.open_files);
@@ -129,7 +155,7 @@ fn put_all(writer: &mut Writer, kind: RecordKind, messages: &[impl Message]) {
 #[derive(Default)]
 struct Records {
     manifest: Vec<Manifest>,
-    process: Vec<Process>,
+    processes: Vec<Process>,
     mapped_files: Vec<MappedFile>,
     shared_memory: Vec<SharedMemory>,
     open_files: Vec<OpenFile>,
@@ -144,7 +170,7 @@ impl Records {
     fn add(&mut self, frame: &Frame<'_>) -> Result<(), ImageError> {
         match RecordKind::from_number(frame.kind) {
             Some(RecordKind::Manifest) => push(&mut self.manifest, RecordKind::Manifest, frame),
-            Some(RecordKind::Process) => push(&mut self.process, RecordKind::Process, frame),
+            Some(RecordKind::Process) => push(&mut self.processes, RecordKind::Process, frame),
             Some(RecordKind::MappedFile) => push(&mut self.mapped_files, RecordKind::MappedFile, frame),
             Some(RecordKind::SharedMemory) => push(&mut self.shared_memory, RecordKind::SharedMemory, frame),
             Some(RecordKind::OpenFile) => push(&mut self.open_files, RecordKind::OpenFile, frame),
@@ -168,7 +194,7 @@ impl Records {
     fn into_image(self) -> Result<Image, ImageError> {
         Ok(Image {
             manifest: only(self.manifest, RecordKind::Manifest)?,
-            process: only(self.process, RecordKind::Process)?,
+            processes: some(self.processes, RecordKind::Process)?,
             mapped_files: self.mapped_files,
             shared_memory: self.shared_memory,
             open_files: self.open_files,
@@ -204,6 +230,10 @@ fn only<M>(records: Vec<M>, kind: RecordKind) -> Result<M, ImageError> {
         (Some(record), 1) => Ok(record),
         _ => Err(ImageError::Count { kind: kind.name(), count }),
     }
+}
+
+fn some<M>(records: Vec<M>, kind: RecordKind) -> Result<Vec<M>, ImageError> {
+    if records.is_empty() { Err(ImageError::Count { kind: kind.name(), count: 0 }) } else { Ok(records) }
 }
 
 /// The bytes of the file `records` in `dir`, as many as the file has and no more than [`MAX_RECORDS_LENGTH`].

@@ -39,7 +39,7 @@ pub fn image() -> Image {
     let bytes = pages();
     Image {
         manifest: manifest(),
-        process: process(),
+        processes: vec![process()],
         mapped_files: vec![MappedFile {
             identity: Some(identity("/usr/bin/program")),
             ..MappedFile::default()

@@ -154,13 +154,13 @@ fn look(dir: &Path) -> ImageState {
 
 fn facts(dir: &Path, image: &Image) -> ImageFacts {
     let records = std::fs::metadata(dir.join(RECORDS_FILE)).map_or(0, |data| data.len());
-    let process = &image.process;
+    let process = image.root();
     ImageFacts {
         created_unix_ns: image.manifest.created_unix_ns,
         pid: process.pid,
         exe: crate::records::path_of(&process.exe).display().to_string(),
         command: command(&process.cmdline),
-        threads: process.threads.len(),
+        threads: image.thread_count(),
         bytes: records + image.stream.file_length,
         memory_bytes: image.stream.stream_length,
     }

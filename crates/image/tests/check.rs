@@ -24,11 +24,11 @@ fn refused(wanted: &str, change: impl FnOnce(&mut Image)) {
 }
 
 fn vmas(image: &mut Image) -> &mut Vec<Vma> {
-    &mut image.process.memory.as_mut().unwrap().vmas
+    &mut image.processes[0].memory.as_mut().unwrap().vmas
 }
 
 fn pages(image: &mut Image) -> &mut Vec<Extent> {
-    &mut image.process.memory.as_mut().unwrap().pages
+    &mut image.processes[0].memory.as_mut().unwrap().pages
 }
 
 #[test]
@@ -61,7 +61,8 @@ fn manifest_and_stream() {
 
 #[test]
 fn process() {
-    let with = |wanted: &str, change: fn(&mut Process)| refused(wanted, |image| change(&mut image.process));
+    let with =
+        |wanted: &str, change: fn(&mut Process)| refused(wanted, |image| change(&mut image.processes[0]));
     with("pid 0 is impossible", |process| process.pid = 0);
     with("sid -1 is impossible", |process| process.sid = -1);
     with("exe \"\" is no absolute path", |process| process.exe.clear());
@@ -84,7 +85,8 @@ fn process() {
 
 #[test]
 fn threads() {
-    let with = |wanted: &str, change: fn(&mut Process)| refused(wanted, |image| change(&mut image.process));
+    let with =
+        |wanted: &str, change: fn(&mut Process)| refused(wanted, |image| change(&mut image.processes[0]));
     with("0 threads", |process| process.threads.clear());
     with("100001 threads", |process| process.threads = vec![process.threads[0].clone(); 100_001]);
     with("thread 4711 comes after 4711", |process| process.threads[1].tid = 4711);
@@ -99,11 +101,11 @@ fn threads() {
 
 #[test]
 fn mappings() {
-    refused("no memory", |image| image.process.memory = None);
-    refused("no fields", |image| image.process.memory.as_mut().unwrap().fields = None);
-    refused("brk from", |image| image.process.memory.as_mut().unwrap().fields.as_mut().unwrap().brk = 1);
-    refused("vector of 15 bytes", |image| image.process.memory.as_mut().unwrap().auxv = vec![0; 15]);
-    refused("Process, exe: no identity", |image| image.process.memory.as_mut().unwrap().exe = None);
+    refused("has no memory", |image| image.processes[0].memory = None);
+    refused("no fields", |image| image.processes[0].memory.as_mut().unwrap().fields = None);
+    refused("brk from", |image| image.processes[0].memory.as_mut().unwrap().fields.as_mut().unwrap().brk = 1);
+    refused("vector of 15 bytes", |image| image.processes[0].memory.as_mut().unwrap().auxv = vec![0; 15]);
+    refused("Process, exe: no identity", |image| image.processes[0].memory.as_mut().unwrap().exe = None);
     refused("mapping 0 (0x55d000000001", |image| vmas(image)[0].start += 1);
     refused("empty", |image| vmas(image)[0].end = vmas(image)[0].start);
     refused("above the end", |image| vmas(image).last_mut().unwrap().end = check::TASK_SIZE + 4096);
@@ -157,18 +159,67 @@ fn files() {
     refused("OpenFile 1: of unknown kind", |image| image.open_files[0].kind = None);
     refused("id 1 comes after 1", |image| image.open_files[1].id = 1);
     refused("descriptor 5 refers to file 6", |image| drop(image.open_files.pop()));
-    refused("descriptor 0 comes after 0", |image| image.process.descriptors[1].fd = 0);
-    refused("descriptor -1 is impossible", |image| image.process.descriptors[0].fd = -1);
-    refused("lock through descriptor 77", |image| image.process.locks[0].fd = 77);
-    refused("lock of unknown type 77", |image| image.process.locks[0].r#type = 77);
-    refused("position 18446744073709551615", |image| image.process.locks[0].start = u64::MAX);
+    refused("descriptor 0 comes after 0", |image| image.processes[0].descriptors[1].fd = 0);
+    refused("descriptor -1 is impossible", |image| image.processes[0].descriptors[0].fd = -1);
+    refused("lock through descriptor 77", |image| image.processes[0].locks[0].fd = 77);
+    refused("lock of unknown type 77", |image| image.processes[0].locks[0].r#type = 77);
+    refused("position 18446744073709551615", |image| image.processes[0].locks[0].start = u64::MAX);
+}
+
+/// A child of the sample's process with one thread and the same memory, or a copy of it.
+fn child(image: &Image, memory_of: Option<i32>) -> Process {
+    let mut child = image.processes[0].clone();
+    (child.pid, child.ppid) = (child.pid + 100, child.pid);
+    child.threads.truncate(1);
+    child.threads[0].tid = child.pid;
+    child.memory_of = memory_of;
+    child.memory = child.memory.filter(|_| memory_of.is_none());
+    child
+}
+
+fn zombie(image: &Image) -> Process {
+    Process { exit_status: Some(256), memory: None, threads: Vec::new(), ..child(image, Some(4711)) }
+}
+
+#[test]
+fn trees() {
+    let with = |wanted: &str, child: fn(&Image) -> Process| {
+        refused(wanted, |image| image.processes.push(child(image)));
+    };
+    with("the parent of 4811 is not before it: 3", |image| Process { ppid: 3, ..child(image, None) });
+    with("no thread has the id of the process, 4712", |image| Process { pid: 4712, ..child(image, None) });
+    with("has the memory of 4", |image| child(image, Some(4)));
+    with("has no memory, or that of another", |image| Process { memory: None, ..child(image, None) });
+    with("has the dispositions of 4811", |image| Process { actions_of: Some(4811), ..child(image, None) });
+    with("has descriptors of its own and not", |image| Process {
+        descriptors_of: Some(4711),
+        ..child(image, None)
+    });
+    with("4811 has ended, but has something", zombie);
+    refused("there is none", |image| image.processes.clear());
+    refused("root_pid 1 is not the pid of the first process", |image| image.manifest.root_pid = 1);
+}
+
+/// What may be: memory in common, page for page or as one, and a child that ended.
+#[test]
+fn trees_that_make_sense() {
+    let mut image = sample::image();
+    image.processes.push(child(&image, None));
+    image.check().expect("the same pages");
+    image.processes[1] = child(&image, Some(4711));
+    image.check().expect("the same memory");
+    let nothing = Process { descriptors: Vec::new(), locks: Vec::new(), memory_of: None, ..zombie(&image) };
+    image.processes[1] = nothing;
+    image.check().expect("a child that ended");
+    image.processes[0].exit_status = Some(0);
+    image.check().expect_err("a root that ended");
 }
 
 #[test]
 fn description() {
     let description = Description::of(&sample::image());
-    let kinds: Vec<_> = description
-        .process
+    let process = &description.processes[0];
+    let kinds: Vec<_> = process
         .memory
         .iter()
         .map(|memory| (memory.kind, memory.mappings, memory.mapped_bytes / 4096, memory.stored_bytes / 4096))
@@ -178,13 +229,13 @@ fn description() {
         (MemoryKind::Heap, 1, 2, 2),
         (MemoryKind::Stack, 1, 4, 1),
         (MemoryKind::PrivateFile, 2, 2, 1),
-        (MemoryKind::Shared, 1, 2, 1),
+        (MemoryKind::Shared, 1, 2, 0),
         (MemoryKind::Kernel, 2, 6, 0),
     ];
     assert_eq!(kinds, expected);
     assert_eq!(description.mapped_bytes(), 20 * 4096);
-    let files: Vec<_> = description
-        .process
+    assert_eq!(description.shared_bytes, 4096);
+    let files: Vec<_> = process
         .files
         .iter()
         .map(|file| format!("{} {} {} {} {:?}", file.fd, file.access, file.kind, file.name, file.position))
@@ -192,9 +243,9 @@ fn description() {
     assert_eq!(files[0], "0 rw outside /dev/pts/3 None");
     assert_eq!(files[2], "2 rw file /home/user/data Some(100)");
     assert_eq!(files[5], "5 w pipe pipe 1 None");
-    assert_eq!(description.process.command, "program --fast");
+    assert_eq!(process.command, "program --fast");
     let json = serde_json::to_value(&description).unwrap();
-    assert_eq!(json["process"]["memory"][3]["kind"], "private_file");
+    assert_eq!(json["processes"][0]["memory"][3]["kind"], "private_file");
 }
 
 #[test]

@@ -92,7 +92,7 @@ fn senseless_records_are_not_written() {
     let folder = tempfile::tempdir().unwrap();
     let pending = PendingImage::create(&folder.path().join("image")).unwrap();
     let mut image = sample::image();
-    image.process.threads.clear();
+    image.processes[0].threads.clear();
     let error = pending.write_records(&image).unwrap_err();
     assert!(error.to_string().contains("0 threads"), "{error}");
     assert!(names(pending.path()).is_empty());

@@ -19,11 +19,11 @@ fn images() -> impl Strategy<Value = Image> {
     (memory, process, files, unknown).prop_map(|(memory, process, files, unknown)| {
         let mut image = sample::everything();
         image.manifest.created_unix_ns = process.0.0;
-        let thread = &mut image.process.threads[1];
+        let thread = &mut image.processes[0].threads[1];
         (thread.signal_mask, thread.timer_slack_ns) = (process.0.0, process.0.1);
         (thread.registers, thread.xstate) = (process.1, process.2);
-        image.process.personality = process.0.2;
-        image.process.dumpable = process.0.3;
+        image.processes[0].personality = process.0.2;
+        image.processes[0].dumpable = process.0.3;
         let identity = image.mapped_files[0].identity.as_mut().unwrap();
         (identity.device, identity.inode, identity.mtime_s) = files.0;
         identity.path = files.2.into_bytes();
@@ -198,7 +198,7 @@ fn make_seeds() {
     for (name, image) in [("sample", sample::image()), ("everything", sample::everything())] {
         let mut small = image;
         // The rest of the extended state is zeros.
-        small.process.threads.iter_mut().for_each(|thread| thread.xstate.truncate(576));
+        small.processes[0].threads.iter_mut().for_each(|thread| thread.xstate.truncate(576));
         std::fs::write(seeds().join(name), small.encode().unwrap()).unwrap();
     }
 }

@@ -6,7 +6,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use rewake_image::Image;
-use rewake_image::describe::{Description, describe};
+use rewake_image::describe::{Description, ProcessDescription, describe};
+use rewake_image::records::Process;
 use serde_json::{Value, json};
 
 use crate::args::Show;
@@ -16,6 +17,9 @@ use crate::output::{self, Paint};
 use crate::place;
 use crate::table::{Side, Table};
 use crate::waiting;
+
+/// By process, what its threads were doing.
+type Doing = Vec<Vec<String>>;
 
 /// Shows an image.
 pub fn run(arguments: &Show) -> Result<ExitCode, Failure> {
@@ -33,26 +37,24 @@ pub fn run(arguments: &Show) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What each thread was doing, in the order of the description.
-fn activities(dir: &Path) -> Result<Vec<String>, Failure> {
-    let image = Image::open(dir)?;
-    Ok(image.process.threads.iter().map(|thread| doing::doing(&thread.registers)).collect())
+/// What each thread of each process was doing, in the order of the description.
+fn activities(dir: &Path) -> Result<Doing, Failure> {
+    let of =
+        |process: &Process| process.threads.iter().map(|thread| doing::doing(&thread.registers)).collect();
+    Ok(Image::open(dir)?.processes.iter().map(of).collect())
 }
 
-/// The description for scripts. Processes are a list: an image of a whole tree will have more than one.
-fn value(dir: &Path, description: &Description, doing: &[String]) -> Value {
+/// The description for scripts.
+fn value(dir: &Path, description: &Description, doing: &[Vec<String>]) -> Value {
     let mut value = serde_json::to_value(description).expect("a description has string keys and integers");
-    let mut process = value["process"].take();
-    if let Some(threads) = process["threads"].as_array_mut() {
-        for (thread, doing) in threads.iter_mut().zip(doing) {
+    let processes = value["processes"].as_array_mut().into_iter().flatten();
+    for (process, doing) in processes.zip(doing) {
+        let threads = process["threads"].as_array_mut().into_iter().flatten();
+        for (thread, doing) in threads.zip(doing) {
             thread["doing"] = json!(doing);
         }
     }
-    if let Some(fields) = value.as_object_mut() {
-        fields.remove("process");
-    }
     value["image"] = json!(dir.to_string_lossy());
-    value["processes"] = json!([process]);
     value
 }
 
@@ -62,16 +64,42 @@ struct Page {
 }
 
 impl Page {
-    fn text(&self, dir: &Path, description: &Description, doing: &[String]) -> String {
-        [
-            self.image(dir, description),
-            self.process(description),
-            self.threads(description, doing),
-            self.memory(description),
-            self.files(description),
-            self.requirements(description),
-        ]
-        .join("\n")
+    fn text(&self, dir: &Path, description: &Description, doing: &[Vec<String>]) -> String {
+        let mut parts = vec![self.image(dir, description)];
+        if description.processes.len() > 1 {
+            parts.push(self.processes(description));
+        }
+        for (process, doing) in description.processes.iter().zip(doing) {
+            parts.push(self.process(process));
+            // Nothing else is left of one that ended.
+            if process.exit_status.is_none() {
+                parts.extend([self.threads(process, doing), self.memory(process), self.files(process)]);
+            }
+        }
+        parts.push(self.requirements(description));
+        parts.join("\n")
+    }
+
+    fn processes(&self, image: &Description) -> String {
+        let mut table = Table::new(&[
+            ("Pid", Side::Right),
+            ("Parent", Side::Right),
+            ("Threads", Side::Right),
+            ("In image", Side::Right),
+            ("Command", Side::Left),
+        ]);
+        for process in &image.processes {
+            let stored = process.memory.iter().map(|memory| memory.stored_bytes).sum();
+            let ended = process.exit_status.map(|_| "(ended, not waited for yet)".to_owned());
+            table.row([
+                process.pid.to_string(),
+                process.ppid.to_string(),
+                process.threads.len().to_string(),
+                size(stored),
+                ended.unwrap_or_else(|| plain(process.command.as_bytes())),
+            ]);
+        }
+        self.table(&count(image.processes.len(), "process", "processes"), &table)
     }
 
     fn section(&self, title: &str, facts: &[(&str, String)]) -> String {
@@ -103,13 +131,13 @@ impl Page {
                 ("host", format!("{}, Linux {}, {}", host.hostname, host.kernel_release, host.architecture)),
                 ("size", size(image.records_bytes.saturating_add(image.pages_bytes))),
                 ("memory", format!("{}, compression {}", size(image.stored_bytes), image.compression)),
+                ("shared", size(image.shared_bytes)),
                 ("contents", contents(image.file_level).to_owned()),
             ],
         )
     }
 
-    fn process(&self, image: &Description) -> String {
-        let process = &image.process;
+    fn process(&self, process: &ProcessDescription) -> String {
         self.section(
             &format!("Process {}", process.pid),
             &[
@@ -121,36 +149,34 @@ impl Page {
         )
     }
 
-    fn threads(&self, image: &Description, doing: &[String]) -> String {
+    fn threads(&self, process: &ProcessDescription, doing: &[String]) -> String {
         let mut table = Table::new(&[("Tid", Side::Right), ("Name", Side::Left), ("Doing", Side::Left)]);
-        for (thread, doing) in image.process.threads.iter().zip(doing) {
+        for (thread, doing) in process.threads.iter().zip(doing) {
             table.row([thread.tid.to_string(), plain(thread.name.as_bytes()), doing.clone()]);
         }
-        self.table(&count(image.process.threads.len(), "thread", "threads"), &table)
+        self.table(&count(process.threads.len(), "thread", "threads"), &table)
     }
 
-    fn memory(&self, image: &Description) -> String {
+    fn memory(&self, process: &ProcessDescription) -> String {
         let mut table = Table::new(&[
             ("Kind", Side::Left),
             ("Mappings", Side::Right),
             ("Mapped", Side::Right),
             ("In image", Side::Right),
         ]);
-        for memory in &image.process.memory {
+        let (mut all_mapped, mut all_stored) = (0, 0);
+        for memory in &process.memory {
+            (all_mapped, all_stored) = (all_mapped + memory.mapped_bytes, all_stored + memory.stored_bytes);
             let sizes = [memory.mapped_bytes, memory.stored_bytes].map(size);
             let [mapped, stored] = sizes;
             table.row([memory.kind.label().to_owned(), memory.mappings.to_string(), mapped, stored]);
         }
-        let title = format!(
-            "Memory: {} mapped, {} in the image",
-            size(image.mapped_bytes()),
-            size(image.stored_bytes)
-        );
+        let title = format!("Memory: {} mapped, {} in the image", size(all_mapped), size(all_stored));
         self.table(&title, &table)
     }
 
-    fn files(&self, image: &Description) -> String {
-        let files = &image.process.files;
+    fn files(&self, process: &ProcessDescription) -> String {
+        let files = &process.files;
         if files.is_empty() {
             return self.section("No open files", &[]);
         }

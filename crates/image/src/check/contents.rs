@@ -24,7 +24,7 @@ pub(super) fn check(image: &Image) -> Result<(), ImageError> {
         Some(open_file::Kind::Regular(regular)) => regular.content,
         _ => None,
     });
-    let exe = image.process.memory.iter().filter_map(|memory| memory.exe.as_ref()?.content);
+    let exe = image.memories().filter_map(|memory| memory.exe.as_ref()?.content);
     let mapped = image.mapped_files.iter().filter_map(|file| file.content);
     for id in open.chain(exe).chain(mapped) {
         ensure!(known.contains(&id), "FileContent", "content {id} is referred to and not there");

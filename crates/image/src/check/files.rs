@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::{ascending, ensure, invalid, path, special};
 use crate::records::open_file::Kind;
-use crate::records::{FileIdentity, OpenFile, file_lock};
+use crate::records::{FileIdentity, OpenFile, Process, file_lock};
 use crate::{Image, ImageError};
 
 /// Standard input, output, error.
@@ -23,7 +23,8 @@ pub(super) fn check(image: &Image) -> Result<(), ImageError> {
         open_file(file, &pipes)?;
     }
     special::references(image)?;
-    descriptors(image)
+    let files: HashSet<u32> = image.open_files.iter().map(|file| file.id).collect();
+    image.processes.iter().try_for_each(|process| descriptors(image, process, &files))
 }
 
 pub(super) fn identity(identity: Option<&FileIdentity>, record: &str) -> Result<(), ImageError> {
@@ -78,9 +79,7 @@ fn position(position: u64, record: &str) -> Result<(), ImageError> {
     Ok(())
 }
 
-fn descriptors(image: &Image) -> Result<(), ImageError> {
-    let process = &image.process;
-    let files: HashSet<u32> = image.open_files.iter().map(|file| file.id).collect();
+fn descriptors(image: &Image, process: &Process, files: &HashSet<u32>) -> Result<(), ImageError> {
     ascending(process.descriptors.iter().map(|descriptor| descriptor.fd), "Process", "descriptor")?;
     for descriptor in &process.descriptors {
         let (fd, file) = (descriptor.fd, descriptor.file);
@@ -91,7 +90,9 @@ fn descriptors(image: &Image) -> Result<(), ImageError> {
             "descriptor {fd} refers to file {file}, which is not there"
         );
     }
-    let open: HashSet<i32> = process.descriptors.iter().map(|descriptor| descriptor.fd).collect();
+    // Locks are a process's own, even where the descriptors are not.
+    let owner = process.descriptors_of.and_then(|owner| image.process(owner)).unwrap_or(process);
+    let open: HashSet<i32> = owner.descriptors.iter().map(|descriptor| descriptor.fd).collect();
     for lock in &process.locks {
         let fd = lock.fd;
         ensure!(open.contains(&fd), "Process", "lock through descriptor {fd}, which is not open");

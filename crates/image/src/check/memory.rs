@@ -36,23 +36,29 @@ const MAX_NODES: usize = 128;
 const RECORD: &str = "Process";
 
 pub(super) fn check(image: &Image) -> Result<(), ImageError> {
-    let Some(memory) = &image.process.memory else {
-        return Err(invalid(RECORD, "no memory".to_owned()));
-    };
+    let objects = objects(&image.shared_memory)?;
+    image.memories().try_for_each(|memory| address_space(memory, image.mapped_files.len(), &objects))?;
+    stream(image)
+}
+
+fn address_space(
+    memory: &AddressSpace,
+    files: usize,
+    objects: &HashMap<u32, &SharedMemory>,
+) -> Result<(), ImageError> {
     fields(memory.fields.as_ref())?;
     let auxv = memory.auxv.len();
     let whole = auxv.is_multiple_of(AUXV_ENTRY) && auxv <= MAX_AUXV;
     ensure!(whole, RECORD, "an auxiliary vector of {auxv} bytes is impossible");
     identity(memory.exe.as_ref().and_then(|exe| exe.identity.as_ref()), "Process, exe")?;
-    let objects = objects(&image.shared_memory)?;
-    vmas(memory, image.mapped_files.len(), &objects)?;
-    owned_extents(memory)?;
-    stream(image, memory)
+    vmas(memory, files, objects)?;
+    owned_extents(memory)
 }
 
 /// Checks that what the kernel writes for a thread, its restartable sequences, is memory that can be written.
-pub(super) fn registrations(process: &Process) -> Result<(), ImageError> {
-    let vmas = process.memory.as_ref().map_or(&[][..], |memory| &memory.vmas);
+pub(super) fn registrations(image: &Image, process: &Process) -> Result<(), ImageError> {
+    let owner = process.memory_of.and_then(|owner| image.process(owner)).unwrap_or(process);
+    let vmas = owner.memory.as_ref().map_or(&[][..], |memory| &memory.vmas);
     for thread in &process.threads {
         let Some(rseq) = thread.rseq.filter(|rseq| rseq.address != 0) else { continue };
         let next = vmas.partition_point(|vma| vma.end <= rseq.address);
@@ -272,22 +278,24 @@ fn owned_extents(memory: &AddressSpace) -> Result<(), ImageError> {
     Ok(())
 }
 
-/// Checks that the extents of all objects together are the page stream, each byte once.
-fn stream(image: &Image, memory: &AddressSpace) -> Result<(), ImageError> {
+/// Checks that the extents of all objects together are the page stream. Only private memory of several processes may be the same part
+/// of it: what they have had in common since one became two.
+fn stream(image: &Image) -> Result<(), ImageError> {
+    let private = image.memories().flat_map(|memory| &memory.pages);
     let shared = image.shared_memory.iter().flat_map(|object| &object.pages);
     let files = image.file_contents.iter().flat_map(|content| &content.pages);
-    let mut runs: Vec<(u64, u64)> = memory
-        .pages
-        .iter()
-        .chain(shared)
-        .chain(files)
-        .map(|extent| (extent.stream_offset, extent.length))
-        .collect();
+    let once = shared.chain(files).map(|extent| (extent.stream_offset, extent.length, true));
+    let often = private.map(|extent| (extent.stream_offset, extent.length, image.processes.len() < 2));
+    let mut runs: Vec<(u64, u64, bool)> = once.chain(often).collect();
     runs.sort_unstable();
-    let mut end = 0;
-    for (offset, length) in runs {
-        ensure!(offset == end, "PageStream", "an extent begins at {offset:#x}, {end:#x} expected");
-        end = offset.saturating_add(length);
+    let (mut end, mut whole) = (0, false);
+    for (offset, length, once) in runs {
+        let joins = offset == end || offset < end && !once && !whole;
+        ensure!(joins, "PageStream", "an extent begins at {offset:#x}, {end:#x} expected");
+        let stop = offset.saturating_add(length);
+        if stop > end {
+            (end, whole) = (stop, once);
+        }
     }
     let length = image.stream.stream_length;
     ensure!(end == length, "PageStream", "extents have {end:#x} bytes, the stream has {length:#x}");

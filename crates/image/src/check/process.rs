@@ -55,11 +55,10 @@ const SPECULATION_COUNT: u32 = 3;
 const RECORD: &str = "Process";
 
 pub(super) fn check(process: &Process) -> Result<(), ImageError> {
-    ensure!((1..=MAX_PID).contains(&process.pid), RECORD, "pid {} is impossible", process.pid);
-    for (name, id) in [("ppid", process.ppid), ("pgid", process.pgid), ("sid", process.sid)] {
-        // 0: an ancestor, group or session outside the pid namespace.
-        ensure!((0..=MAX_PID).contains(&id), RECORD, "{name} {id} is impossible");
+    if process.exit_status.is_some() {
+        return ended(process);
     }
+    ids(process)?;
     for (name, value) in [("exe", &process.exe), ("cwd", &process.cwd), ("root", &process.root)] {
         path(value, RECORD, name)?;
     }
@@ -71,6 +70,21 @@ pub(super) fn check(process: &Process) -> Result<(), ImageError> {
     clocks(process)?;
     credentials(process.credentials.as_ref())?;
     threads(process)
+}
+
+/// One that has ended keeps its ids and its name.
+fn ended(process: &Process) -> Result<(), ImageError> {
+    ids(process)?;
+    comm(&process.comm, RECORD)
+}
+
+fn ids(process: &Process) -> Result<(), ImageError> {
+    ensure!((1..=MAX_PID).contains(&process.pid), RECORD, "pid {} is impossible", process.pid);
+    for (name, id) in [("ppid", process.ppid), ("pgid", process.pgid), ("sid", process.sid)] {
+        // 0: an ancestor, group or session outside the pid namespace.
+        ensure!((0..=MAX_PID).contains(&id), RECORD, "{name} {id} is impossible");
+    }
+    Ok(())
 }
 
 fn comm(comm: &[u8], record: &str) -> Result<(), ImageError> {
@@ -228,7 +242,7 @@ pub(super) fn filters(image: &Image) -> Result<(), ImageError> {
         ensure!(possible, RECORD, "filter {id} of {length} bytes is impossible");
         ensure!(filter.flags & !FILTER_FLAGS == 0, RECORD, "filter {id} has flags {:#x}", filter.flags);
     }
-    for thread in &image.process.threads {
+    for thread in image.processes.iter().flat_map(|process| &process.threads) {
         let unknown = thread.seccomp_filters.iter().find(|id| !known.contains(id));
         ensure!(unknown.is_none(), RECORD, "filter {unknown:?} of thread {} is not there", thread.tid);
     }

@@ -89,12 +89,12 @@ fn files(image: &mut Image) {
     for (kind, id) in regular.chain(others).zip(next..) {
         let fd = i32::try_from(id).expect("few") - 1;
         image.open_files.push(OpenFile { id, flags: 2, kind: Some(kind), ..OpenFile::default() });
-        image.process.descriptors.push(Descriptor { fd, file: id, close_on_exec: false });
+        image.processes[0].descriptors.push(Descriptor { fd, file: id, close_on_exec: false });
     }
 }
 
 fn process(image: &mut Image) {
-    let process = &mut image.process;
+    let process = &mut image.processes[0];
     process.posix_timers = vec![PosixTimer {
         id: 3,
         clock: 1,
@@ -120,7 +120,7 @@ fn process(image: &mut Image) {
 }
 
 fn memory(image: &mut Image) {
-    let Some(memory) = &mut image.process.memory else { return };
+    let Some(memory) = &mut image.processes[0].memory else { return };
     let vma = Vma {
         start: GUARDED,
         end: GUARDED + 8 * PAGE_SIZE,
