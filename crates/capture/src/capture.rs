@@ -86,7 +86,7 @@ pub(crate) fn run(options: &Options, progress: &mut dyn FnMut(Progress)) -> Resu
     Ok(Summary {
         dir,
         pids: 1,
-        threads: image.process.threads.len(),
+        threads: image.thread_count(),
         bytes,
         memory: image.stream.stream_length,
         files_for_writing,
@@ -212,7 +212,7 @@ fn write_pages(
     manifest.root_pid = process.pid;
     let image = Image {
         manifest,
-        process,
+        processes: vec![process],
         mapped_files: memory.files,
         shared_memory: plan.shared,
         open_files: files.open,

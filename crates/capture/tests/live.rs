@@ -116,7 +116,7 @@ fn check_pattern(extents: &[Extent], stream: &[u8], base: u64, len: u64) {
 }
 
 fn check_threads(image: &Image) {
-    let process = &image.process;
+    let process = &image.processes[0];
     assert_eq!(process.threads.len(), 4);
     let named = |name: &[u8]| {
         process.threads.iter().find(|thread| thread.comm == name).expect("a thread of that name")
@@ -140,7 +140,7 @@ fn check_threads(image: &Image) {
 }
 
 fn check_files(image: &Image, target: &Target) {
-    let process = &image.process;
+    let process = &image.processes[0];
     let kind = |fd: i32| {
         let id = process.descriptors.iter().find(|one| one.fd == fd).expect("a descriptor").file;
         (
@@ -171,7 +171,7 @@ fn check_files(image: &Image, target: &Target) {
 }
 
 fn check_memory(dir: &Path, image: &Image, target: &Target) {
-    let memory = image.process.memory.as_ref().expect("memory");
+    let memory = image.processes[0].memory.as_ref().expect("memory");
     let stream = stream(dir, image);
     check_pattern(&memory.pages, &stream, target.private, PRIVATE);
     let shared = memory.vmas.iter().find(|vma| vma.start == target.shared).expect("a mapping");

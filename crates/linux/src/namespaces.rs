@@ -122,6 +122,12 @@ impl Init {
         }
     }
 
+    /// Its id out here.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+
     /// From now on it stays, whatever becomes of us.
     ///
     /// # Errors

@@ -23,7 +23,7 @@ use std::marker::PhantomData;
 use crate::signal::SigInfo;
 
 pub use stopped::{Detached, RseqConfiguration, SeccompFilter};
-pub use wait::kill_and_reap;
+pub use wait::{kill_and_reap, kill_and_reap_children};
 
 /// A request to the kernel about a tracee failed.
 #[derive(Debug, thiserror::Error)]

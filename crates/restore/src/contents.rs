@@ -62,7 +62,7 @@ pub fn prepare(
         }
         let system = |operation, source| RestoreError::System {
             operation,
-            pid: image.process.pid,
+            pid: image.root().pid,
             object: format!("content of {}", path(content).display()),
             source,
         };
@@ -113,7 +113,7 @@ fn memfd(content: &FileContent) -> io::Result<File> {
 }
 
 fn is_mapped(image: &Image, id: u32) -> bool {
-    let exe = image.process.memory.iter().filter_map(|memory| memory.exe.as_ref());
+    let exe = image.memories().filter_map(|memory| memory.exe.as_ref());
     image.mapped_files.iter().chain(exe).any(|file| file.content == Some(id))
 }
 

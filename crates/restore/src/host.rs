@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
-use rewake_image::records::{Cpu, Device, FileIdentity, open_file};
+use rewake_image::records::{Cpu, Device, FileIdentity, Process, open_file};
 use rewake_image::{Image, PageReader};
 use rewake_linux::proc::Proc;
 use rewake_linux::{attributes, cpu, host};
@@ -36,7 +36,7 @@ pub fn check_cpu(image: &Image) -> Result<(), RestoreError> {
     let Some(wanted) = &image.manifest.cpu else { return Ok(()) };
     let own = own_cpu().map_err(|source| RestoreError::System {
         operation: "survey",
-        pid: image.process.pid,
+        pid: image.root().pid,
         object: "CPU of this host".into(),
         source,
     })?;
@@ -44,7 +44,7 @@ pub fn check_cpu(image: &Image) -> Result<(), RestoreError> {
     if missing.is_empty() {
         return Ok(());
     }
-    Err(RestoreError::Cpu { pid: image.process.pid, missing: missing.join(", ") })
+    Err(RestoreError::Cpu { pid: image.root().pid, missing: missing.join(", ") })
 }
 
 fn own_cpu() -> io::Result<Cpu> {
@@ -67,10 +67,8 @@ fn own_cpu() -> io::Result<Cpu> {
 
 /// Components that any thread's saved state really holds.
 fn used_components(image: &Image) -> u64 {
-    image
-        .process
-        .threads
-        .iter()
+    let threads = image.processes.iter().flat_map(|process| &process.threads);
+    threads
         .filter_map(|thread| thread.xstate.get(XSTATE_BV..XSTATE_BV + 8)?.first_chunk::<8>())
         .fold(0, |all, bits| all | u64::from_le_bytes(*bits))
 }
@@ -97,8 +95,8 @@ fn missing(wanted: &Cpu, own: &Cpu, used: u64) -> Vec<String> {
 ///
 /// # Errors
 /// [`RestoreError::Credentials`] with everything that differs.
-pub fn check_credentials(image: &Image) -> Result<(), RestoreError> {
-    let pid = image.process.pid;
+pub fn check_credentials<'a>(image: &'a Image) -> Result<(), RestoreError> {
+    let pid = image.root().pid;
     let own = Identity::own().map_err(|source| RestoreError::System {
         operation: "survey",
         pid,
@@ -107,8 +105,9 @@ pub fn check_credentials(image: &Image) -> Result<(), RestoreError> {
     })?;
     let invoker_has_ours = !is_privileged_binary();
     let mut differences = Vec::new();
-    for thread in &image.process.threads {
-        for one in Identity::of(&image.process, thread).differences(&own, invoker_has_ours) {
+    let threads = |process: &'a Process| process.threads.iter().map(move |thread| (process, thread));
+    for (process, thread) in image.processes.iter().flat_map(threads) {
+        for one in Identity::of(process, thread).differences(&own, invoker_has_ours) {
             if !differences.contains(&one) {
                 differences.push(one);
             }
@@ -125,15 +124,19 @@ pub fn check_credentials(image: &Image) -> Result<(), RestoreError> {
 /// # Errors
 /// [`RestoreError::Unsupported`], naming it.
 pub fn check_rights(image: &Image) -> Result<(), RestoreError> {
+    image.processes.iter().try_for_each(check_rights_of)
+}
+
+fn check_rights_of(process: &Process) -> Result<(), RestoreError> {
     const CAP_SYS_CHROOT: u32 = 18;
-    let process = &image.process;
     let unsupported = |object: String, reason: &str| {
         Err(RestoreError::Unsupported { pid: process.pid, object, reason: reason.into() })
     };
     let roots = process.threads.iter().filter_map(|thread| thread.own_fs.as_ref()).map(|own| &own.root);
     let may_change_root = !is_privileged_binary()
         && Identity::own().is_ok_and(|own| own.capabilities.effective & 1 << CAP_SYS_CHROOT != 0);
-    if let Some(root) = roots.chain([&process.root]).find(|root| *root != b"/")
+    let own = process.exit_status.is_none().then_some(&process.root);
+    if let Some(root) = roots.chain(own).find(|root| *root != b"/")
         && !may_change_root
     {
         let object = format!("root directory {}", String::from_utf8_lossy(root));
@@ -165,7 +168,7 @@ pub fn check_files(
     reader: &PageReader,
     on_changed: OnChanged,
 ) -> Result<Decisions, RestoreError> {
-    let pid = image.process.pid;
+    let pid = image.root().pid;
     let same_host = is_same_host(image);
     let mut decisions = decide(image, on_changed, &mut |identity| look(identity, same_host));
     let failed = |source| RestoreError::PutBack { pid, source };

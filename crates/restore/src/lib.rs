@@ -115,7 +115,9 @@ pub struct Restored {
     pub pid: i32,
     /// Its id as it sees it: another one in a pid namespace of its own.
     pub inner_pid: i32,
-    /// Its threads.
+    /// Processes, with those that have ended and are to be waited for.
+    pub processes: usize,
+    /// Threads of all of them.
     pub threads: usize,
     /// Bytes of memory that came from the image.
     pub bytes: u64,
@@ -155,7 +157,7 @@ pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<R
     let image = phase.run("open", || {
         transaction::refuse_waiting(&options.dir)?;
         let image = Image::open(&options.dir)?;
-        owner::check(image.process.pid, &options.dir)?;
+        owner::check(image.root().pid, &options.dir)?;
         Ok(image)
     })?;
     survey::allow_tracing();
@@ -186,8 +188,9 @@ pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<R
     phase.end();
     Ok(Restored {
         pid,
-        inner_pid: image.process.pid,
-        threads: image.process.threads.len(),
+        inner_pid: image.root().pid,
+        processes: image.processes.len(),
+        threads: image.thread_count(),
         bytes: image.stream.stream_length,
         total: started.elapsed(),
         put_back,
@@ -225,8 +228,7 @@ fn wake(
     let no_proc = seed.has_no_proc().then_some(spaces::NOTE_PROC);
     note.into_iter().chain(no_proc).for_each(|note| (phase.progress)(Progress::Note(note)));
     phase.begin("release");
-    let memory = release::PageMemory::new(image, pages);
-    release::release(image, seed, &memory, transaction, &mut *phase.progress)
+    release::release(image, seed, pages, transaction, &mut *phase.progress)
 }
 
 /// Runs and times the phases.

@@ -4,16 +4,18 @@
 //! touches nothing. The order is fixed and is the architecture of a restore:
 //!
 //! 1. *birth*: die with the parent, wait for the tracer, leave libc's registrations, own process group;
-//! 2. *files* are opened, out of the way ([`files`]);
-//! 3. *memory*: everything of the seed goes, the image's mappings come and are filled ([`memory`]);
-//! 4. *process*: fields of the address space, dispositions, attributes ([`process`], [`signals`]);
-//! 5. *files* take their numbers;
-//! 6. *threads* are cloned with their ids ([`threads`]), pending signals queued, owners of signals, watches and timers of files set,
+//! 2. *files* of all processes are opened by the root, out of the way ([`files`]);
+//! 3. *memory*: everything that was there goes, the image's mappings come and are filled ([`memory`]);
+//! 4. *family*: each process makes those that are born of it ([`tree`], [`family`]), which begin at 3; all meet;
+//! 5. *process*: dispositions, attributes ([`process`], [`signals`]);
+//! 6. *files* take their numbers;
+//! 7. *threads* are cloned with their ids ([`threads`]), pending signals queued, owners of signals, watches and timers of files set,
 //!    then locks, limits and timers;
-//! 7. all threads park; the tracer gives them their registers and lets them go.
+//! 8. all threads park; the tracer gives them their registers and lets them go.
 
 pub mod check;
 mod credentials;
+mod family;
 mod files;
 mod memory;
 mod process;
@@ -24,6 +26,7 @@ mod settings;
 mod signals;
 mod threads;
 mod timers;
+mod tree;
 
 use std::collections::BTreeMap;
 
@@ -36,6 +39,10 @@ use rewake_linux::seed::OwnRseq;
 use crate::credentials::Identity;
 use crate::error::RestoreError;
 
+use family::{Family, Growing, Waiting};
+use tree::Tree;
+
+use memory::Zone;
 pub use memory::{Special, free_gap};
 
 /// End of the part of the address space that programs use (four-level page tables), in bytes.
@@ -75,6 +82,8 @@ pub struct Site {
     pub new_session: bool,
     /// Whether the image was made since this host was started: then clocks that begin at the start go on.
     pub same_boot: bool,
+    /// Process ids that nobody has, neither here nor in the image.
+    pub spare_ids: Vec<i32>,
 }
 
 impl Site {
@@ -112,6 +121,9 @@ pub struct Plan {
     pub leader: TrackRef,
     /// Barrier of the leader and the tracer (2 parties) that the program begins with.
     pub gate: DataRef,
+    /// Barrier of all processes of a tree and the tracer, who must trace those that go on before he comes; and how many they are with
+    /// him. Nothing where there is the root alone.
+    pub born: Option<(DataRef, u32)>,
     /// Counts the threads that have done everything.
     pub parked: DataRef,
     /// The word threads wait at whose calls came to their end before they could be interrupted in them.
@@ -120,91 +132,160 @@ pub struct Plan {
     pub traced: Option<DataRef>,
     /// By thread id, the calls that threads wait in for the time that was left.
     pub waits: BTreeMap<i32, CallRef>,
-    /// The thread ids of the tracks.
+    /// The process and thread ids of the tracks.
     pub tids: BTreeMap<TrackRef, i32>,
+    /// Threads other than the first ones of their processes.
+    pub threads: Vec<i32>,
+    /// The processes that go on, by the tracks of their first threads.
+    pub living: BTreeMap<TrackRef, i32>,
     /// The call that gives the program a `/proc` of its own, where it needs one.
     pub own_proc: Option<CallRef>,
 }
 
+impl Plan {
+    /// Whether the process whose first thread walks this track is there in the end.
+    #[must_use]
+    pub fn goes_on(&self, track: TrackRef) -> bool {
+        self.living.contains_key(&track)
+    }
+}
+
 struct Planner<'a> {
     image: &'a Image,
-    process: &'a Process,
     site: &'a Site,
+    tree: Tree<'a>,
     program: Program,
-    leader: TrackRef,
     gate: DataRef,
+    family: Family,
+    zone: Zone,
+    /// By process, where it lets its maker go on, who waits for it.
+    taking_turns: BTreeMap<i32, DataRef>,
     parked: DataRef,
     never: DataRef,
-    /// Where all threads meet when they have become who they were; nothing where that is who `resume` is.
-    changed: Option<DataRef>,
-    seccomp: Option<Meeting>,
+    /// Where all threads meet with the tracer, who has suspended seccomp by then.
+    traced: Option<DataRef>,
     waits: BTreeMap<i32, CallRef>,
     tids: BTreeMap<TrackRef, i32>,
+    living: BTreeMap<TrackRef, i32>,
     own_proc: Option<CallRef>,
+    /// The process that is being planned, and the track of its first thread.
+    process: &'a Process,
+    leader: TrackRef,
+    /// Where its threads meet when they have become who they were; nothing where that is who `resume` is.
+    changed: Option<DataRef>,
+    /// Where its threads meet when the first one has installed the seccomp filters that all have.
+    filtered: DataRef,
 }
 
-/// Where all threads meet around their seccomp filters.
-#[derive(Clone, Copy, Debug)]
-struct Meeting {
-    /// With the tracer.
-    traced: DataRef,
-    /// When the leader has installed those that all have.
-    shared: DataRef,
-}
-
-/// Plans the restore of the image's process at `site`.
+/// Plans the restore of the image's processes at `site`.
 ///
 /// # Errors
 /// What the image asks for and no program can do, by name.
 pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
     let mut program = Program::new();
-    let leader = program.track(format!("leader {}", image.process.pid));
-    let (gate, parked, never) = (program.zeros(4), program.zeros(4), program.zeros(4));
-    let changed = credentials::change(&image.process, &site.identity).then(|| program.zeros(4));
-    let meeting = |program: &mut Program| Meeting { traced: program.zeros(4), shared: program.zeros(4) };
-    let seccomp = seccomp::is_used(&image.process).then(|| meeting(&mut program));
-    let (process, waits, tids) = (&image.process, BTreeMap::new(), BTreeMap::new());
-    let own_proc = None;
+    let tree = Tree::new(image, &site.spare_ids)?;
+    let root = image.root();
+    let leader = program.track(format!("leader {}", root.pid));
+    let (gate, parked, never, filtered) =
+        (program.zeros(4), program.zeros(4), program.zeros(4), program.zeros(4));
+    let family = Family::new(&mut program, &tree);
+    let traced = image.processes.iter().any(seccomp::is_used).then(|| program.zeros(4));
     let mut planner = Planner {
         image,
-        process,
         site,
+        tree,
         program,
-        leader,
         gate,
+        family,
+        zone: Zone::of(image, site)?,
+        taking_turns: BTreeMap::new(),
         parked,
         never,
-        changed,
-        seccomp,
-        waits,
-        tids,
-        own_proc,
+        traced,
+        waits: BTreeMap::new(),
+        tids: BTreeMap::new(),
+        living: BTreeMap::new(),
+        own_proc: None,
+        process: root,
+        leader,
+        changed: None,
+        filtered,
     };
-    planner.birth();
-    if site.inside {
-        planner.own_proc();
-    }
-    planner.open_files()?;
-    planner.memory()?;
-    planner.mm_fields();
-    planner.dispositions();
-    planner.attributes();
-    planner.install_descriptors();
-    planner.threads()?;
-    planner.last_things()?;
-    planner.seal();
-    planner.park_leader()?;
+    planner.grow_all()?;
     Ok(Plan {
-        program: planner.program,
         leader,
         gate,
+        born: planner.family.born(&planner.tree),
         parked,
         never,
-        traced: seccomp.map(|meeting| meeting.traced),
+        traced,
+        program: planner.program,
         waits: planner.waits,
         tids: planner.tids,
+        living: planner.living,
+        threads: threads(image),
         own_proc: planner.own_proc,
     })
+}
+
+fn threads(image: &Image) -> Vec<i32> {
+    let others = |process: &Process| {
+        let (pid, threads) = (process.pid, process.threads.iter());
+        threads.map(|thread| thread.tid).filter(move |tid| *tid != pid).collect::<Vec<_>>()
+    };
+    image.processes.iter().flat_map(others).collect()
+}
+
+impl<'a> Planner<'a> {
+    /// Everything of a process that goes on.
+    fn live(&mut self, growing: &Growing<'a>, waiting: &mut Waiting<'a>) -> Result<(), RestoreError> {
+        let process = self.process;
+        let is_root = growing.node.maker.is_none();
+        if is_root {
+            self.birth();
+            if self.site.inside {
+                self.own_proc();
+            }
+            self.open_files()?;
+        } else {
+            self.birth_of(&growing.node);
+        }
+        let memory = process.memory.as_ref();
+        if let Some(memory) = memory {
+            self.memory(memory, growing.inherited, is_root)?;
+            self.mm_fields(memory);
+        }
+        self.end_turn();
+        self.bear(growing, waiting);
+        self.meet(&growing.node);
+        if let Some(memory) = memory {
+            self.finish_memory(memory)?;
+        }
+        if is_root {
+            self.seal_files();
+        }
+        if process.actions_of.is_none() {
+            self.dispositions();
+        }
+        self.attributes();
+        self.install_descriptors();
+        self.threads()?;
+        self.last_things()?;
+        self.seal();
+        self.park_leader()
+    }
+
+    fn is_root(&self) -> bool {
+        self.process.pid == self.image.root().pid
+    }
+
+    /// Turns to another process.
+    fn turn_to(&mut self, process: &'a Process, leader: TrackRef) {
+        (self.process, self.leader) = (process, leader);
+        self.living.insert(leader, process.pid);
+        self.changed = credentials::change(process, &self.site.identity).then(|| self.program.zeros(4));
+        self.filtered = self.program.zeros(4);
+    }
 }
 
 /// Arguments of a call, each converted to a [`Value`](rewake_linux::program::Value).

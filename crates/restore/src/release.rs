@@ -7,10 +7,11 @@ mod registers;
 mod stopped;
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rewake_image::Image;
-use rewake_image::records::{Thread, vma::Backing};
+use rewake_image::records::{Process, Thread, vma::Backing};
 use rewake_linux::addr::RemoteAddr;
 use rewake_linux::arch::x86_64::Registers;
 use rewake_linux::memory::ProcessMemory;
@@ -23,7 +24,7 @@ use crate::error::RestoreError;
 use crate::interrupted::{self, GoOn};
 use crate::run::Seed;
 
-pub use registers::PageMemory;
+use registers::PageMemory;
 
 /// Looks at a thread that has not yet come into the call it waits in, and how long between two.
 const WAIT_TRIES: u32 = 50;
@@ -35,6 +36,12 @@ const PROT_EXEC: u32 = libc::PROT_EXEC.cast_unsigned();
 struct Parked<'a> {
     tracee: Stopped,
     thread: &'a Thread,
+}
+
+/// A process, all of whose threads are at the gate, with the registers they will have; its first thread is the first.
+struct Ready<'a> {
+    work: Release<'a>,
+    threads: Vec<(Parked<'a>, Registers)>,
 }
 
 /// What has to happen just before and just after the moment at which signals become the program's.
@@ -52,88 +59,125 @@ pub trait LastSteps {
 pub fn release(
     image: &Image,
     mut seed: Seed<'_>,
-    pages: &PageMemory<'_>,
+    stream: &OwnedFd,
     last: &mut dyn LastSteps,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(i32, Vec<String>), RestoreError> {
     let pid = seed.pid();
-    let (leader, others) = (seed.take_leader()?, seed.take_others()?);
-    let memory = ProcessMemory::open(pid).map_err(|error| seed.died(&error.to_string()))?;
-    let work = Release { image, seed: &seed, pages, memory };
-    let stopped = work.stop_all(leader, others)?.into_iter();
-    let mut parked = stopped.map(|one| work.put_to_wait(one)).collect::<Result<Vec<Parked<'_>>, _>>()?;
-    let Parked { tracee, thread } = parked.swap_remove(0);
-    // Registers are read before the leader makes one more call: they tell whether it waits.
-    let leader_registers = work.registers_of(&tracee, thread)?;
-    let tracee = work.unmap_program(tracee)?;
-    work.set_state(&tracee, thread, &leader_registers)?;
-    for other in &parked {
-        let registers = work.registers_of(&other.tracee, other.thread)?;
-        work.set_state(&other.tracee, other.thread, &registers)?;
+    let mut tracees = seed.take_all()?;
+    for tracee in tracees.values() {
+        tracee.interrupt().map_err(|error| refused(pid, error))?;
     }
-    let tracee = match image.process.stopped_by {
-        Some(signal) if !thread.exited => work.stop_again(tracee, thread, signal)?,
-        Some(signal) => {
-            if let Some(Parked { tracee, thread }) = parked.pop() {
-                let tracee = work.stop_again(tracee, thread, signal)?;
-                parked.push(Parked { tracee, thread });
-            }
-            tracee
-        }
-        None => tracee,
-    };
-    work.write_proc_files()?;
-    work.seed.keep_namespace()?;
+    let mut ready = Vec::new();
+    for process in image.processes.iter().filter(|process| process.exit_status.is_none()) {
+        ready.push(Release::new(image, process, &seed, stream)?.take(&mut tracees)?);
+    }
+    // One that shares its memory has nothing of its own to unmap.
+    let mut unmapped = Vec::new();
+    for one in ready {
+        unmapped.push(if one.work.process.memory_of.is_none() { one.unmap_program()? } else { one });
+    }
+    let mut released = Vec::new();
+    for one in unmapped {
+        one.set_state()?;
+        released.push(one.stop_again()?);
+    }
+    for one in &released {
+        one.work.write_proc_files()?;
+    }
+    seed.keep_namespace()?;
     last.let_signals_through()?;
-    let notes = affinity::note(&image.process).into_iter().collect();
+    let notes = released.iter().filter_map(|one| affinity::note(one.work.process)).collect();
     progress(Progress::Ready { pid });
     last.commit()?;
-    for other in parked {
-        other.tracee.detach(0).map_err(|error| work.refused(error))?;
+    // The root and, of each process, the first thread come last.
+    for Ready { threads, .. } in released.into_iter().rev() {
+        for (parked, _) in threads.into_iter().rev() {
+            parked.tracee.detach(0).map_err(|error| refused(pid, error))?;
+        }
     }
-    tracee.detach(0).map_err(|error| work.refused(error))?;
     seed.let_go();
     Ok((pid, notes))
 }
 
+fn refused(pid: i32, error: PtraceError) -> RestoreError {
+    let object = format!("thread {}", error.tid);
+    RestoreError::System { operation: error.operation, pid, object, source: error.source }
+}
+
 struct Release<'a> {
-    image: &'a Image,
+    process: &'a Process,
+    /// Of whom it has its memory, itself or another one.
+    owner: &'a Process,
     seed: &'a Seed<'a>,
-    pages: &'a PageMemory<'a>,
+    /// Its id out here.
+    pid: i32,
+    pages: PageMemory<'a>,
     memory: ProcessMemory,
 }
 
-impl<'a> Release<'a> {
-    fn refused(&self, error: PtraceError) -> RestoreError {
-        RestoreError::System {
-            operation: error.operation,
-            pid: self.seed.pid(),
-            object: format!("thread {}", error.tid),
-            source: error.source,
-        }
+impl<'a> Ready<'a> {
+    /// Unmaps the program of the restore from its memory.
+    fn unmap_program(mut self) -> Result<Self, RestoreError> {
+        let (Parked { tracee, thread }, registers) = self.threads.swap_remove(0);
+        let tracee = self.work.unmap_program(tracee)?;
+        self.threads.insert(0, (Parked { tracee, thread }, registers));
+        Ok(self)
     }
 
-    /// All threads in a stop of ours, the leader first.
-    fn stop_all(
-        &self,
-        leader: Running,
-        mut others: BTreeMap<i32, Running>,
-    ) -> Result<Vec<Parked<'a>>, RestoreError> {
-        let threads = &self.image.process.threads;
-        let pid = self.image.process.pid;
-        let first = threads.iter().find(|thread| thread.tid == pid);
-        let mut running = vec![(leader, first.ok_or_else(|| self.seed.died("it has no leader"))?)];
-        for thread in threads.iter().filter(|thread| thread.tid != pid) {
+    fn set_state(&self) -> Result<(), RestoreError> {
+        let mut threads = self.threads.iter();
+        threads.try_for_each(|(parked, registers)| self.work.set_state(parked, registers))
+    }
+
+    /// A process that was stopped is stopped again, by a thread of its that lives.
+    fn stop_again(mut self) -> Result<Self, RestoreError> {
+        let Some(signal) = self.work.process.stopped_by else { return Ok(self) };
+        let living = self.threads.iter().position(|(parked, _)| !parked.thread.exited);
+        if let Some(at) = living {
+            let (Parked { tracee, thread }, registers) = self.threads.remove(at);
+            let tracee = self.work.stop_again(tracee, thread, signal)?;
+            self.threads.insert(at, (Parked { tracee, thread }, registers));
+        }
+        Ok(self)
+    }
+}
+
+impl<'a> Release<'a> {
+    fn new(
+        image: &'a Image,
+        process: &'a Process,
+        seed: &'a Seed<'a>,
+        stream: &'a OwnedFd,
+    ) -> Result<Self, RestoreError> {
+        let owner = process.memory_of.and_then(|owner| image.process(owner)).unwrap_or(process);
+        let pid = seed.outer(process.pid);
+        let memory = ProcessMemory::open(pid).map_err(|error| seed.died(&error.to_string()))?;
+        let pages = PageMemory::new(owner.memory.as_ref(), stream);
+        Ok(Self { process, owner, seed, pid, pages, memory })
+    }
+
+    fn refused(&self, error: PtraceError) -> RestoreError {
+        refused(self.pid, error)
+    }
+
+    /// All threads in a stop of ours, the first thread first, each waiting in the call it was in.
+    fn take(self, tracees: &mut BTreeMap<i32, Running>) -> Result<Ready<'a>, RestoreError> {
+        let mut threads: Vec<&Thread> = self.process.threads.iter().collect();
+        threads.sort_by_key(|thread| thread.tid != self.process.pid);
+        let mut parked = Vec::new();
+        for thread in threads {
             let missing = || self.seed.died(&format!("thread {} is missing", thread.tid));
-            running.push((others.remove(&thread.tid).ok_or_else(missing)?, thread));
+            let tracee = self.stop(tracees.remove(&thread.tid).ok_or_else(missing)?)?;
+            parked.push(self.put_to_wait(Parked { tracee, thread })?);
         }
-        for (tracee, _) in &running {
-            tracee.interrupt().map_err(|error| self.refused(error))?;
-        }
-        running
-            .into_iter()
-            .map(|(tracee, thread)| Ok(Parked { tracee: self.stop(tracee)?, thread }))
-            .collect()
+        // Registers are read before any of them makes one more call: they tell whether it waits.
+        let with_registers = |parked: Parked<'a>| {
+            let registers = self.registers_of(&parked.tracee, parked.thread)?;
+            Ok((parked, registers))
+        };
+        let threads = parked.into_iter().map(with_registers).collect::<Result<_, RestoreError>>()?;
+        Ok(Ready { work: self, threads })
     }
 
     /// Waits for the stop that was asked for. All signals are blocked, so that nothing else can come but death.
@@ -171,7 +215,7 @@ impl<'a> Release<'a> {
             return Ok(now);
         }
         let returned = self.seed.returned(thread.tid);
-        Ok(registers::to_go_on_with(&self.image.process, thread, &now, returned, self.pages, &self.memory))
+        Ok(registers::to_go_on_with(self.process, thread, &now, returned, &self.pages, &self.memory))
     }
 
     /// A stopped process is stopped again.
@@ -184,8 +228,7 @@ impl<'a> Release<'a> {
 
     fn set_state(
         &self,
-        tracee: &Stopped,
-        thread: &Thread,
+        Parked { tracee, thread }: &Parked<'_>,
         registers: &Registers,
     ) -> Result<(), RestoreError> {
         let refused = |error| self.refused(error);
@@ -203,7 +246,7 @@ impl<'a> Release<'a> {
 
     /// What is set through files of `/proc`, by their owner from outside.
     fn write_proc_files(&self) -> Result<(), RestoreError> {
-        let (pid, process) = (self.seed.pid(), &self.image.process);
+        let (pid, process) = (self.pid, self.process);
         let files = [
             ("oom_score_adj", process.oom_score_adj.map(|value| value.to_string())),
             ("coredump_filter", process.coredump_filter.map(|value| format!("{value:#x}"))),
@@ -248,7 +291,7 @@ impl<'a> Release<'a> {
 
     /// A `syscall` instruction in the new process, in its vdso or else in any of its code.
     fn syscall_instruction(&self) -> Result<RemoteAddr, RestoreError> {
-        let vmas = self.image.process.memory.iter().flat_map(|memory| &memory.vmas);
+        let vmas = self.owner.memory.iter().flat_map(|memory| &memory.vmas);
         let mut code: Vec<_> = vmas.filter(|vma| vma.protection & PROT_EXEC != 0).collect();
         code.sort_by_key(|vma| vma.backing() != Backing::Vdso);
         for vma in code {

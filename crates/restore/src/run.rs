@@ -12,7 +12,7 @@ use rewake_linux::arch::x86_64::Registers;
 use rewake_linux::namespaces::Init;
 use rewake_linux::proc::Proc;
 use rewake_linux::program::{Action, Assembled, Sysno};
-use rewake_linux::ptrace::{self, Event, ExitStatus, Poll, Running, StopReason};
+use rewake_linux::ptrace::{self, Event, ExitStatus, Poll, PtraceError, Running, StopReason};
 use rewake_linux::seed::SharedStage;
 
 use crate::Progress;
@@ -35,9 +35,12 @@ pub struct Seed<'a> {
     threads: u32,
     assembled: Assembled,
     stage: SharedStage,
-    leader: Option<Running>,
+    /// The first threads of processes that we trace, by their ids in the image.
+    leaders: BTreeMap<i32, Running>,
     /// The other threads by id, once we trace them.
     others: Option<BTreeMap<i32, Running>>,
+    /// Ids out here by ids in there, where they are not the same.
+    outer: BTreeMap<i32, i32>,
     /// Of the new process's namespace; dropped after the process is gone, it takes the namespace with it.
     init: Option<Init>,
 }
@@ -49,7 +52,7 @@ pub struct Seed<'a> {
 pub fn page_source(image: &Image, reader: &PageReader) -> Result<OwnedFd, RestoreError> {
     let system = |operation, source| RestoreError::System {
         operation,
-        pid: image.process.pid,
+        pid: image.root().pid,
         object: "page stream".into(),
         source,
     };
@@ -105,7 +108,7 @@ pub fn start<'a>(
     prepared: &Prepared,
     init: Option<Init>,
 ) -> Result<Seed<'a>, RestoreError> {
-    let pid = image.process.pid;
+    let pid = image.root().pid;
     let system = |operation, object: &str, source| RestoreError::System {
         operation,
         pid,
@@ -117,13 +120,21 @@ pub fn start<'a>(
     let assembled = plan.program.assemble(site.stage);
     let stage = SharedStage::map(site.stage, site.stage_len, &assembled);
     let stage = stage.map_err(|source| system("mmap", "program of the restore", source))?;
+    if plan.born.is_some() {
+        // Those below whose parents end are ours: also when it all fails.
+        let own = Some(rustix::process::getpid());
+        let taken = rustix::process::set_child_subreaper(own);
+        taken.map_err(|errno| system("prctl", "child subreaper", errno.into()))?;
+    }
     let pid = clone_seed(&stage, &assembled, plan, pid)?;
     drop(helpers);
     let options = ptrace::Options { exit_kill: true, suspend_seccomp: plan.traced.is_some() };
     let leader = ptrace::seize(pid, options);
-    let threads = u32::try_from(image.process.threads.len()).expect("image counts are checked");
-    let mut seed = Seed { pid, plan, options, threads, assembled, stage, leader: None, others: None, init };
-    seed.leader = Some(leader.map_err(|error| system("PTRACE_SEIZE", "new process", error.source))?);
+    let threads = u32::try_from(image.thread_count()).expect("image counts are checked");
+    let (leaders, outer) = (BTreeMap::new(), BTreeMap::new());
+    let mut seed = Seed { pid, plan, options, threads, assembled, stage, leaders, others: None, outer, init };
+    let leader = leader.map_err(|error| system("PTRACE_SEIZE", "new process", error.source))?;
+    seed.leaders.insert(image.root().pid, leader);
     seed.stage.arrive(&seed.assembled, plan.gate);
     Ok(seed)
 }
@@ -212,23 +223,31 @@ impl Seed<'_> {
             if let Some(failure) = self.failure() {
                 return Err(failure);
             }
+            self.meet_the_born()?;
             self.meet()?;
-            let leader = self.leader.take().ok_or_else(|| self.died("it is gone"))?;
-            match leader.try_wait().map_err(|error| self.died(&error.to_string()))? {
-                Poll::Pending(leader) => self.leader = Some(leader),
-                Poll::Ready(Event::Exited(_, status)) => {
-                    return Err(self.failure().unwrap_or_else(|| self.died(&describe(status))));
-                }
-                Poll::Ready(Event::Stopped(stopped, reason)) => {
-                    // The entries cause no signal that does not end the process; let it have what came from outside.
-                    let signal = if let StopReason::Signal(info) = reason { info.signal() } else { 0 };
-                    let leader = stopped.cont(signal).map_err(|error| self.died(&error.to_string()))?;
-                    self.leader = Some(leader);
-                }
+            for (id, leader) in std::mem::take(&mut self.leaders) {
+                let leader = self.look_at(leader)?;
+                self.leaders.insert(id, leader);
             }
             std::thread::sleep(POLL);
         }
         Ok(())
+    }
+
+    /// A process that is being made does not end.
+    fn look_at(&self, leader: Running) -> Result<Running, RestoreError> {
+        let died = |error: PtraceError| self.died(&error.to_string());
+        match leader.try_wait().map_err(died)? {
+            Poll::Pending(leader) => Ok(leader),
+            Poll::Ready(Event::Exited(_, status)) => {
+                Err(self.failure().unwrap_or_else(|| self.died(&describe(status))))
+            }
+            Poll::Ready(Event::Stopped(stopped, reason)) => {
+                // The entries cause no signal that does not end the process; let it have what came from outside.
+                let signal = if let StopReason::Signal(info) = reason { info.signal() } else { 0 };
+                stopped.cont(signal).map_err(died)
+            }
+        }
     }
 
     /// Whether the program needed a `/proc` of its own and the kernel gave it none.
@@ -237,12 +256,32 @@ impl Seed<'_> {
         mounted != 0
     }
 
-    /// The ids out here of the process's threads, by those in the image; nothing where they are the same.
-    fn thread_ids(&self) -> Result<BTreeMap<i32, i32>, RestoreError> {
-        if self.plan.own_proc.is_none() {
-            return Ok(BTreeMap::new());
+    /// The id out here of a process or thread; 0, which is nobody's, if it has none.
+    pub fn outer(&self, id: i32) -> i32 {
+        if self.plan.own_proc.is_none() { id } else { self.outer.get(&id).copied().unwrap_or(0) }
+    }
+
+    fn learn_ids(&mut self) -> Result<(), RestoreError> {
+        if self.plan.own_proc.is_some() {
+            self.outer = spaces::outer_ids(self.pid).map_err(|error| self.died(&error.to_string()))?;
         }
-        spaces::outer_ids(self.pid).map_err(|error| self.died(&error.to_string()))
+        Ok(())
+    }
+
+    /// Comes to the meeting of all processes, if all others are there: from then on we trace those that go on, and our death is theirs.
+    fn meet_the_born(&mut self) -> Result<(), RestoreError> {
+        let Some((born, parties)) = self.plan.born else { return Ok(()) };
+        if self.stage.arrived(&self.assembled, born) != parties - 1 {
+            return Ok(());
+        }
+        self.learn_ids()?;
+        let living: Vec<i32> = self.plan.living.values().copied().collect();
+        for id in living.into_iter().filter(|id| !self.leaders.contains_key(id)).collect::<Vec<_>>() {
+            let leader = self.seize(id)?;
+            self.leaders.insert(id, leader);
+        }
+        self.stage.arrive(&self.assembled, born);
+        Ok(())
     }
 
     /// Comes to the meeting of all threads, if there is one and all others are there: from then on we trace them.
@@ -258,36 +297,33 @@ impl Seed<'_> {
     }
 
     fn trace_others(&mut self) -> Result<(), RestoreError> {
-        let ids = self.thread_ids()?;
-        // Id 0 is nobody's.
-        let outer = |tid| if ids.is_empty() { tid } else { ids.get(&tid).copied().unwrap_or(0) };
-        let seize = |tid: i32| match ptrace::seize(outer(tid), self.options) {
-            Ok(running) => Ok((tid, running)),
-            Err(error) => Err(RestoreError::System {
-                operation: error.operation,
-                pid: self.pid,
-                object: format!("thread {tid}"),
-                source: error.source,
-            }),
-        };
-        self.others = Some(self.plan.tids.values().copied().map(seize).collect::<Result<_, _>>()?);
+        self.learn_ids()?;
+        let threads: Vec<i32> = self.plan.threads.clone();
+        let seized = threads.into_iter().map(|tid| Ok((tid, self.seize(tid)?)));
+        self.others = Some(seized.collect::<Result<_, RestoreError>>()?);
         Ok(())
     }
 
-    /// All threads but the leader, traced by us.
+    fn seize(&self, id: i32) -> Result<Running, RestoreError> {
+        ptrace::seize(self.outer(id), self.options).map_err(|error| RestoreError::System {
+            operation: error.operation,
+            pid: self.pid,
+            object: format!("thread {id}"),
+            source: error.source,
+        })
+    }
+
+    /// All threads of all processes, by their ids in the image, traced by us. They are the release's from then on.
     ///
     /// # Errors
     /// When we may not trace them.
-    pub fn take_others(&mut self) -> Result<BTreeMap<i32, Running>, RestoreError> {
+    pub fn take_all(&mut self) -> Result<BTreeMap<i32, Running>, RestoreError> {
         if self.others.is_none() {
             self.trace_others()?;
         }
-        Ok(self.others.take().unwrap_or_default())
-    }
-
-    /// Hands the parked process over to the release, which owns the leader's tracing from then on.
-    pub fn take_leader(&mut self) -> Result<Running, RestoreError> {
-        self.leader.take().ok_or_else(|| self.died("it is gone"))
+        let mut all = self.others.take().unwrap_or_default();
+        all.append(&mut self.leaders);
+        Ok(all)
     }
 
     /// Whether a thread with these registers has returned from the call made for it.
@@ -358,9 +394,15 @@ fn object_of(plan: &Plan, at: rewake_linux::program::CallRef, note: &str) -> Str
 
 impl Drop for Seed<'_> {
     fn drop(&mut self) {
-        if self.pid != 0 {
-            // Its threads may be our tracees too, and it is not dead before each of them has been waited for.
-            ptrace::kill_and_reap(self.pid);
+        if self.pid == 0 {
+            return;
+        }
+        // Its threads may be our tracees too, and it is not dead before each of them has been waited for.
+        ptrace::kill_and_reap(self.pid);
+        if self.plan.born.is_some() {
+            // Those below died with it, and are ours to be waited for; or will, since they were not asked yet to.
+            let init = self.init.as_ref().map(Init::pid);
+            ptrace::kill_and_reap_children(init);
         }
     }
 }

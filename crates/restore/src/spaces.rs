@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::io;
 
 use rewake_image::Image;
-use rewake_image::records::Clocks;
+use rewake_image::records::{Clocks, Process};
 use rewake_linux::host::{Capability, CapabilitySet};
 use rewake_linux::namespaces::{self, Init};
 use rewake_linux::proc::{ClockOffsets, Proc};
@@ -50,7 +50,7 @@ impl Spaces {
     /// # Errors
     /// When ids were asked for that cannot be given.
     pub fn decide(options: &Options, image: &Image) -> Result<Self, RestoreError> {
-        let pid = image.process.pid;
+        let pid = image.root().pid;
         let (inside, note) = match options.pids {
             Pids::Same if !namespaces::may_choose_ids() => return Err(RestoreError::PidForbidden { pid }),
             Pids::Same => (false, None),
@@ -58,7 +58,9 @@ impl Spaces {
             Pids::Auto => (true, Some(NOTE_FORBIDDEN)),
             Pids::Namespace => (true, None),
         };
-        if inside && image.process.threads.iter().any(|thread| thread.tid == INIT) {
+        if inside
+            && image.processes.iter().any(|process| process.threads.iter().any(|thread| thread.tid == INIT))
+        {
             return Err(RestoreError::PidTaken { pid: INIT, owner: "the init of the new namespace".into() });
         }
         let admin = CapabilitySet::own_effective().is_ok_and(|own| own.has(Capability::SysAdmin));
@@ -69,8 +71,10 @@ impl Spaces {
             object: "our own credentials".into(),
             source,
         })?;
-        let others = |thread| Identity::of(&image.process, thread).has_other_ids(&own);
-        if user && image.process.threads.iter().any(others) {
+        let others = |process: &Process| {
+            process.threads.iter().any(|thread| Identity::of(process, thread).has_other_ids(&own))
+        };
+        if user && image.processes.iter().any(others) {
             let differences = "ids that are not ours, and a user namespace of our own has no others".into();
             return Err(RestoreError::Credentials { pid, differences });
         }
@@ -89,7 +93,7 @@ impl Spaces {
     /// # Errors
     /// When the kernel or an administrator does not allow it.
     pub fn enter(&mut self, image: &Image, clock: Option<Clock>) -> Result<Option<Init>, RestoreError> {
-        let pid = image.process.pid;
+        let pid = image.root().pid;
         let refused = |namespace, source| RestoreError::Namespace { pid, namespace, source };
         let mut init = None;
         if self.user {
@@ -99,7 +103,7 @@ impl Spaces {
             namespaces::unshare_pids().map_err(|source| refused("pid", source))?;
             init = Some(Init::start(pid).map_err(|source| refused("pid", source))?);
         }
-        let Some(clocks) = image.process.clocks.as_ref() else {
+        let Some(clocks) = image.root().clocks.as_ref() else {
             return if clock == Some(Clock::Keep) { Err(no_clocks(pid)) } else { Ok(init) };
         };
         // A thread may be inside of the vdso, reading the page that only a time namespace has: once in one, always in one.
@@ -141,15 +145,23 @@ fn offsets(then: &Clocks, keep: bool) -> io::Result<(ClockOffsets, ClockOffsets)
     both().ok_or_else(|| io::ErrorKind::InvalidInput.into())
 }
 
-/// The ids out here of the threads of process `pid`, by their ids in there.
+/// The ids out here of the process `pid` and all below it, and of their threads, by their ids in there.
 ///
 /// # Errors
 /// When the process is gone.
 pub fn outer_ids(pid: i32) -> Result<BTreeMap<i32, i32>, rewake_linux::proc::ProcError> {
-    let proc = Proc::open(pid)?;
-    let ids = proc.threads()?.into_iter().map(|tid| {
-        let status = proc.thread(tid)?.status()?;
-        Ok((status.ns_pids.last().copied().unwrap_or(tid), tid))
-    });
-    ids.collect()
+    let mut ids = BTreeMap::new();
+    let mut waiting = vec![pid];
+    while let Some(pid) = waiting.pop() {
+        let proc = match Proc::open(pid) {
+            Err(error) if error.is_gone() && !ids.is_empty() => continue,
+            proc => proc?,
+        };
+        for tid in proc.threads()? {
+            let status = proc.thread(tid)?.status()?;
+            ids.insert(status.ns_pids.last().copied().unwrap_or(tid), tid);
+        }
+        waiting.extend(proc.children()?);
+    }
+    Ok(ids)
 }

@@ -1,11 +1,11 @@
 //! What a plan has to know of the process that will run it: this one, since the seed is its clone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use rewake_image::Image;
-use rewake_image::records::open_file;
 use rewake_image::records::vma::Backing;
+use rewake_image::records::{AddressSpace, open_file};
 use rewake_linux::addr::RemoteAddr;
 use rewake_linux::attributes;
 use rewake_linux::memory::ProcessMemory;
@@ -27,6 +27,8 @@ const LOWEST_FD_BASE: i32 = 64;
 const HIGHEST_FD: i32 = 1 << 28;
 /// The streams and the page stream, and one for each file that is being opened.
 const HELPERS: u64 = 8;
+/// The kernel gives none below to anybody.
+const LOWEST_SPARE_ID: i32 = 300;
 
 /// Plans the image's restore for a seed cloned from this process, and checks the plan.
 ///
@@ -42,12 +44,12 @@ pub fn plan_here(
     // A first time for the size, a second time with the place.
     let len = plan(image, &site)?.program.assembled_size();
     let own = Proc::own().and_then(|own| own.maps()).map_err(|source| proc_error(image, source))?;
-    let memory = image.process.memory.iter().flat_map(|memory| &memory.vmas);
+    let memory = image.memories().flat_map(|memory| &memory.vmas);
     let taken = own.iter().map(|mapping| (mapping.start.get(), mapping.end.get()));
     let taken = taken.chain(memory.map(|vma| (vma.start, vma.end))).collect();
     let aside: u64 = site.specials.iter().map(|special| special.len).sum();
     let stage = free_gap(taken, len + aside).ok_or_else(|| RestoreError::Unsupported {
-        pid: image.process.pid,
+        pid: image.root().pid,
         object: "memory".into(),
         reason: format!("no free address range of {len} bytes for the program of the restore"),
     })?;
@@ -55,7 +57,7 @@ pub fn plan_here(
     let plan = plan(image, &site)?;
     assert!(plan.program.assembled_size() == len, "a plan's size does not depend on its place");
     check::check(&plan, &site).map_err(|violation| RestoreError::Unsupported {
-        pid: image.process.pid,
+        pid: image.root().pid,
         object: "plan".into(),
         reason: violation.to_string(),
     })?;
@@ -94,7 +96,7 @@ fn survey(
     let highest = numbers(image).chain(own_fds).max().unwrap_or(0);
     if highest >= HIGHEST_FD {
         return Err(RestoreError::Unsupported {
-            pid: image.process.pid,
+            pid: image.root().pid,
             object: format!("descriptor {highest}"),
             reason: format!("no process has descriptors of {HIGHEST_FD} and above"),
         });
@@ -103,7 +105,7 @@ fn survey(
     check_descriptor_limit(image, fd_base, prepared)?;
     let mut identity = Identity::own().map_err(|source| RestoreError::System {
         operation: "survey",
-        pid: image.process.pid,
+        pid: image.root().pid,
         object: "our own credentials".into(),
         source,
     })?;
@@ -125,10 +127,26 @@ fn survey(
         timer_ids: attributes::can_choose_timer_ids(),
         clocks: clocks(spaces.shift),
         same_boot: spaces.keeps_clocks.unwrap_or_else(|| is_same_boot(image)),
+        spare_ids: spare_ids(image),
         prepared: BTreeMap::new(),
     };
     site.prepared = prepared.numbers(site.first_prepared());
     Ok(site)
+}
+
+/// Ids for processes that are there only meanwhile. One that is taken nevertheless makes the restore fail.
+fn spare_ids(image: &Image) -> Vec<i32> {
+    let subreapers = image.processes.iter().filter(|process| process.child_subreaper).count();
+    if subreapers == 0 || image.processes.len() < 2 {
+        return Vec::new();
+    }
+    let limit = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok();
+    let limit = limit.and_then(|limit| limit.trim().parse().ok()).unwrap_or(32_768);
+    let threads = image.processes.iter().flat_map(|process| &process.threads).map(|thread| thread.tid);
+    let taken: BTreeSet<i32> =
+        image.processes.iter().flat_map(|one| [one.pid, one.pgid, one.sid]).chain(threads).collect();
+    let free = |id: &i32| !taken.contains(id) && !std::path::Path::new(&format!("/proc/{id}")).exists();
+    (LOWEST_SPARE_ID..limit).rev().filter(free).take(image.processes.len()).collect()
 }
 
 /// What the clocks show by which timers can be set.
@@ -165,27 +183,32 @@ fn numbers(image: &Image) -> impl Iterator<Item = i32> {
         Some(open_file::Kind::Epoll(epoll)) => &epoll.watches[..],
         _ => &[],
     });
-    image.process.descriptors.iter().map(|descriptor| descriptor.fd).chain(watched.map(|watch| watch.fd))
+    let descriptors = image.processes.iter().flat_map(|process| &process.descriptors);
+    descriptors.map(|descriptor| descriptor.fd).chain(watched.map(|watch| watch.fd))
 }
 
 /// Programs keep addresses into the vdso: another kernel's is of no use to them.
 fn check_specials(image: &Image, specials: &[Special]) -> Result<(), RestoreError> {
     let refuse = |object: String, reason: &str| {
         let reason = format!("{reason}; resume under the kernel of the capture");
-        Err(RestoreError::Unsupported { pid: image.process.pid, object, reason })
+        Err(RestoreError::Unsupported { pid: image.root().pid, object, reason })
     };
-    let Some(memory) = &image.process.memory else { return Ok(()) };
     let kinds = [Backing::Vdso, Backing::Vvar, Backing::VvarVclock];
-    for vma in memory.vmas.iter().filter(|vma| kinds.contains(&vma.backing())) {
+    for (memory, vma) in image.memories().flat_map(|memory| memory.vmas.iter().map(move |vma| (memory, vma)))
+    {
+        if !kinds.contains(&vma.backing()) {
+            continue;
+        }
         let same = memory.vmas.iter().filter(|other| other.backing() == vma.backing()).count();
         if same > 1 || !specials.iter().any(|special| special.kind == vma.backing()) {
             return refuse(format!("{:?}", vma.backing()), "this kernel gives no such mapping");
         }
     }
-    let has_vdso = memory.vmas.iter().any(|vma| vma.backing() == Backing::Vdso);
+    let has_vdso = |memory: &&AddressSpace| memory.vmas.iter().any(|vma| vma.backing() == Backing::Vdso);
     let own = specials.iter().find(|special| special.kind == Backing::Vdso);
-    if let Some(own) = own.filter(|_| has_vdso)
-        && vdso_crc(own).is_none_or(|crc| crc != memory.vdso_crc)
+    let mut crcs = image.memories().filter(has_vdso).map(|memory| memory.vdso_crc);
+    if let Some(own) = own
+        && crcs.any(|wanted| vdso_crc(own) != Some(wanted))
     {
         return refuse("Vdso".into(), "this kernel's is another one");
     }
@@ -213,13 +236,13 @@ fn check_descriptor_limit(image: &Image, fd_base: i32, prepared: &Prepared) -> R
     if needed <= limit {
         return Ok(());
     }
-    Err(RestoreError::Descriptors { pid: image.process.pid, needed, limit })
+    Err(RestoreError::Descriptors { pid: image.root().pid, needed, limit })
 }
 
 fn proc_error(image: &Image, source: ProcError) -> RestoreError {
     RestoreError::System {
         operation: "survey",
-        pid: image.process.pid,
+        pid: image.root().pid,
         object: "resume itself".into(),
         source: io::Error::other(source),
     }

@@ -30,7 +30,7 @@ pub fn refuse_unprepared(image: &Image, site: &Site, decisions: &Decisions) -> R
     let content = image.file_contents.iter().find(|content| content.id == *id);
     let path = content.and_then(|content| content.identity.as_ref()).map(|identity| identity.as_path());
     Err(RestoreError::Unsupported {
-        pid: image.process.pid,
+        pid: image.root().pid,
         object: path.map(|path| path.display().to_string()).unwrap_or_default(),
         reason: "it changed since, and its saved content cannot be given to the program".into(),
     })
@@ -49,7 +49,7 @@ impl Transaction {
         reader: &PageReader,
         decisions: &Decisions,
     ) -> Result<Self, RestoreError> {
-        let pid = image.process.pid;
+        let pid = image.root().pid;
         let files = PutBack::prepare(dir, image, reader, &decisions.put_back);
         Ok(Self { pid, files: files.map_err(|source| RestoreError::PutBack { pid, source })? })
     }

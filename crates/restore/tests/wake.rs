@@ -81,7 +81,7 @@ fn write_image(dir: &Path, compression: Compression, (pid, tid): (i32, i32)) {
     image.shared_memory.clear();
     image.open_files.clear();
     image.pipes.clear();
-    let mut memory = image.process.memory.take().expect("memory");
+    let mut memory = image.processes[0].memory.take().expect("memory");
     memory.exe = Some(MappedFile { identity: Some(identity(Path::new(EXE))), ..MappedFile::default() });
     memory.vmas = vec![vma(CODE, 5), vma(DATA, 3)];
     memory.pages = vec![Extent { address: CODE, length: PAGE, stream_offset: 0 }];
@@ -97,7 +97,7 @@ fn write_image(dir: &Path, compression: Compression, (pid, tid): (i32, i32)) {
         cap_ambient: own.capabilities.ambient,
         no_new_privs: own.no_new_privs,
     });
-    image.process = Process {
+    image.processes[0] = Process {
         credentials,
         pid,
         cwd: b"/".to_vec(),
@@ -108,7 +108,7 @@ fn write_image(dir: &Path, compression: Compression, (pid, tid): (i32, i32)) {
         memory: Some(memory),
         ..Process::default()
     };
-    image.process.threads.sort_by_key(|thread| thread.tid);
+    image.processes[0].threads.sort_by_key(|thread| thread.tid);
     pending.write_records(&image).expect("records");
     pending.commit().expect("an image");
 }

@@ -101,6 +101,7 @@ sysno! {
     rt_sigaction = SYS_rt_sigaction
     rt_sigpending = SYS_rt_sigpending
     rt_sigprocmask = SYS_rt_sigprocmask
+    rt_sigtimedwait = SYS_rt_sigtimedwait
     rt_sigqueueinfo = SYS_rt_sigqueueinfo
     rt_sigreturn = SYS_rt_sigreturn
     rt_tgsigqueueinfo = SYS_rt_tgsigqueueinfo
@@ -137,6 +138,7 @@ sysno! {
     unshare = SYS_unshare
     vmsplice = SYS_vmsplice
     wait4 = SYS_wait4
+    waitid = SYS_waitid
     write = SYS_write
     writev = SYS_writev
 }

@@ -196,6 +196,28 @@ pub fn kill_and_reap(pid: i32) {
     }
 }
 
+/// Kills all children of ours but one, and waits for them, until there is none left: also those that become ours meanwhile.
+///
+/// # Panics
+/// When `/proc` cannot be read.
+pub fn kill_and_reap_children(but: Option<i32>) {
+    loop {
+        let own = crate::proc::Proc::own().and_then(|own| own.children());
+        let children = own.expect("our own process is there");
+        let mut killed = false;
+        for child in children.into_iter().filter(|child| Some(*child) != but) {
+            // SAFETY: kill takes numbers only; the process is our child and not waited for, so the id is its.
+            unsafe { libc::kill(child, libc::SIGKILL) };
+            // SAFETY: no status is asked for.
+            unsafe { libc::waitpid(child, std::ptr::null_mut(), libc::__WALL) };
+            killed = true;
+        }
+        if !killed {
+            return;
+        }
+    }
+}
+
 /// Whether there is such a process, be it a zombie: what was reaped may have been a stop.
 fn exists(pid: i32) -> bool {
     // SAFETY: signal 0 is only looked up.

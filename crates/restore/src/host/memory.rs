@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use rewake_image::Image;
-use rewake_image::records::{Vma, vma::Backing};
+use rewake_image::records::{AddressSpace, Vma, vma::Backing};
 
 use crate::error::RestoreError;
 
@@ -15,9 +15,9 @@ const RELATIVE_NODES: u32 = 1 << 14;
 /// # Errors
 /// Huge pages or nodes that are not there.
 pub fn check_memory(image: &Image) -> Result<(), RestoreError> {
-    let unsupported = |(object, reason)| RestoreError::Unsupported { pid: image.process.pid, object, reason };
+    let unsupported = |(object, reason)| RestoreError::Unsupported { pid: image.root().pid, object, reason };
     check_huge_pages(image).map_err(unsupported)?;
-    let vmas = image.process.memory.iter().flat_map(|memory| &memory.vmas);
+    let vmas = image.memories().flat_map(|memory| &memory.vmas);
     let lists = ["has_memory", "online"].map(|list| format!("/sys/devices/system/node/{list}"));
     let nodes = lists.iter().find_map(|list| std::fs::read_to_string(list).ok());
     check_nodes(vmas, &nodes.map_or_else(|| vec![0], |nodes| parse_list(&nodes))).map_err(unsupported)
@@ -49,17 +49,18 @@ fn check_huge_pages(image: &Image) -> Result<(), Lack> {
 }
 
 /// How many huge pages mapping and filling takes, by power of two of their size. Files of hugetlbfs have theirs.
-fn huge_pages(image: &Image) -> BTreeMap<u32, u64> {
+fn huge_pages<'a>(image: &'a Image) -> BTreeMap<u32, u64> {
     let mut wanted: BTreeMap<u32, u64> = BTreeMap::new();
     let mut add = |shift: u32, bytes: u64| {
         if shift > 0 {
             *wanted.entry(shift).or_default() += bytes.div_ceil(1 << shift);
         }
     };
-    let pages = image.process.memory.iter().flat_map(|memory| &memory.pages);
-    for vma in image.process.memory.iter().flat_map(|memory| &memory.vmas) {
+    let with_memory = |memory: &'a AddressSpace| memory.vmas.iter().map(move |vma| (memory, vma));
+    for (memory, vma) in image.memories().flat_map(with_memory) {
         let filled = || {
-            let inside = pages.clone().filter(|page| vma.start <= page.address && page.address < vma.end);
+            let inside =
+                memory.pages.iter().filter(|page| vma.start <= page.address && page.address < vma.end);
             inside.map(|page| page.length).sum()
         };
         match vma.backing() {
@@ -128,7 +129,7 @@ mod tests {
     #[test]
     fn huge_pages_are_counted_where_they_are_taken() {
         let mut image = sample::image();
-        let memory = image.process.memory.as_mut().expect("memory");
+        let memory = image.processes[0].memory.as_mut().expect("memory");
         let huge = |start: u64, no_reserve| Vma {
             start: start << 21,
             end: (start + 4) << 21,

@@ -16,7 +16,7 @@ const CAP_SYS_RESOURCE: u64 = 1 << 24;
 /// # Errors
 /// [`RestoreError::Unsupported`] naming both.
 pub fn check_architecture(image: &Image) -> Result<(), RestoreError> {
-    let pid = image.process.pid;
+    let pid = image.root().pid;
     let own = Host::here().map_err(|source| RestoreError::System {
         operation: "survey",
         pid,
@@ -39,7 +39,7 @@ pub fn check_architecture(image: &Image) -> Result<(), RestoreError> {
 /// # Errors
 /// [`RestoreError::Limits`] naming each.
 pub fn check_limits(image: &Image) -> Result<(), RestoreError> {
-    let pid = image.process.pid;
+    let pid = image.root().pid;
     let failed = |source: ProcError| RestoreError::System {
         operation: "survey",
         pid,
@@ -57,12 +57,15 @@ pub fn check_limits(image: &Image) -> Result<(), RestoreError> {
 
 fn higher(image: &Image, ours: &[u64]) -> Vec<String> {
     let shown = |limit: u64| if limit == u64::MAX { "unlimited".to_owned() } else { limit.to_string() };
-    let limits = image.process.limits.iter().filter_map(|limit| {
+    let limits = image.processes.iter().flat_map(|process| &process.limits).filter_map(|limit| {
         let place = usize::try_from(limit.resource).ok()?;
         let (name, ours) = (RESOURCES.get(place)?, *ours.get(place)?);
         (limit.hard > ours).then(|| format!("{name} ({}, ours {})", shown(limit.hard), shown(ours)))
     });
-    limits.collect()
+    let mut names: Vec<String> = limits.collect();
+    names.sort_unstable();
+    names.dedup();
+    names
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! It holds that a program never touches memory it has given away or not yet made, never maps over something, never unmaps what
 //! it runs from, and leaves nothing of the seed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use rewake_linux::program::{Action, Call, Program, Sysno, Value};
 
@@ -52,7 +52,7 @@ impl Range {
 }
 
 /// Mapped ranges by start; they do not overlap.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Model {
     ranges: BTreeMap<u64, Range>,
 }
@@ -123,33 +123,37 @@ impl Model {
     }
 }
 
-/// Walks the plan's tracks in order.
+/// Walks the plan's tracks in order: each process in a memory of its own, which begins as that of whoever makes it.
 ///
 /// # Errors
 /// The first entry that breaks the rules.
 pub fn check(plan: &Plan, site: &Site) -> Result<(), Violation> {
-    let mut model = Model::new(site);
-    let stage = (site.stage.get(), site.stage.get() + site.stage_len);
-    for (track, entries) in plan.program.tracks().iter().enumerate() {
-        for (index, call) in entries.calls.iter().enumerate() {
-            let step = Step { program: &plan.program, call, stage };
-            step.walk(&mut model).map_err(|reason| Violation {
-                track,
-                index,
-                line: plan.program.line(call),
-                reason,
-            })?;
+    let mut processes = VecDeque::from([(plan.leader, Model::new(site))]);
+    while let Some((leader, mut model)) = processes.pop_front() {
+        let mut tracks = VecDeque::from([leader]);
+        while let Some(track) = tracks.pop_front() {
+            for (index, call) in plan.program.tracks()[track.index()].calls.iter().enumerate() {
+                let stage = (site.stage.get(), site.stage.get() + site.stage_len);
+                let step = Step { program: &plan.program, call, stage };
+                step.walk(&mut model).map_err(|reason| Violation {
+                    track: track.index(),
+                    index,
+                    line: plan.program.line(call),
+                    reason,
+                })?;
+                match call.action {
+                    Action::Spawn(child) if step.shares_memory() => tracks.push_back(child),
+                    Action::Spawn(child) => processes.push_back((child, model.clone())),
+                    _ => {}
+                }
+            }
+        }
+        if let Some((start, _)) = model.ranges.iter().find(|(_, range)| range.seed && plan.goes_on(leader)) {
+            let reason = format!("memory of the seed is left at {start:#x}");
+            return Err(Violation { track: leader.index(), index: 0, line: "end".into(), reason });
         }
     }
-    match model.ranges.iter().find(|(_, range)| range.seed) {
-        None => Ok(()),
-        Some((start, _)) => Err(Violation {
-            track: 0,
-            index: 0,
-            line: "end".into(),
-            reason: format!("memory of the seed is left at {start:#x}"),
-        }),
-    }
+    Ok(())
 }
 
 struct Step<'a> {
@@ -164,6 +168,14 @@ impl Step<'_> {
             Some(Value::Const(value)) => *value,
             _ => 0,
         }
+    }
+
+    /// Of a clone: whether the new one lives in the same memory (CLONE_VM).
+    fn shares_memory(&self) -> bool {
+        const CLONE_VM: u64 = 0x100;
+        let Some(Value::Data(data)) = self.call.args.first() else { return false };
+        let flags = self.program.data()[data.offset..].first_chunk::<8>();
+        flags.is_some_and(|flags| u64::from_le_bytes(*flags) & CLONE_VM != 0)
     }
 
     fn walk(&self, model: &mut Model) -> Result<(), String> {

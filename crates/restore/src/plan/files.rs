@@ -135,7 +135,9 @@ impl Planner<'_> {
     }
 
     pub(super) fn install_descriptors(&mut self) {
-        self.watches_by_other_numbers();
+        if self.is_root() {
+            self.watches_by_other_numbers();
+        }
         let places: BTreeMap<u32, usize> =
             self.image.open_files.iter().map(|file| file.id).zip(0..).collect();
         for descriptor in &self.process.descriptors {
@@ -146,14 +148,20 @@ impl Planner<'_> {
         }
     }
 
-    /// What must wait for the threads, and for descriptors at their numbers; then all helpers are closed.
+    /// What must wait for the threads, and for descriptors at their numbers; then all helpers are closed. What belongs to files and not
+    /// to descriptors the root does for all.
     pub(super) fn finish_files(&mut self) {
-        self.owners();
-        self.watches();
-        self.arm_timers();
+        if self.process.descriptors_of.is_some() {
+            return;
+        }
+        if self.is_root() {
+            self.owners();
+            self.watches();
+            self.arm_timers();
+            self.inotify_watches();
+        }
         let base = self.site.fd_base;
         self.program.call(self.leader, Sysno::close_range, args![base, LAST_FD, 0]).note("all helpers");
-        self.inotify_watches();
     }
 
     /// Where the open file of an id waits for its number.

@@ -2,7 +2,10 @@
 
 mod fill;
 mod finish;
+mod inherit;
 mod shared;
+
+use std::ops::Range;
 
 use rewake_image::records::{AddressSpace, Extent, Vma, vma::Backing};
 use rewake_linux::addr::{PAGE_SIZE, RemoteAddr, page_up};
@@ -10,6 +13,9 @@ use rewake_linux::program::{Accept, Sysno};
 
 use super::{Planner, Site, TASK_SIZE, args};
 use crate::error::RestoreError;
+
+use inherit::Kept;
+pub(super) use shared::Zone;
 
 const PROT_WRITE: u32 = libc::PROT_WRITE.cast_unsigned();
 const READ_WRITE: u32 = (libc::PROT_READ | libc::PROT_WRITE).cast_unsigned();
@@ -27,43 +33,88 @@ pub struct Special {
 }
 
 impl Planner<'_> {
-    pub(super) fn memory(&mut self) -> Result<(), RestoreError> {
-        let process = self.process;
-        let memory = process.memory.as_ref().ok_or_else(|| RestoreError::Unsupported {
-            pid: process.pid,
-            object: "memory".into(),
-            reason: "the image has none".into(),
-        })?;
-        self.clear_out();
-        self.specials(memory)?;
-        self.shared_memory(memory)?;
-        self.mappings(memory)?;
-        self.fill(&memory.pages, 0);
-        self.guards(memory);
-        self.protect(memory);
-        self.seal_files();
+    /// Builds the address space, up to what others may inherit of it.
+    pub(super) fn memory(
+        &mut self,
+        memory: &AddressSpace,
+        inherited: Option<&AddressSpace>,
+        is_root: bool,
+    ) -> Result<(), RestoreError> {
+        let zone = self.zone.clone();
+        let kept = inherited.map_or_else(Kept::default, |inherited| Kept::of(inherited, memory));
+        let there = inherited.map_or_else(|| self.site.specials.clone(), specials_of);
+        self.clear_out(&there, memory, &kept, &zone, inherited.is_none());
+        self.specials(&there, memory)?;
+        if is_root {
+            self.shared_objects(&zone);
+        }
+        self.shared_mappings(memory, &zone, false)?;
+        self.mappings(memory, &kept)?;
+        for range in &kept.surplus {
+            let args = args![range.start, range.end - range.start, libc::MADV_DONTNEED];
+            self.program.call(self.leader, Sysno::madvise, args).note("pages that only the parent has");
+        }
+        self.fill(&kept.missing(&memory.pages), 0);
         Ok(())
     }
 
-    /// The seed's own mappings go, but for the stage and, moved aside, what only the kernel can make.
-    fn clear_out(&mut self) {
+    /// What nobody inherits, or must not.
+    pub(super) fn finish_memory(&mut self, memory: &AddressSpace) -> Result<(), RestoreError> {
+        let zone = self.zone.clone();
+        self.shared_mappings(memory, &zone, true)?;
+        if zone.len != 0 {
+            let args = args![zone.start, zone.len];
+            self.program.call(self.leader, Sysno::munmap, args).note("where shared memory was made");
+        }
+        for vma in &memory.vmas {
+            self.advise(vma, true);
+        }
+        self.guards(memory);
+        self.protect(memory);
+        Ok(())
+    }
+
+    /// What was there goes, but for the stage, what is kept and, moved aside where it has to, what only the kernel can make.
+    fn clear_out(
+        &mut self,
+        there: &[Special],
+        memory: &AddressSpace,
+        kept: &Kept,
+        zone: &Zone,
+        is_seed: bool,
+    ) {
         let Self { program, leader, site, .. } = self;
         let mut aside = site.aside;
-        for special in &site.specials {
+        let mut stay = kept.ranges.clone();
+        for special in there {
+            if place_of(special, memory) == Some(special.start.get()) && !is_seed {
+                stay.push(special.start.get()..special.start.get() + special.len);
+                continue;
+            }
             let args = args![special.start, special.len, special.len, MOVE, aside];
             let call = program.call(*leader, Sysno::mremap, args).accept(Accept::Exactly(aside.get()));
             call.note(format!("{:?} aside", special.kind));
             aside = aside + special.len;
         }
-        let stage = site.stage.get();
-        program.call(*leader, Sysno::munmap, args![0, stage]).note("all below the stage");
-        let behind = aside.get();
-        program.call(*leader, Sysno::munmap, args![behind, TASK_SIZE - behind]).note("all behind it");
+        stay.push(site.stage.get()..aside.get());
+        if !is_seed && zone.len != 0 {
+            stay.push(zone.start..zone.start + zone.len);
+        }
+        stay.sort_unstable_by_key(|range| range.start);
+        let mut from = 0;
+        for range in stay.into_iter().chain([TASK_SIZE..TASK_SIZE]) {
+            if from < range.start {
+                let call = program.call(*leader, Sysno::munmap, args![from, range.start - from]);
+                call.note(format!("all from {from:#x} to {:#x}", range.start));
+            }
+            from = range.end;
+        }
     }
 
-    fn specials(&mut self, memory: &AddressSpace) -> Result<(), RestoreError> {
+    fn specials(&mut self, there: &[Special], memory: &AddressSpace) -> Result<(), RestoreError> {
         let mut aside = self.site.aside;
-        for special in &self.site.specials {
+        let is_seed = self.is_root();
+        for special in there {
             let wanted = memory.vmas.iter().find(|vma| vma.backing() == special.kind);
             if let Some(vma) = wanted {
                 if vma.end - vma.start != special.len {
@@ -73,6 +124,9 @@ impl Planner<'_> {
                         reason: "this kernel's has another size; resume under the kernel of the capture"
                             .into(),
                     });
+                }
+                if vma.start == special.start.get() && !is_seed {
+                    continue;
                 }
                 let args = args![aside, special.len, special.len, MOVE, vma.start];
                 let call = self.program.call(self.leader, Sysno::mremap, args);
@@ -87,7 +141,7 @@ impl Planner<'_> {
     }
 
     /// Memfds are sealed when their mappings are there: some seals forbid to make them.
-    fn seal_files(&mut self) {
+    pub(super) fn seal_files(&mut self) {
         for content in self.image.file_contents.iter().filter(|content| content.seals != 0) {
             if let Some(prepared) = self.site.prepared.get(&content.id) {
                 let args = args![*prepared, libc::F_ADD_SEALS, content.seals];
@@ -98,12 +152,16 @@ impl Planner<'_> {
         }
     }
 
-    fn mappings(&mut self, memory: &AddressSpace) -> Result<(), RestoreError> {
+    fn mappings(&mut self, memory: &AddressSpace, kept: &Kept) -> Result<(), RestoreError> {
         let mut open: Option<u32> = None;
         for vma in &memory.vmas {
             let filled = is_filled(&memory.pages, vma);
+            let parts = kept.unmapped(vma.start..vma.end);
             match vma.backing() {
-                Backing::Anonymous => self.map(vma, filled, libc::MAP_ANONYMOUS, -1),
+                _ if parts.is_empty() => {}
+                Backing::Anonymous => {
+                    parts.iter().for_each(|part| self.map(vma, part, filled, libc::MAP_ANONYMOUS, -1));
+                }
                 Backing::File => {
                     if open != Some(vma.object) {
                         if open.is_some() {
@@ -119,7 +177,7 @@ impl Planner<'_> {
                         self.open_mapped(file, identity, flags & libc::O_ACCMODE);
                         open = Some(vma.object);
                     }
-                    self.map(vma, filled, 0, 0);
+                    parts.iter().for_each(|part| self.map(vma, part, filled, 0, 0));
                 }
                 Backing::SharedMemory
                 | Backing::Vdso
@@ -134,7 +192,8 @@ impl Planner<'_> {
         Ok(())
     }
 
-    fn map(&mut self, vma: &Vma, filled: bool, kind: i32, fd: i32) {
+    /// Maps a part of a mapping, mostly all of it.
+    fn map(&mut self, vma: &Vma, part: &Range<u64>, filled: bool, kind: i32, fd: i32) {
         // A file of hugetlbfs has huge pages anyway.
         let huge = if kind & libc::MAP_ANONYMOUS == 0 { 0 } else { huge_flags(vma.huge_page_shift) };
         let sharing = if vma.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
@@ -142,12 +201,30 @@ impl Planner<'_> {
         let reserve = if vma.no_reserve { libc::MAP_NORESERVE } else { 0 };
         let flags = libc::MAP_FIXED_NOREPLACE | sharing | grows | reserve | kind | huge;
         let protection = if filled { READ_WRITE } else { vma.protection };
-        let args = args![vma.start, vma.end - vma.start, protection, flags, fd, vma.offset];
+        let offset =
+            if kind & libc::MAP_ANONYMOUS == 0 { vma.offset + (part.start - vma.start) } else { vma.offset };
+        let args = args![part.start, part.end - part.start, protection, flags, fd, offset];
         let call = self.program.call(self.leader, Sysno::mmap, args);
-        call.accept(Accept::Exactly(vma.start)).note(describe(vma));
-        self.policy(vma, vma.start);
-        self.advise(vma);
+        call.accept(Accept::Exactly(part.start)).note(describe(vma));
+        let part = Vma { start: part.start, end: part.end, ..vma.clone() };
+        self.policy(&part, part.start);
+        self.advise(&part, false);
     }
+}
+
+/// What only the kernel can make, where a process has it.
+fn specials_of(memory: &AddressSpace) -> Vec<Special> {
+    let kinds = [Backing::Vdso, Backing::Vvar, Backing::VvarVclock];
+    let special = |vma: &Vma| Special {
+        kind: vma.backing(),
+        start: RemoteAddr::new(vma.start),
+        len: vma.end - vma.start,
+    };
+    memory.vmas.iter().filter(|vma| kinds.contains(&vma.backing())).map(special).collect()
+}
+
+fn place_of(special: &Special, memory: &AddressSpace) -> Option<u64> {
+    memory.vmas.iter().find(|vma| vma.backing() == special.kind).map(|vma| vma.start)
 }
 
 impl Site {

@@ -1,5 +1,6 @@
 //! What belongs to the process as a whole: birth, fields of the address space, attributes, limits.
 
+use rewake_image::records::AddressSpace;
 use rewake_linux::program::{Accept, Sysno};
 
 use super::{Planner, args};
@@ -41,10 +42,17 @@ impl Planner<'_> {
             }
         }
         program.call(*leader, Sysno::set_robust_list, args![0, 24]).note("no robust list");
-        if site.new_session || self.process.sid == self.process.pid {
+        if self.tree.made_by(self.process.pid, true).next().is_some() {
+            // Some are born before.
+        } else if site.new_session || self.process.sid == self.process.pid {
             program.call(*leader, Sysno::setsid, args![]).note("own session");
         } else {
             program.call(*leader, Sysno::setpgid, args![0, 0]).note("own process group");
+        }
+        if self.tree.is_tree() {
+            let default = program.zeros(32);
+            let args = args![libc::SIGCHLD, default, 0, 8];
+            program.call(*leader, Sysno::rt_sigaction, args).note("children are to be waited for");
         }
     }
 
@@ -65,8 +73,7 @@ impl Planner<'_> {
         self.own_proc = Some(mounted.done());
     }
 
-    pub(super) fn mm_fields(&mut self) {
-        let Some(memory) = &self.process.memory else { return };
+    pub(super) fn mm_fields(&mut self, memory: &AddressSpace) {
         let fields = memory.fields.unwrap_or_default();
         let auxv = self.program.bytes(&memory.auxv);
         let auxv_len = u64::try_from(memory.auxv.len()).expect("image lengths are checked");
@@ -105,10 +112,12 @@ impl Planner<'_> {
     pub(super) fn attributes(&mut self) {
         let Self { program, leader, process, .. } = self;
         let leader = *leader;
-        let cwd = program.string(&process.cwd);
-        let note = format!("working folder {}", String::from_utf8_lossy(&process.cwd));
-        program.call(leader, Sysno::chdir, args![cwd]).note(note);
-        program.call(leader, Sysno::umask, args![process.umask]);
+        if process.folders_of.is_none() {
+            let cwd = program.string(&process.cwd);
+            let note = format!("working folder {}", String::from_utf8_lossy(&process.cwd));
+            program.call(leader, Sysno::chdir, args![cwd]).note(note);
+            program.call(leader, Sysno::umask, args![process.umask]);
+        }
         program.call(leader, Sysno::personality, args![process.personality]).note("personality");
         let subreaper = i32::from(process.child_subreaper);
         program.call(leader, Sysno::prctl, args![PR_SET_CHILD_SUBREAPER, subreaper]).note("child subreaper");
@@ -134,7 +143,7 @@ impl Planner<'_> {
         self.finish_files();
         self.locks();
         self.limits();
-        if self.process.root != b"/" {
+        if self.process.root != b"/" && self.process.folders_of.is_none() {
             let root = self.program.string(&self.process.root);
             let note = format!("root {}", String::from_utf8_lossy(&self.process.root));
             self.program.call(self.leader, Sysno::chroot, args![root]).note(note);

@@ -38,6 +38,7 @@ impl Site {
             new_session: false,
             timer_ids: true,
             same_boot: true,
+            spare_ids: (4_000_000..4_000_064).collect(),
             clocks: BTreeMap::from([(libc::CLOCK_MONOTONIC, 1_000_000_000_000)]),
             prepared: BTreeMap::new(),
         }
@@ -52,7 +53,7 @@ impl Plan {
         let mut site = site_for(image)?;
         let first = plan(image, &site).ok()?;
         let length = first.program.assembled_size();
-        let vmas = image.process.memory.iter().flat_map(|memory| &memory.vmas);
+        let vmas = image.memories().flat_map(|memory| &memory.vmas);
         let taken = vmas.map(|vma| (vma.start, vma.end)).collect();
         let aside: u64 = site.specials.iter().map(|special| special.len).sum();
         let stage = free_gap(taken, length + aside)?;
@@ -73,9 +74,10 @@ fn placed(image: &Image, site: &Site, length: u64) -> Result<Plan, String> {
 
 /// A host whose kernel's own mappings are as large as the image's. `resume` refuses an image that has one of them twice.
 fn site_for(image: &Image) -> Option<Site> {
-    let memory = image.process.memory.as_ref()?;
+    let memory = image.root().memory.as_ref()?;
     let mut site = Site::sample();
-    let highest = image.process.descriptors.last().map_or(0, |descriptor| descriptor.fd);
+    let numbers = image.processes.iter().filter_map(|process| process.descriptors.last());
+    let highest = numbers.map(|descriptor| descriptor.fd).max().unwrap_or(0);
     site.fd_base = site.fd_base.max(highest.checked_add(1)?);
     let mut specials = Vec::new();
     for special in &site.specials {

@@ -20,16 +20,17 @@ const INSTRUCTION: usize = 8;
 impl Planner<'_> {
     /// Before credentials: a filter may have been installed with rights that the thread gave up later.
     pub(super) fn seccomp(&mut self, track: TrackRef, thread: &Thread) {
-        let Some(meeting) = self.seccomp else { return };
+        let Some(traced) = self.traced else { return };
+        let all = u32::try_from(self.image.thread_count()).expect("image counts are checked");
+        self.program.barrier(track, traced, all + 1).note("resume suspends seccomp");
         let threads = u32::try_from(self.process.threads.len()).expect("image counts are checked");
-        self.program.barrier(track, meeting.traced, threads + 1).note("resume suspends seccomp");
         let common = common(self.process);
         if track == self.leader {
             for id in &thread.seccomp_filters[..common] {
                 self.filter(track, *id, FLAG_TSYNC);
             }
         }
-        self.program.barrier(track, meeting.shared, threads).note("all have the filters they share");
+        self.program.barrier(track, self.filtered, threads).note("all have the filters they share");
         for id in thread.seccomp_filters.iter().skip(common) {
             self.filter(track, *id, 0);
         }

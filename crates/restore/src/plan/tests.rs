@@ -15,7 +15,7 @@ const PAGE: u64 = 4096;
 /// The site of a host whose special mappings are as large as the sample's.
 fn sample_site(image: &Image) -> Site {
     let mut site = Site::sample();
-    let memory = image.process.memory.as_ref().expect("memory");
+    let memory = image.processes[0].memory.as_ref().expect("memory");
     site.specials.retain_mut(|special| match memory.vmas.iter().find(|vma| vma.backing() == special.kind) {
         Some(vma) => {
             special.len = vma.end - vma.start;
@@ -55,7 +55,7 @@ fn shapes() -> impl Strategy<Value = Vec<Shape>> {
 /// An image whose mappings have these shapes, one behind the other.
 fn image(shapes: &[Shape]) -> Image {
     let mut image = sample::image();
-    let memory = image.process.memory.as_mut().expect("memory");
+    let memory = image.processes[0].memory.as_mut().expect("memory");
     memory.vmas.clear();
     memory.pages.clear();
     image.shared_memory.clear();
@@ -91,7 +91,7 @@ fn image(shapes: &[Shape]) -> Image {
         memory.vmas.push(vma);
     }
     // Registrations of the sample's threads point into mappings that are not there.
-    for thread in &mut image.process.threads {
+    for thread in &mut image.processes[0].threads {
         thread.rseq = None;
     }
     image
@@ -116,7 +116,7 @@ proptest! {
     fn the_model_objects_when_an_entry_is_missing(shapes in shapes(), pick in any::<prop::sample::Index>()) {
         let mut site = Site::sample();
         let image = image(&shapes);
-        let filled = !image.process.memory.as_ref().expect("memory").pages.is_empty();
+        let filled = !image.processes[0].memory.as_ref().expect("memory").pages.is_empty();
         prop_assume!(filled);
         let plan = planned(&image, &mut site);
         let leader = &plan.program.tracks()[0];
@@ -207,7 +207,8 @@ fn a_seed_must_not_keep_its_own_memory() {
     let image = image(&[]);
     let mut site = Site::sample();
     let plan = planned(&image, &mut site);
-    let unmap = plan.program.tracks()[0].calls.iter().position(|call| call.note == "all below the stage");
+    let unmap =
+        plan.program.tracks()[0].calls.iter().position(|call| call.note.starts_with("all from 0x0 to "));
     let broken = plan_without(&plan, unmap.expect("the entry"));
     let violation = check::check(&broken, &site).expect_err("the seed's memory is left");
     assert!(violation.reason.contains("seed"), "{violation}");
@@ -240,7 +241,7 @@ fn nothing_is_done_to_sealed_memory_and_nothing_is_filled_behind_a_guard() {
 #[test]
 fn what_mappings_are_beside_their_content_is_planned_in_order() {
     let mut image = sample::image();
-    let memory = image.process.memory.as_mut().expect("memory");
+    let memory = image.processes[0].memory.as_mut().expect("memory");
     let vma = memory.vmas.iter_mut().find(|vma| vma.backing() == Backing::Anonymous).expect("one");
     (vma.sealed, vma.memory_policy, vma.memory_policy_nodes) = (true, 2, vec![1]);
     vma.guards = vec![Extent { address: vma.end - PAGE, length: PAGE, stream_offset: 0 }];

@@ -170,7 +170,7 @@ fn references(image: &Image) -> Vec<Reference<'_>> {
     let mapped = image.mapped_files.iter().enumerate().filter_map(|(index, file)| {
         Some(Reference { identity: file.identity.as_ref()?, content: file.content, written: written(index) })
     });
-    let exe = image.process.memory.iter().filter_map(|memory| memory.exe.as_ref());
+    let exe = image.memories().filter_map(|memory| memory.exe.as_ref());
     let exe = exe.filter_map(|file| {
         Some(Reference { identity: file.identity.as_ref()?, content: file.content, written: false })
     });
@@ -178,7 +178,7 @@ fn references(image: &Image) -> Vec<Reference<'_>> {
 }
 
 fn vmas(image: &Image) -> impl Iterator<Item = &rewake_image::records::Vma> {
-    image.process.memory.iter().flat_map(|memory| &memory.vmas)
+    image.memories().flat_map(|memory| &memory.vmas)
 }
 
 fn is_of(vma: &rewake_image::records::Vma, index: usize) -> bool {

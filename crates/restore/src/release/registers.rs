@@ -2,8 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rewake_image::Image;
-use rewake_image::records::{Extent, Process, Thread};
+use rewake_image::records::{AddressSpace, Extent, Process, Thread};
 use rewake_linux::addr::RemoteAddr;
 use rewake_linux::arch::x86_64::restart::{CriticalSection, invisible_restart};
 use rewake_linux::arch::x86_64::{Registers, XState};
@@ -23,9 +22,9 @@ pub struct PageMemory<'a> {
 }
 
 impl<'a> PageMemory<'a> {
-    /// Of `image`, whose page stream is `stream`.
-    pub fn new(image: &'a Image, stream: &'a impl AsFd) -> Self {
-        let extents = image.process.memory.as_ref().map_or(&[][..], |memory| &memory.pages);
+    /// Of a process's `memory` in the page stream `stream`.
+    pub fn new(memory: Option<&'a AddressSpace>, stream: &'a impl AsFd) -> Self {
+        let extents = memory.map_or(&[][..], |memory| &memory.pages);
         Self { extents, stream: stream.as_fd() }
     }
 

@@ -16,7 +16,7 @@ impl Release<'_> {
         for signal in [signal, libc::SIGSTOP] {
             // Nothing but what is sent here.
             tracee.set_signal_mask(SignalSet::ALL.without(signal)).map_err(refused)?;
-            let pid = Pid::from_raw(self.seed.pid()).expect("an id of a process");
+            let pid = Pid::from_raw(self.pid).expect("an id of a process");
             kill_process(pid, Signal::STOP).map_err(|errno| self.seed.died(&errno.to_string()))?;
             let (taken, reason) = self.next(tracee.cont(0).map_err(refused)?)?;
             if !matches!(reason, StopReason::Signal(info) if info.signal() == libc::SIGSTOP) {

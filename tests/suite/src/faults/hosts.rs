@@ -72,7 +72,7 @@ fn another_layout(image: &mut Image) {
             part.offset -= 64;
         }
     }
-    for thread in &mut image.process.threads {
+    for thread in &mut image.processes[0].threads {
         thread.xstate[512] |= 1 << 2;
     }
 }

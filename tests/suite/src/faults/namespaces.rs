@@ -191,7 +191,7 @@ fn failing(workshop: &Workshop) -> Result<()> {
     let mut subject = threads(&user, "failing")?;
     subject.save_and_kill(&user)?;
     // Found out by the new process itself: the folder is no longer there.
-    crate::edit::image(&subject.image(), |image| image.process.cwd = b"/nowhere/at/all".to_vec())?;
+    crate::edit::image(&subject.image(), |image| image.processes[0].cwd = b"/nowhere/at/all".to_vec())?;
     let account = user.account().context("the workshop is a user's")?;
     account.give(&subject.image().join("records"))?;
     let refused = subject.resume(&user)?;

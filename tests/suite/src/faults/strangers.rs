@@ -111,9 +111,9 @@ fn unreadable(workshop: &Workshop) -> Result<()> {
 fn under_pid(subject: &Subject, pid: u32) -> Result<()> {
     let pid = i32::try_from(pid)?;
     edit::image(&subject.image(), |image| {
-        (image.manifest.root_pid, image.process.pid) = (pid, pid);
-        image.process.threads.truncate(1);
-        image.process.threads[0].tid = pid;
+        (image.manifest.root_pid, image.processes[0].pid) = (pid, pid);
+        image.processes[0].threads.truncate(1);
+        image.processes[0].threads[0].tid = pid;
     })
 }
 
@@ -185,7 +185,7 @@ fn few_descriptors(workshop: &Workshop) -> Result<()> {
     let subject = captured(workshop, "few-descriptors")?;
     // The program itself is content with as few: only the restore needs more, for a moment.
     edit::image(&subject.image(), |image| {
-        for limit in image.process.limits.iter_mut().filter(|limit| limit.resource == 7) {
+        for limit in image.processes[0].limits.iter_mut().filter(|limit| limit.resource == 7) {
             (limit.soft, limit.hard) = (32, 32);
         }
     })?;

@@ -62,7 +62,7 @@ const WISHES: [Wish; 8] = [
 ];
 
 fn credentials(image: &mut Image) -> &mut Credentials {
-    image.process.credentials.get_or_insert_default()
+    image.processes[0].credentials.get_or_insert_default()
 }
 
 fn ids(image: &mut Image, id: u32) {

@@ -25,7 +25,8 @@ impl Planner<'_> {
     fn owner(&mut self, spare: i32, file: &OpenFile) {
         if file.owner_pid != 0 {
             // A program that was in another group now leads its own.
-            let id = if file.owner_type == F_OWNER_PGRP { self.process.pid } else { file.owner_pid };
+            let outside = file.owner_type == F_OWNER_PGRP && file.owner_pid == self.image.root().pgid;
+            let id = if outside { self.process.pid } else { file.owner_pid };
             let owner =
                 self.program.words(&[u64::from(file.owner_type) | u64::from(id.unsigned_abs()) << 32]);
             let args = args![spare, F_SETOWN_EX, owner];

@@ -8,6 +8,8 @@ use super::super::{Planner, args};
 use super::{READ_WRITE, describe, is_filled};
 
 const MLOCK_ONFAULT: i32 = 1;
+/// MADV_DONTFORK and MADV_WIPEONFORK.
+const ABOUT_CHILDREN: [u32; 2] = [10, 18];
 const MADV_GUARD_INSTALL: i32 = 102;
 /// "Where the thread runs": what a kernel without policies does as well.
 const MPOL_LOCAL: u32 = 4;
@@ -36,14 +38,15 @@ impl Planner<'_> {
         call.note(format!("memory policy, {}", describe(vma)));
     }
 
-    pub(super) fn advise(&mut self, vma: &Vma) {
+    /// Advice and name; what is about children when all are born, the rest before anything is filled.
+    pub(super) fn advise(&mut self, vma: &Vma, about_children: bool) {
         let len = vma.end - vma.start;
-        for advice in &vma.advice {
+        for advice in vma.advice.iter().filter(|advice| ABOUT_CHILDREN.contains(advice) == about_children) {
             let call = self.program.call(self.leader, Sysno::madvise, args![vma.start, len, *advice]);
             // What a kernel was built without it calls invalid; the program's memory is the same.
             call.accept(Accept::SuccessOr(libc::EINVAL)).note(format!("advice, {}", describe(vma)));
         }
-        if !vma.name.is_empty() {
+        if !vma.name.is_empty() && !about_children {
             let name = self.program.string(&vma.name);
             let args = args![PR_SET_VMA, PR_SET_VMA_ANON_NAME, vma.start, len, name];
             self.program

@@ -2,64 +2,103 @@
 
 use std::collections::BTreeMap;
 
+use rewake_image::Image;
 use rewake_image::records::{AddressSpace, SharedMemory, Vma, vma::Backing};
 use rewake_linux::addr::PAGE_SIZE;
 use rewake_linux::program::{Accept, Sysno};
 
-use super::super::{Planner, args};
+use super::super::{Planner, Site, args};
 use super::{MOVE, READ_WRITE, describe, free_gap, huge_flags};
 use crate::error::RestoreError;
 
-impl Planner<'_> {
-    /// Each object is mapped whole in a free place and filled; its mappings are made from there, and the place is left.
-    pub(super) fn shared_memory(&mut self, memory: &AddressSpace) -> Result<(), RestoreError> {
-        let objects = &self.image.shared_memory;
-        let mut mappings: BTreeMap<u32, Vec<&Vma>> = BTreeMap::new();
-        for vma in memory.vmas.iter().filter(|vma| vma.backing() == Backing::SharedMemory) {
-            mappings.entry(vma.object).or_default().push(vma);
-        }
-        let workshop = self.workshop(memory, objects)?;
+/// Where shared memory is made, and stays until all are born: a place that nobody has anything at.
+#[derive(Clone, Debug, Default)]
+pub(in super::super) struct Zone {
+    pub(super) start: u64,
+    /// 0: there is no shared memory.
+    pub(super) len: u64,
+    /// By object.
+    places: BTreeMap<u32, u64>,
+}
+
+impl Zone {
+    /// The zone for all objects of an image, each as aligned as its pages.
+    pub(in super::super) fn of(image: &Image, site: &Site) -> Result<Self, RestoreError> {
+        let objects = &image.shared_memory;
+        let (mut len, mut places) = (0u64, BTreeMap::new());
         for object in objects {
-            let mappings = mappings.get(&object.id).map_or(&[][..], Vec::as_slice);
-            self.shared_object(object, workshop, mappings)?;
+            len = len.checked_next_multiple_of(page_size(object)).unwrap_or(u64::MAX);
+            places.insert(object.id, len);
+            len = len.saturating_add(mapped_size(object));
         }
-        Ok(())
+        if objects.is_empty() {
+            return Ok(Self::default());
+        }
+        let align = objects.iter().map(page_size).max().unwrap_or(PAGE_SIZE);
+        let vmas = image.memories().flat_map(|memory| &memory.vmas);
+        let mut taken: Vec<(u64, u64)> = vmas.map(|vma| (vma.start, vma.end)).collect();
+        taken.push(site.taken());
+        let gap = free_gap(taken, len.saturating_add(align - PAGE_SIZE));
+        let start = gap.map(|gap| gap.next_multiple_of(align)).ok_or_else(|| RestoreError::Unsupported {
+            pid: image.root().pid,
+            object: "shared memory".into(),
+            reason: format!("no free address range of {len} bytes to build it in"),
+        })?;
+        places.values_mut().for_each(|place| *place += start);
+        Ok(Self { start, len, places })
+    }
+}
+
+impl Planner<'_> {
+    /// Makes all objects, with their content.
+    pub(super) fn shared_objects(&mut self, zone: &Zone) {
+        let image = self.image;
+        for object in &image.shared_memory {
+            let Some(&place) = zone.places.get(&object.id) else { continue };
+            let vmas = image.memories().flat_map(|memory| &memory.vmas);
+            let mappings: Vec<&Vma> = vmas.filter(|vma| is_of(vma, object)).collect();
+            let huge = huge_flags(object.huge_page_shift);
+            // Ordinary pages are counted as they come; huge ones are set aside unless the program did without.
+            let reserved = huge != 0 && mappings.iter().any(|vma| !vma.no_reserve);
+            let reserve = if reserved { 0 } else { libc::MAP_NORESERVE };
+            let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE | reserve | huge;
+            let args = args![place, mapped_size(object), READ_WRITE, flags, -1, 0];
+            let call = self.program.call(self.leader, Sysno::mmap, args);
+            call.accept(Accept::Exactly(place)).note(format!("shared memory {}", object.id));
+            for vma in mappings {
+                self.policy(vma, place + vma.offset);
+            }
+            self.fill(&object.pages, place);
+        }
     }
 
-    fn shared_object(
+    /// Maps the objects where the process has them; those of huge pages when all are born, since they only move.
+    pub(super) fn shared_mappings(
         &mut self,
-        object: &SharedMemory,
-        workshop: u64,
-        mappings: &[&Vma],
+        memory: &AddressSpace,
+        zone: &Zone,
+        huge: bool,
     ) -> Result<(), RestoreError> {
-        let huge = huge_flags(object.huge_page_shift);
-        // Ordinary pages are counted as they come; huge ones are set aside unless the program did without.
-        let reserved = huge != 0 && mappings.iter().any(|vma| !vma.no_reserve);
-        let reserve = if reserved { 0 } else { libc::MAP_NORESERVE };
-        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE | reserve | huge;
-        let (note, size) = (format!("shared memory {}", object.id), mapped_size(object));
-        let args = args![workshop, size, READ_WRITE, flags, -1, 0];
-        let call = self.program.call(self.leader, Sysno::mmap, args);
-        call.accept(Accept::Exactly(workshop)).note(note.clone());
-        for vma in mappings {
-            self.policy(vma, workshop + vma.offset);
-        }
-        self.fill(&object.pages, workshop);
-        self.check_apart(object, mappings)?;
-        for vma in mappings {
-            let (from, len) = (workshop + vma.offset, vma.end - vma.start);
-            // From a length of 0 mremap maps the same object once more; huge pages it only moves.
-            let old_len = if huge == 0 { 0 } else { len };
-            let args = args![from, old_len, len, MOVE, vma.start];
-            let call = self.program.call(self.leader, Sysno::mremap, args);
-            call.accept(Accept::Exactly(vma.start)).note(format!("{note}, {}", describe(vma)));
-            if vma.protection != READ_WRITE {
-                let args = args![vma.start, len, vma.protection];
-                self.program.call(self.leader, Sysno::mprotect, args).note(describe(vma));
+        let image = self.image;
+        for object in image.shared_memory.iter().filter(|object| (object.huge_page_shift != 0) == huge) {
+            let Some(&place) = zone.places.get(&object.id) else { continue };
+            let mappings: Vec<&Vma> = memory.vmas.iter().filter(|vma| is_of(vma, object)).collect();
+            self.check_apart(object, &mappings)?;
+            for vma in mappings {
+                let (from, len) = (place + vma.offset, vma.end - vma.start);
+                // From a length of 0 mremap maps the same object once more; huge pages it only moves.
+                let old_len = if object.huge_page_shift == 0 { 0 } else { len };
+                let args = args![from, old_len, len, MOVE, vma.start];
+                let call = self.program.call(self.leader, Sysno::mremap, args);
+                let note = format!("shared memory {}, {}", object.id, describe(vma));
+                call.accept(Accept::Exactly(vma.start)).note(note);
+                if vma.protection != READ_WRITE {
+                    let args = args![vma.start, len, vma.protection];
+                    self.program.call(self.leader, Sysno::mprotect, args).note(describe(vma));
+                }
+                self.advise(vma, false);
             }
-            self.advise(vma);
         }
-        self.program.call(self.leader, Sysno::munmap, args![workshop, size]).note(note);
         Ok(())
     }
 
@@ -78,20 +117,10 @@ impl Planner<'_> {
             reason: "parts of it are mapped more than once".into(),
         })
     }
+}
 
-    /// A free place for the largest of the objects, as aligned as the largest of their pages.
-    fn workshop(&self, memory: &AddressSpace, objects: &[SharedMemory]) -> Result<u64, RestoreError> {
-        let len = objects.iter().map(mapped_size).max().unwrap_or(PAGE_SIZE);
-        let align = objects.iter().map(page_size).max().unwrap_or(PAGE_SIZE);
-        let mut taken: Vec<(u64, u64)> = memory.vmas.iter().map(|vma| (vma.start, vma.end)).collect();
-        taken.push(self.site.taken());
-        let gap = free_gap(taken, len.saturating_add(align - PAGE_SIZE));
-        gap.map(|gap| gap.next_multiple_of(align)).ok_or_else(|| RestoreError::Unsupported {
-            pid: self.process.pid,
-            object: "shared memory".into(),
-            reason: format!("no free address range of {len} bytes to build it in"),
-        })
-    }
+fn is_of(vma: &Vma, object: &SharedMemory) -> bool {
+    vma.backing() == Backing::SharedMemory && vma.object == object.id
 }
 
 /// Bytes of a page of the object.
