@@ -204,6 +204,10 @@ fn huge_pages_guards_and_policies() {
     with("huge pages of 2^60", |vma| vma.huge_page_shift = 60);
     with("not aligned to its huge pages", |vma| vma.huge_page_shift = 21);
     refused("its shared memory has others", |image| image.shared_memory[0].huge_page_shift = 21);
+    refused("not whole huge pages", |image| {
+        *image = sample::everything();
+        image.file_contents[2].huge_page_shift = 21;
+    });
     refused("huge pages of 2^3 bytes", |image| image.shared_memory[0].huge_page_shift = 3);
     refused("a guard region lies outside", move |image| {
         let vma = &mut vmas(image)[0];

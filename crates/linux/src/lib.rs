@@ -10,6 +10,7 @@ pub mod cpu;
 pub mod executor;
 pub mod fork;
 pub mod host;
+pub mod hugetlb;
 pub mod kcmp;
 pub mod lease;
 pub mod memory;

@@ -121,6 +121,16 @@ const MEMORY: &[Row] = &[
             once("mem_huge file"),
         ],
     ),
+    row(
+        "files of huge pages: memory files (memfd), named and unlinked ones of hugetlbfs, open and mapped, with holes",
+        &[
+            probe("mem_huge memfd-open"),
+            probe("mem_huge memfd-mapped"),
+            once("mem_huge named"),
+            probe("mem_huge unlinked"),
+        ],
+    ),
+    row("memory files of huge pages of 1 GiB", &[probe("mem_huge memfd-gib")]),
     row("transparent huge pages come back as such", &[probe("mem_advice hugepage")]),
     row(
         "advice: DONTFORK, WIPEONFORK, MERGEABLE, NOHUGEPAGE, DONTDUMP, SEQUENTIAL, RANDOM",

@@ -2,6 +2,7 @@
 //! broken, targets impossible. The program always goes on, and nothing is left behind.
 
 mod hosts;
+mod huge;
 mod images;
 mod namespaces;
 mod putback;
@@ -20,6 +21,7 @@ pub fn run(workshop: &Workshop, report: &mut Report) {
     strangers::run(workshop, report);
     images::run(workshop, report);
     hosts::run(workshop, report);
+    huge::run(workshop, report);
     namespaces::run(workshop, report);
     putback::run(workshop, report);
     users::run(workshop, report);

@@ -212,7 +212,6 @@ fn virtual_file_system(proc: &Proc, name: &str) -> Option<&'static str> {
         (0x7363_6673, "securityfs"),
         (0xcafe_4a11, "bpf"),
         (0x1980_0202, "POSIX message queues"),
-        (0x9584_58f6, "hugetlbfs"),
     ];
     let path =
         rustix::fs::openat(proc, name, OFlags::PATH | OFlags::CLOEXEC, rustix::fs::Mode::empty()).ok()?;
