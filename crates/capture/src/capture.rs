@@ -19,6 +19,7 @@ use crate::findings::Findings;
 use crate::guardian::Guardian;
 use crate::memory::Memory;
 use crate::pages::Plan;
+use crate::spaces::Ids;
 use crate::{Options, Progress, Summary, commit, files, memory, pages, preflight};
 
 /// What a killed program may need to be gone when its guardian cannot tell any more.
@@ -142,6 +143,7 @@ fn look_at_frozen(options: &Options, mut process: Process, phases: &mut Phases<'
     executable(&proc, &mut process, &mut contents)?;
     let plan = pages::plan(&proc, &memory, &contents)?;
     findings.into_result()?;
+    files.removed.tell(&Ids::of(&proc)?, &mut process);
     let pipes = files.pipes.iter().map(|pipe| pipe.read(&proc)).collect::<Result<_>>()?;
     Ok(FrozenState { proc, process, memory, files, pipes, plan })
 }
@@ -219,6 +221,7 @@ fn write_pages(
         pipes,
         file_contents: plan.contents,
         seccomp_filters: Vec::new(),
+        removed_files: files.removed.files,
         stream,
         unknown: Vec::new(),
     };

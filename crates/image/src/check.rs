@@ -8,6 +8,7 @@ mod contents;
 mod files;
 mod memory;
 mod process;
+mod removed;
 mod special;
 
 use crate::Image;
@@ -47,6 +48,7 @@ pub(crate) fn image(image: &Image) -> Result<(), ImageError> {
     process::filters(image)?;
     contents::check(image)?;
     files::check(image)?;
+    removed::check(image)?;
     memory::check(image)?;
     memory::registrations(&image.process)?;
     ensure!(

@@ -35,6 +35,7 @@ use rewake_linux::seed::OwnRseq;
 
 use crate::credentials::Identity;
 use crate::error::RestoreError;
+use crate::removed::Places;
 
 pub use memory::{Special, free_gap};
 
@@ -63,6 +64,9 @@ pub struct Site {
     /// Files that have no name (any more), or another content under it: the descriptors at which `resume` prepared them, by the
     /// id of their [`FileContent`](rewake_image::records::FileContent).
     pub prepared: BTreeMap<u32, i32>,
+    /// Where those that had no name any more are made for a moment, by the id of their
+    /// [`RemovedFile`](rewake_image::records::RemovedFile).
+    pub removed: Places,
     /// Who `resume` is.
     pub identity: Identity,
     /// Whether the kernel lets a process choose the ids of its timers.
@@ -103,6 +107,19 @@ impl Site {
     }
 }
 
+/// A file that the program makes and removes again.
+#[derive(Clone, Debug)]
+pub struct Made {
+    /// Its name meanwhile.
+    pub path: Vec<u8>,
+    /// A folder.
+    pub folder: bool,
+    /// Returned something but 0 if it was made.
+    pub made: CallRef,
+    /// Likewise, if it was removed.
+    pub gone: Option<CallRef>,
+}
+
 /// A planned restore.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -124,6 +141,8 @@ pub struct Plan {
     pub tids: BTreeMap<TrackRef, i32>,
     /// The call that gives the program a `/proc` of its own, where it needs one.
     pub own_proc: Option<CallRef>,
+    /// What must not remain, should the program not come so far as to remove it itself; in the order of the making.
+    pub made: Vec<Made>,
 }
 
 struct Planner<'a> {
@@ -141,6 +160,7 @@ struct Planner<'a> {
     waits: BTreeMap<i32, CallRef>,
     tids: BTreeMap<TrackRef, i32>,
     own_proc: Option<CallRef>,
+    made: Vec<Made>,
 }
 
 /// Where all threads meet around their seccomp filters.
@@ -164,7 +184,7 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
     let meeting = |program: &mut Program| Meeting { traced: program.zeros(4), shared: program.zeros(4) };
     let seccomp = seccomp::is_used(&image.process).then(|| meeting(&mut program));
     let (process, waits, tids) = (&image.process, BTreeMap::new(), BTreeMap::new());
-    let own_proc = None;
+    let (own_proc, made) = (None, Vec::new());
     let mut planner = Planner {
         image,
         process,
@@ -179,6 +199,7 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
         waits,
         tids,
         own_proc,
+        made,
     };
     planner.birth();
     if site.inside {
@@ -204,6 +225,7 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
         waits: planner.waits,
         tids: planner.tids,
         own_proc: planner.own_proc,
+        made: planner.made,
     })
 }
 

@@ -19,6 +19,7 @@ use crate::contents::Prepared;
 use crate::credentials::Identity;
 use crate::error::RestoreError;
 use crate::plan::{Plan, Site, Special, check, free_gap, plan};
+use crate::removed;
 use crate::spaces::Spaces;
 
 /// Descriptors below this are left to the image and to ourselves in any case.
@@ -126,6 +127,7 @@ fn survey(
         clocks: clocks(spaces.shift),
         same_boot: spaces.keeps_clocks.unwrap_or_else(|| is_same_boot(image)),
         prepared: BTreeMap::new(),
+        removed: removed::places(image, &options.dir)?,
     };
     site.prepared = prepared.numbers(site.first_prepared());
     Ok(site)
@@ -207,7 +209,8 @@ fn raise_descriptor_limit() {
 }
 
 fn check_descriptor_limit(image: &Image, fd_base: i32, prepared: &Prepared) -> Result<(), RestoreError> {
-    let files = u64::try_from(image.open_files.len() + prepared.ids().count()).unwrap_or(u64::MAX);
+    let files = u64::try_from(image.open_files.len() + image.removed_files.len() + prepared.ids().count())
+        .unwrap_or(u64::MAX);
     let needed = files.saturating_add(HELPERS).saturating_add(fd_base.unsigned_abs().into());
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     if needed <= limit {

@@ -314,6 +314,10 @@ const FILES: &[Row] = &[
             once("file_unlinked linked"),
         ],
     ),
+    row(
+        "removed folders: as working folder (in another removed one, name taken since, of a thread alone) and open",
+        &[probe("removed cwd"), probe("removed taken"), probe("removed thread")],
+    ),
     row("locks: flock, POSIX record locks", &[once("file_locks")]),
     row("eventfd: count, semaphore, O_NONBLOCK", &[probe("file_eventfd")]),
     row(

@@ -7,6 +7,7 @@ mod images;
 mod namespaces;
 mod putback;
 mod refusals;
+mod removed;
 mod shots;
 mod strangers;
 mod users;
@@ -25,4 +26,5 @@ pub fn run(workshop: &Workshop, report: &mut Report) {
     namespaces::run(workshop, report);
     putback::run(workshop, report);
     users::run(workshop, report);
+    removed::run(workshop, report);
 }

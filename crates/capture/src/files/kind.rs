@@ -8,6 +8,7 @@ use rewake_linux::proc::{Link, Proc};
 use rustix::fs::{FileType, OFlags};
 
 use super::pipes::PipeSource;
+use super::removed::{Removed, is_removed};
 use super::{Seen, epoll, inotify, special};
 use crate::contents::{self, Contents, Source};
 
@@ -93,9 +94,14 @@ pub(super) fn classify(
     all: &[Seen],
     firsts: &[i32],
     pipes: &[PipeSource],
+    removed: &Removed,
 ) -> Result<Kind, Refusal> {
     match FileType::from_raw_mode(one.link.stat.mode) {
         FileType::RegularFile => place(proc, one).map(Kind::Regular),
+        FileType::Directory if is_removed(&one.link, FileType::Directory) => match removed.id(&one.link) {
+            Some(_) => Ok(Kind::Directory),
+            None => refuse("the folder was removed and cannot be made again", LET_FINISH),
+        },
         FileType::Directory => named(proc, one).map(|()| Kind::Directory),
         FileType::CharacterDevice => device(proc, one, all, firsts),
         FileType::Fifo => fifo(one, all, firsts, pipes),
@@ -201,7 +207,7 @@ fn symlink(one: &Seen) -> Result<Kind, Refusal> {
 }
 
 /// Files whose content is made up by the kernel as they are read, and message queues.
-fn virtual_file_system(proc: &Proc, name: &str) -> Option<&'static str> {
+pub(super) fn virtual_file_system(proc: &Proc, name: &str) -> Option<&'static str> {
     const KINDS: &[(i64, &str)] = &[
         (0x9fa0, "/proc"),
         (0x6265_6572, "sysfs"),
@@ -242,7 +248,7 @@ fn device(proc: &Proc, one: &Seen, all: &[Seen], firsts: &[i32]) -> Result<Kind,
 fn fifo(one: &Seen, all: &[Seen], firsts: &[i32], pipes: &[PipeSource]) -> Result<Kind, Refusal> {
     if let Some(pipe) = pipes.iter().find(|pipe| pipe.inode == one.inode()) {
         let (write, both) = (one.writes(), one.writes() && one.reads());
-        return Ok(Kind::Pipe(PipeEnd { pipe: pipe.id, write, both }));
+        return Ok(Kind::Pipe(PipeEnd { pipe: pipe.id, write, both, awaits_writer: false }));
     }
     match standard_stream(one, all, firsts) {
         Some(stream) => Ok(Kind::Outside(stream)),

@@ -6,6 +6,7 @@
 mod epolls;
 mod locks;
 mod pipes;
+mod removed;
 mod special;
 mod watches;
 
@@ -35,6 +36,7 @@ impl Planner<'_> {
         program.call(leader, Sysno::close_range, args![0, base - 1, 0]).note("what resume had open");
         let first_spare = self.site.spare();
         program.call(leader, Sysno::close_range, args![first_spare, LAST_FD, 0]);
+        self.make_removed_files();
         self.pipes();
         for (index, file) in self.image.open_files.iter().enumerate() {
             self.open_file(self.spare(index), file)?;
@@ -64,7 +66,11 @@ impl Planner<'_> {
             }
             Kind::Directory(directory) => {
                 let identity = directory.identity.as_ref().ok_or_else(|| unsupported("without a path"))?;
-                self.open_path(spare, &identity.path, file.flags | libc::O_DIRECTORY.cast_unsigned());
+                let flags = file.flags | libc::O_DIRECTORY.cast_unsigned();
+                match directory.removed.and_then(|id| self.removed_number(id)) {
+                    Some(number) => self.open_prepared(spare, number, flags, &identity.path),
+                    None => self.open_path(spare, &identity.path, flags),
+                }
                 self.seek(spare, directory.position, &identity.path);
             }
             Kind::Device(device) => self.open_path(spare, &device.path, file.flags),
@@ -151,6 +157,7 @@ impl Planner<'_> {
         self.owners();
         self.watches();
         self.arm_timers();
+        self.finish_removed_files();
         let base = self.site.fd_base;
         self.program.call(self.leader, Sysno::close_range, args![base, LAST_FD, 0]).note("all helpers");
         self.inotify_watches();

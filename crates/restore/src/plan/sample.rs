@@ -40,6 +40,7 @@ impl Site {
             same_boot: true,
             clocks: BTreeMap::from([(libc::CLOCK_MONOTONIC, 1_000_000_000_000)]),
             prepared: BTreeMap::new(),
+            removed: BTreeMap::new(),
         }
     }
 }
@@ -91,5 +92,7 @@ fn site_for(image: &Image) -> Option<Site> {
     // What `resume` prepares: contents of files, each at a descriptor.
     site.prepared =
         image.file_contents.iter().map(|content| content.id).zip(site.first_prepared()..).collect();
+    let removed = image.removed_files.iter();
+    site.removed = removed.map(|file| (file.id, format!("/tmp/{}", file.id).into_bytes())).collect();
     Some(site)
 }
