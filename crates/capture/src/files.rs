@@ -4,6 +4,7 @@
 
 mod epoll;
 mod inotify;
+mod kernel;
 mod kind;
 mod locks;
 mod pipes;

@@ -19,6 +19,7 @@ use crate::records::{Manifest, PageStream};
 
 pub use memory::{MAX_VMAS, TASK_SIZE};
 pub use process::{MAX_PID, MAX_THREADS, REGISTER_COUNT, SIGINFO_LENGTH, XSTATE_LENGTHS};
+pub use special::told_of;
 
 /// Longest path, in bytes, as in Linux.
 pub const MAX_PATH: usize = 4096;

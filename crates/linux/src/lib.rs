@@ -22,3 +22,4 @@ pub mod ptrace;
 pub mod remote;
 pub mod seed;
 pub mod signal;
+pub mod virtual_files;

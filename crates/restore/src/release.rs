@@ -3,6 +3,7 @@
 //! Until the leader is detached, last of all, our death is the new process's too (`PTRACE_O_EXITKILL`).
 
 mod affinity;
+mod positions;
 mod registers;
 mod stopped;
 
@@ -83,6 +84,7 @@ pub fn release(
         None => tracee,
     };
     work.write_proc_files()?;
+    positions::set(image, pid)?;
     work.seed.keep_namespace()?;
     last.let_signals_through()?;
     let notes = affinity::note(&image.process).into_iter().collect();

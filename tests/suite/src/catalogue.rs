@@ -330,6 +330,15 @@ const FILES: &[Row] = &[
         &[once("file_owner signals")],
     ),
     row("inotify: same watch numbers, moved targets, IN_ONESHOT", &[once("file_inotify")]),
+    row(
+        "files of /proc and /sys, control groups: one's own and one's threads', position, writing, O_PATH, links, folders",
+        &[
+            probe("file_kernel own"),
+            probe("file_kernel threads"),
+            probe("file_kernel others"),
+            probe("file_kernel links"),
+        ],
+    ),
     row("symbolic links opened as such (O_PATH)", &[probe("file_symlink")]),
     row("signalfd with signals queued", &[probe("file_signalfd")]),
     row(

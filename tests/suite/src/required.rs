@@ -145,7 +145,6 @@ pub const GAPS: &[&str] = &[
     "resumed under another kernel, whose vdso differs",
     "login uid",
     "/dev/tty",
-    "files of /proc and /sys",
     "fanotify",
     "contexts of asynchronous I/O",
 ];

@@ -92,7 +92,8 @@ impl Removed {
         if let Some(id) = self.id(link) {
             return Ok(id);
         }
-        if let Some(name) = kind::virtual_file_system(proc, file) {
+        if let Some(system) = kind::virtual_file_system(proc, file) {
+            let name = system.name();
             return refuse(format!("removed folders of {name} cannot be made again"), LET_FINISH);
         }
         if FileType::from_raw_mode(link.stat.mode) == FileType::Fifo {

@@ -4,6 +4,7 @@
 //! moved up to a number of its own at once; when the memory is in place the files take the numbers the image says.
 
 mod epolls;
+mod kernel;
 mod locks;
 mod pipes;
 mod removed;
@@ -86,6 +87,7 @@ impl Planner<'_> {
             Kind::Signalfd(signals) => self.signalfd(spare, file, signals),
             Kind::Epoll(_) => self.epoll(spare),
             Kind::Inotify(_) => self.inotify(spare, file),
+            Kind::KernelFile(kernel) => self.kernel_file(spare, file.flags, kernel),
             Kind::Symlink(link) => self.open_path(spare, &link.path, file.flags),
             _ => return Err(unsupported("of a kind that this version cannot restore")),
         }
@@ -154,6 +156,7 @@ impl Planner<'_> {
 
     /// What must wait for the threads, and for descriptors at their numbers; then all helpers are closed.
     pub(super) fn finish_files(&mut self) {
+        self.late_kernel_files();
         self.owners();
         self.watches();
         self.arm_timers();
