@@ -28,6 +28,7 @@ mod run;
 mod spaces;
 mod survey;
 mod transaction;
+pub mod vdso;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;

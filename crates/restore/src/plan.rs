@@ -53,6 +53,8 @@ pub struct Site {
     pub aside: RemoteAddr,
     /// The seed's vdso and data pages.
     pub specials: Vec<Special>,
+    /// The content of the seed's vdso, when the image's is another one.
+    pub vdso: Option<Vec<u8>>,
     /// Lowest descriptor that neither the image nor `resume` uses; see [`Site::stream`], [`Site::pages`], [`Site::spare`].
     pub fd_base: i32,
     /// Pid of `resume`, as the seed sees it.
@@ -161,6 +163,8 @@ struct Planner<'a> {
     tids: BTreeMap<TrackRef, i32>,
     own_proc: Option<CallRef>,
     made: Vec<Made>,
+    /// Where this kernel's vdso comes to lie with its data, if not where the image had its own.
+    kernels: Option<(u64, u64)>,
 }
 
 /// Where all threads meet around their seccomp filters.
@@ -184,7 +188,7 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
     let meeting = |program: &mut Program| Meeting { traced: program.zeros(4), shared: program.zeros(4) };
     let seccomp = seccomp::is_used(&image.process).then(|| meeting(&mut program));
     let (process, waits, tids) = (&image.process, BTreeMap::new(), BTreeMap::new());
-    let (own_proc, made) = (None, Vec::new());
+    let (own_proc, kernels, made) = (None, None, Vec::new());
     let mut planner = Planner {
         image,
         process,
@@ -200,6 +204,7 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
         tids,
         own_proc,
         made,
+        kernels,
     };
     planner.birth();
     if site.inside {

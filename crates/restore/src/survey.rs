@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::io;
 
 use rewake_image::Image;
-use rewake_image::records::open_file;
 use rewake_image::records::vma::Backing;
+use rewake_image::records::{Vma, open_file};
 use rewake_linux::addr::RemoteAddr;
 use rewake_linux::attributes;
 use rewake_linux::memory::ProcessMemory;
@@ -88,7 +88,7 @@ fn survey(
         Some(Special { kind, start: mapping.start, len: mapping.end.get() - mapping.start.get() })
     });
     let specials: Vec<Special> = specials.collect();
-    check_specials(image, &specials)?;
+    let vdso = another_vdso(image, &specials)?;
     raise_descriptor_limit();
     let limits = own.limits().map_err(|source| proc_error(image, source))?;
     let own_fds = own.fd_numbers().map_err(|source| proc_error(image, source))?;
@@ -115,6 +115,7 @@ fn survey(
         stage_len: 4096,
         aside: RemoteAddr::new((1 << 32) + 4096),
         specials,
+        vdso,
         fd_base,
         // From inside of a pid namespace of its own nobody sees us.
         parent: if spaces.inside { 0 } else { i32::try_from(std::process::id()).unwrap_or_default() },
@@ -170,35 +171,24 @@ fn numbers(image: &Image) -> impl Iterator<Item = i32> {
     image.process.descriptors.iter().map(|descriptor| descriptor.fd).chain(watched.map(|watch| watch.fd))
 }
 
-/// Programs keep addresses into the vdso: another kernel's is of no use to them.
-fn check_specials(image: &Image, specials: &[Special]) -> Result<(), RestoreError> {
-    let refuse = |object: String, reason: &str| {
-        let reason = format!("{reason}; resume under the kernel of the capture");
-        Err(RestoreError::Unsupported { pid: image.process.pid, object, reason })
-    };
-    let Some(memory) = &image.process.memory else { return Ok(()) };
+/// The content of our own vdso, if the image's program had another one.
+fn another_vdso(image: &Image, specials: &[Special]) -> Result<Option<Vec<u8>>, RestoreError> {
+    let Some(memory) = &image.process.memory else { return Ok(None) };
     let kinds = [Backing::Vdso, Backing::Vvar, Backing::VvarVclock];
-    for vma in memory.vmas.iter().filter(|vma| kinds.contains(&vma.backing())) {
-        let same = memory.vmas.iter().filter(|other| other.backing() == vma.backing()).count();
-        if same > 1 || !specials.iter().any(|special| special.kind == vma.backing()) {
-            return refuse(format!("{:?}", vma.backing()), "this kernel gives no such mapping");
-        }
-    }
-    let has_vdso = memory.vmas.iter().any(|vma| vma.backing() == Backing::Vdso);
-    let own = specials.iter().find(|special| special.kind == Backing::Vdso);
-    if let Some(own) = own.filter(|_| has_vdso)
-        && vdso_crc(own).is_none_or(|crc| crc != memory.vdso_crc)
-    {
-        return refuse("Vdso".into(), "this kernel's is another one");
-    }
-    Ok(())
-}
-
-fn vdso_crc(vdso: &Special) -> Option<u32> {
-    let own = i32::try_from(std::process::id()).ok()?;
-    let mut bytes = vec![0; usize::try_from(vdso.len).ok()?];
-    ProcessMemory::open(own).ok()?.read_exact_at(vdso.start, &mut bytes).ok()?;
-    Some(crc32c::crc32c(&bytes))
+    let alike = |vma: &Vma| {
+        let own = specials.iter().find(|special| special.kind == vma.backing());
+        own.is_some_and(|own| own.len == vma.length())
+    };
+    let alike = memory.vmas.iter().filter(|vma| kinds.contains(&vma.backing())).all(alike);
+    let Some(own) = specials.iter().find(|special| special.kind == Backing::Vdso) else { return Ok(None) };
+    let pid = image.process.pid;
+    let system =
+        |source| RestoreError::System { operation: "read", pid, object: "our own vdso".into(), source };
+    let mut bytes = vec![0; usize::try_from(own.len).unwrap_or_default()];
+    let id = i32::try_from(std::process::id()).unwrap_or_default();
+    let read = ProcessMemory::open(id).and_then(|memory| memory.read_exact_at(own.start, &mut bytes));
+    read.map_err(|error| system(error.source))?;
+    Ok(Some(bytes).filter(|bytes| !alike || crc32c::crc32c(bytes) != memory.vdso_crc))
 }
 
 /// The restore opens files at numbers above all of the program's; the program gets its own limit at the end.

@@ -163,7 +163,7 @@ const MEMORY: &[Row] = &[
     ),
     row(
         "vdso at the same place; /proc/PID/{exe,comm,cmdline}, argv, environment, auxv",
-        &[probe("process_identity")],
+        &[probe("process_identity"), probe("vdso same")],
     ),
 ];
 

@@ -4,6 +4,7 @@
 mod hosts;
 mod huge;
 mod images;
+mod kernels;
 mod namespaces;
 mod putback;
 mod refusals;
@@ -23,6 +24,7 @@ pub fn run(workshop: &Workshop, report: &mut Report) {
     images::run(workshop, report);
     hosts::run(workshop, report);
     huge::run(workshop, report);
+    kernels::run(workshop, report);
     namespaces::run(workshop, report);
     putback::run(workshop, report);
     users::run(workshop, report);

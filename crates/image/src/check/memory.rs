@@ -30,6 +30,8 @@ const MAX_AUXV: usize = 4096;
 /// Mode and flags of mbind(2): MPOL_WEIGHTED_INTERLEAVE is the last, then static and relative nodes, and balancing.
 const MPOL_LAST: u32 = 6;
 const MPOL_FLAGS: u32 = 7 << 13;
+/// Bytes of a vdso: far more than any has.
+const MAX_VDSO: u64 = 1 << 20;
 /// Bytes of a set of nodes.
 const MAX_NODES: usize = 128;
 
@@ -47,6 +49,7 @@ pub(super) fn check(image: &Image) -> Result<(), ImageError> {
     let objects = objects(&image.shared_memory)?;
     vmas(memory, image.mapped_files.len(), &objects)?;
     owned_extents(memory)?;
+    vdso(memory)?;
     stream(image, memory)
 }
 
@@ -219,6 +222,15 @@ fn policy(vma: &Vma) -> Result<(), String> {
             vma.memory_policy
         ));
     }
+    Ok(())
+}
+
+/// The vdso's content, where it is kept, is that of its mapping.
+fn vdso(memory: &AddressSpace) -> Result<(), ImageError> {
+    let len = u64::try_from(memory.vdso.len()).unwrap_or(u64::MAX);
+    let mut mapped = memory.vmas.iter().filter(|vma| vma.backing() == Backing::Vdso);
+    let fits = len <= MAX_VDSO && mapped.any(|vma| vma.length() == len);
+    ensure!(len == 0 || fits, RECORD, "a vdso of {len} bytes, which is mapped with another size");
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 mod fill;
 mod finish;
+mod kernels;
 mod shared;
 
 use rewake_image::records::{AddressSpace, Extent, Vma, vma::Backing};
@@ -59,31 +60,6 @@ impl Planner<'_> {
         program.call(*leader, Sysno::munmap, args![0, stage]).note("all below the stage");
         let behind = aside.get();
         program.call(*leader, Sysno::munmap, args![behind, TASK_SIZE - behind]).note("all behind it");
-    }
-
-    fn specials(&mut self, memory: &AddressSpace) -> Result<(), RestoreError> {
-        let mut aside = self.site.aside;
-        for special in &self.site.specials {
-            let wanted = memory.vmas.iter().find(|vma| vma.backing() == special.kind);
-            if let Some(vma) = wanted {
-                if vma.end - vma.start != special.len {
-                    return Err(RestoreError::Unsupported {
-                        pid: self.process.pid,
-                        object: format!("{:?}", special.kind),
-                        reason: "this kernel's has another size; resume under the kernel of the capture"
-                            .into(),
-                    });
-                }
-                let args = args![aside, special.len, special.len, MOVE, vma.start];
-                let call = self.program.call(self.leader, Sysno::mremap, args);
-                call.accept(Accept::Exactly(vma.start)).note(format!("{:?}", special.kind));
-            } else {
-                let call = self.program.call(self.leader, Sysno::munmap, args![aside, special.len]);
-                call.note(format!("{:?} was not there", special.kind));
-            }
-            aside = aside + special.len;
-        }
-        Ok(())
     }
 
     /// Memfds are sealed when their mappings are there: some seals forbid to make them.
@@ -150,6 +126,14 @@ impl Planner<'_> {
     }
 }
 
+impl Planner<'_> {
+    /// Where nothing can be put: the image's mappings, and those of the restore.
+    fn taken(&self, memory: &AddressSpace) -> Vec<(u64, u64)> {
+        let vmas = memory.vmas.iter().map(|vma| (vma.start, vma.end));
+        vmas.chain([self.site.taken()]).chain(self.kernels).collect()
+    }
+}
+
 impl Site {
     /// The range that the stage and what was moved aside take.
     fn taken(&self) -> (u64, u64) {
@@ -185,10 +169,14 @@ fn describe(vma: &Vma) -> String {
 
 /// The lowest free range of `len` bytes from 4 GiB up, with a page left free on both sides.
 #[must_use]
-pub fn free_gap(mut taken: Vec<(u64, u64)>, len: u64) -> Option<u64> {
+pub fn free_gap(taken: Vec<(u64, u64)>, len: u64) -> Option<u64> {
     const LOWEST: u64 = 1 << 32;
+    free_gap_above(LOWEST, taken, len)
+}
+
+fn free_gap_above(lowest: u64, mut taken: Vec<(u64, u64)>, len: u64) -> Option<u64> {
     taken.sort_unstable();
-    let mut at = LOWEST;
+    let mut at = lowest;
     for (start, end) in taken {
         if at.checked_add(len + 2 * PAGE_SIZE)? <= start {
             break;

@@ -83,9 +83,7 @@ impl Planner<'_> {
     fn workshop(&self, memory: &AddressSpace, objects: &[SharedMemory]) -> Result<u64, RestoreError> {
         let len = objects.iter().map(mapped_size).max().unwrap_or(PAGE_SIZE);
         let align = objects.iter().map(page_size).max().unwrap_or(PAGE_SIZE);
-        let mut taken: Vec<(u64, u64)> = memory.vmas.iter().map(|vma| (vma.start, vma.end)).collect();
-        taken.push(self.site.taken());
-        let gap = free_gap(taken, len.saturating_add(align - PAGE_SIZE));
+        let gap = free_gap(self.taken(memory), len.saturating_add(align - PAGE_SIZE));
         gap.map(|gap| gap.next_multiple_of(align)).ok_or_else(|| RestoreError::Unsupported {
             pid: self.process.pid,
             object: "shared memory".into(),
