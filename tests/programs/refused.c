@@ -1,6 +1,7 @@
 /* Things that must be refused by name.
    argument: child, socket, reading (a regular file held open for reading: not refused), zombie, sharer (a process that is no
-   child has the same memory), ldt (modify_ldt), keyring, secret (memfd_secret). */
+   child has the same memory), ldt (modify_ldt), keyring, secret (memfd_secret), other-process and ended-thread (open files of
+   /proc that tell of those). */
 #include "probe.h"
 #include <asm/ldt.h>
 #include <sched.h>
@@ -27,7 +28,22 @@ __attribute__((noreturn)) static int share_from_afar(void *none) {
 /* Not every kernel knows everything. */
 #define GET(call) ({ long got_ = (call); if (got_ == -1) skip("%s: %s", #call, strerror(errno)); (int)got_; })
 
+static void *open_own(void *none) {
+    TRY(open("/proc/thread-self/comm", O_RDONLY));
+    return none;
+}
+
 static void set_up(const char *kind) {
+    if (!strcmp(kind, "other-process")) {
+        char name[64];
+        snprintf(name, sizeof name, "/proc/%d/stat", getppid());
+        TRY(open(name, O_RDONLY));
+    }
+    if (!strcmp(kind, "ended-thread")) {
+        pthread_t thread;
+        PTRY(pthread_create(&thread, NULL, open_own, NULL));
+        PTRY(pthread_join(thread, NULL));
+    }
     if (!strcmp(kind, "sharer")) {
         pid_t between = GET(clone(share_from_afar, stacks[0] + sizeof stacks[0], CLONE_VM | SIGCHLD, NULL));
         CHECK(waitpid(between, NULL, 0) == between && sharer > 0, "clone");

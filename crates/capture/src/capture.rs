@@ -19,6 +19,7 @@ use crate::findings::Findings;
 use crate::guardian::Guardian;
 use crate::memory::Memory;
 use crate::pages::Plan;
+use crate::spaces::Ids;
 use crate::{Options, Progress, Summary, commit, files, memory, pages, preflight};
 
 /// What a killed program may need to be gone when its guardian cannot tell any more.
@@ -142,6 +143,7 @@ fn look_at_frozen(options: &Options, mut process: Process, phases: &mut Phases<'
     executable(&proc, &mut process, &mut contents)?;
     let plan = pages::plan(&proc, &memory, &contents)?;
     findings.into_result()?;
+    files.removed.tell(&Ids::of(&proc)?, &mut process);
     let pipes = files.pipes.iter().map(|pipe| pipe.read(&proc)).collect::<Result<_>>()?;
     Ok(FrozenState { proc, process, memory, files, pipes, plan })
 }
@@ -186,7 +188,7 @@ fn write_pages(
     (phases.progress)(Progress::Pages { done: 0, total });
     let progress = &mut phases.progress;
     frozen.plan.write(pid, &writer, &mut |done| progress(Progress::Pages { done, total }))?;
-    let vdso_crc = vdso_crc(pid, &frozen.memory)?;
+    let vdso = vdso(pid, &frozen.memory)?;
     if has_ended(&frozen.proc) {
         return Err(CaptureError::failed("read", pid, "process", "it was killed meanwhile"));
     }
@@ -206,7 +208,8 @@ fn write_pages(
         let policies = std::mem::replace(&mut record.vmas, memory.vmas);
         memory::add_policies(&mut record.vmas, policies);
         record.pages = plan.private;
-        record.vdso_crc = vdso_crc;
+        record.vdso_crc = if vdso.is_empty() { 0 } else { crc32c::crc32c(&vdso) };
+        record.vdso = vdso;
     }
     // As it sees itself.
     manifest.root_pid = process.pid;
@@ -219,6 +222,7 @@ fn write_pages(
         pipes,
         file_contents: plan.contents,
         seccomp_filters: Vec::new(),
+        removed_files: files.removed.files,
         stream,
         unknown: Vec::new(),
     };
@@ -238,15 +242,16 @@ fn for_writing(open: &[OpenFile]) -> usize {
     written.collect::<BTreeSet<_>>().len()
 }
 
-fn vdso_crc(pid: i32, memory: &Memory) -> Result<u32> {
-    let Some((address, len)) = memory.vdso else { return Ok(0) };
+/// The content of the vdso.
+fn vdso(pid: i32, memory: &Memory) -> Result<Vec<u8>> {
+    let Some((address, len)) = memory.vdso else { return Ok(Vec::new()) };
     let mut bytes = vec![0; usize::try_from(len).during("read", pid, "vdso")?];
     let target = ProcessMemory::open(pid)
         .map_err(|error| CaptureError::failed("open", pid, "memory", error.source))?;
     target
         .read_exact_at(address, &mut bytes)
         .map_err(|error| CaptureError::failed("read", pid, "vdso", error.source))?;
-    Ok(crc32c::crc32c(&bytes))
+    Ok(bytes)
 }
 
 /// Where and how the image is made.

@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use std::fs::File;
 
 use rewake_image::records::{FileContent, file_content::Kind};
-use rewake_linux::attributes;
 use rewake_linux::proc::{Link, Mapping, Proc};
+use rewake_linux::{attributes, hugetlb};
 use rustix::fs::{OFlags, SealFlags};
 
 use crate::error::{CaptureError, During, Result};
@@ -139,6 +139,7 @@ fn open(proc: &Proc, record: &FileContent, source: &Source) -> Result<(FileConte
     if let Some(identity) = &mut record.identity {
         identity.size = size;
     }
+    record.huge_page_shift = hugetlb::page_shift(&file).during("stat file system", pid, &name)?;
     if record.kind() == Kind::Memfd {
         let seals = rustix::fs::fcntl_get_seals(&file).unwrap_or(SealFlags::empty());
         record.seals = seals.bits();

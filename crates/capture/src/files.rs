@@ -4,9 +4,11 @@
 
 mod epoll;
 mod inotify;
+mod kernel;
 mod kind;
 mod locks;
 mod pipes;
+mod removed;
 mod special;
 
 use std::cmp::Ordering;
@@ -23,6 +25,7 @@ use rustix::fs::OFlags;
 use self::kind::Kind;
 pub(crate) use self::kind::identity;
 pub(crate) use self::pipes::PipeSource;
+use self::removed::Removed;
 use crate::contents::Contents;
 use crate::error::{During, Result};
 use crate::findings::Findings;
@@ -38,6 +41,8 @@ pub(crate) struct Files {
     pub(crate) pipes: Vec<PipeSource>,
     /// Locks held through the descriptors.
     pub(crate) locks: Vec<FileLock>,
+    /// Folders and fifos without a name.
+    pub(crate) removed: Removed,
     /// Ids by first descriptor and, for streams outside the tree, which standard stream.
     ids: HashMap<(i32, Option<u32>), u32>,
 }
@@ -98,9 +103,10 @@ pub(crate) fn survey(proc: &Proc, contents: &mut Contents, findings: &mut Findin
     }
     let firsts = descriptions(pid, &seen)?;
     let pipes = pipes::inside(proc, &seen);
-    let mut files = Files::default();
+    let removed = Removed::find(proc, &seen, findings)?;
+    let mut files = Files { removed, ..Files::default() };
     for (one, &first) in seen.iter().zip(&firsts) {
-        let kind = match kind::classify(proc, one, &seen, &firsts, &pipes) {
+        let kind = match kind::classify(proc, one, &seen, &firsts, &pipes, &files.removed) {
             Ok(kind) => kind,
             Err(refusal) => {
                 findings.add(one.name(), refusal.reason, refusal.remedy);
@@ -228,7 +234,7 @@ impl Files {
             Kind::Directory => open_file::Kind::Directory(Directory {
                 identity: Some(identity),
                 position: one.info.position,
-                deleted: false,
+                removed: self.removed.id(&one.link),
             }),
             Kind::Device => {
                 open_file::Kind::Device(Device { path: one.link.target.clone(), rdev: one.link.stat.rdev })

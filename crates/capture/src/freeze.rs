@@ -1,9 +1,10 @@
 //! Bringing every thread of the target to rest, and letting it go again.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use rewake_linux::proc::Proc;
+use rewake_linux::proc::{MappingKind, Proc};
 use rewake_linux::ptrace::{self, Detached, Event, Poll, PtraceError, Running, StopReason, Stopped};
 
 use crate::error::{CaptureError, During, Result};
@@ -13,6 +14,8 @@ use crate::waiting::Before;
 
 /// Between looks at threads that have not stopped yet: at first, and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(1));
+/// How often a thread that was stopped inside the vdso may run on, to be stopped outside.
+const STEPS_OUT: u32 = 20;
 /// How long a killed target may take to vanish.
 const DEATH_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -29,6 +32,9 @@ pub(crate) struct Frozen {
     pub(crate) stopped_by: Option<i32>,
     /// The first thread had ended before it could be stopped.
     leader_ended: bool,
+    vdso: Range<u64>,
+    /// By thread id, how often it was let run on out of the vdso.
+    steps_out: BTreeMap<i32, u32>,
 }
 
 /// Stops every thread of process `pid`.
@@ -39,6 +45,7 @@ pub(crate) struct Frozen {
 pub(crate) fn freeze(pid: i32, timeout: Duration) -> Result<Frozen> {
     let proc = preflight::open(pid)?;
     let before = Before::ask(&proc);
+    let vdso = vdso(&proc)?;
     let begin = Instant::now();
     let mut frozen = Frozen {
         proc,
@@ -47,6 +54,8 @@ pub(crate) fn freeze(pid: i32, timeout: Duration) -> Result<Frozen> {
         time_left: BTreeMap::new(),
         stopped_by: None,
         leader_ended: false,
+        vdso,
+        steps_out: BTreeMap::new(),
     };
     while frozen.stop_new_threads(begin + timeout)? {}
     // The thread through which we looked may have ended meanwhile.
@@ -127,6 +136,12 @@ impl Frozen {
                 tracing::debug!(tid, ?status, "thread ended during the freeze");
                 Ok(None)
             }
+            Event::Stopped(stopped, StopReason::EventStop) if self.may_step_out(&stopped)? => {
+                let object = format!("thread {}", stopped.tid());
+                let running = stopped.cont(0).during("continue", pid, &object)?;
+                running.interrupt().during("interrupt", pid, &object)?;
+                Ok(Some(running))
+            }
             Event::Stopped(stopped, StopReason::EventStop) => {
                 self.threads.insert(stopped.tid(), stopped);
                 Ok(None)
@@ -145,6 +160,20 @@ impl Frozen {
                 Ok(Some(running))
             }
         }
+    }
+
+    /// Whether a thread is inside the vdso, where it spends some nanoseconds, and has not been let run on too often. Inside, it could not
+    /// go on under another kernel, which has another vdso.
+    fn may_step_out(&mut self, stopped: &Stopped) -> Result<bool> {
+        let tid = stopped.tid();
+        let registers = stopped.registers();
+        let at = registers.during("read registers", self.proc.id(), format!("thread {tid}"))?.rip();
+        if !self.vdso.contains(&at) {
+            return Ok(false);
+        }
+        let steps = self.steps_out.entry(tid).or_default();
+        *steps += 1;
+        Ok(*steps <= STEPS_OUT)
     }
 
     fn too_slow(&self, stopping: &[Running]) -> CaptureError {
@@ -245,6 +274,13 @@ impl Drop for Frozen {
     fn drop(&mut self) {
         self.detach();
     }
+}
+
+/// Where the vdso is; nowhere in a program that has none.
+fn vdso(proc: &Proc) -> Result<Range<u64>> {
+    let maps = proc.maps().during("read maps", proc.id(), "mappings")?;
+    let vdso = maps.iter().find(|mapping| mapping.kind() == MappingKind::Vdso);
+    Ok(vdso.map_or(0..0, |mapping| mapping.start.get()..mapping.end.get()))
 }
 
 fn seize_error(pid: i32, tid: i32, error: PtraceError) -> CaptureError {

@@ -276,7 +276,11 @@ impl Memory {
         let flags = if writes { OFlags::RDWR } else { OFlags::RDONLY }.bits();
         let key = (mapping.name.clone(), mapping.device, mapping.inode);
         if let (Some(&at), false) = (self.known.get(&key), mapping.deleted) {
-            self.files[at].flags |= flags;
+            // The first mapping that can be written through may make its content one to be kept.
+            if writes && self.files[at].flags & flags != flags {
+                self.files[at].content = stored(mapping, &link(proc, mapping, contents)?, writes, contents)?;
+                self.files[at].flags |= flags;
+            }
             return Ok((vma::Backing::File, u32::try_from(at).expect("few files"), content));
         }
         let link = link(proc, mapping, contents)?;

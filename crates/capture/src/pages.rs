@@ -9,6 +9,7 @@ use rewake_image::pages::{BLOCK_SIZE, BLOCK_SIZE_U64, block_count};
 use rewake_image::records::{Extent, FileContent, SharedMemory};
 use rewake_image::{AlignedBuffer, PageWriter};
 use rewake_linux::addr::{PAGE_SIZE, RemoteAddr, page_up};
+use rewake_linux::hugetlb;
 use rewake_linux::memory::ProcessMemory;
 use rewake_linux::pagemap::{self, PageMap, Query, Run};
 use rewake_linux::proc::Proc;
@@ -140,7 +141,10 @@ impl Plan {
         let size = record.identity.as_ref().map_or(0, |identity| identity.size);
         let place = self.objects.len();
         let mut end = 0;
-        let runs = pagemap::data_runs(&file, 0..size);
+        let runs = match record.huge_page_shift {
+            0 => pagemap::data_runs(&file, 0..size),
+            shift => hugetlb::data_runs(&file, shift),
+        };
         for run in runs.during("find data", pid, format!("content {}", record.id))? {
             // File systems with blocks smaller than a page may tell of parts of pages.
             let (start, stop) = ((run.start & !(PAGE_SIZE - 1)).max(end), page_up(run.end));

@@ -279,12 +279,13 @@ fn check_directories(proc: &Proc, findings: &mut Findings) -> Result<()> {
         findings.add(name, reason, "run the command inside the same root directory");
     }
     let cwd = proc.cwd().during("readlink", pid, "working directory")?;
-    if cwd.deleted || !cwd.reachable {
+    // One that was removed is made anew; whether it can be, is asked with the other files.
+    if !cwd.deleted && !cwd.reachable {
         let name = format!("working directory {}", String::from_utf8_lossy(&cwd.target));
         findings.add(
             name,
-            "it was deleted or cannot be found under its name",
-            "make the directory again, or let the program change to another one",
+            "it cannot be found under its name",
+            "make it reachable under that name, or let the program change to another one",
         );
     }
     Ok(())

@@ -86,6 +86,7 @@ fn own_fs(proc: &Proc, thread: &Proc, status: &Status) -> Result<Option<FileSyst
         cwd: thread.cwd().during("read working directory", pid, &object)?.target,
         root: thread.root().during("read root directory", pid, &object)?.target,
         umask: status.umask.unwrap_or(0o022),
+        ..FileSystemContext::default()
     }))
 }
 
@@ -112,8 +113,8 @@ pub(crate) fn check_own_fs(proc: &Proc, process: &Process, findings: &mut Findin
         }
         let folder = proc.thread(tid).and_then(|thread| thread.cwd());
         let folder = folder.during("read working directory", pid, format!("thread {tid}"))?;
-        if folder.deleted || !folder.reachable {
-            refuse("its working directory was deleted or cannot be found under its name");
+        if !folder.deleted && !folder.reachable {
+            refuse("its working directory cannot be found under its name");
         }
     }
     Ok(())

@@ -8,6 +8,7 @@ mod contents;
 mod files;
 mod memory;
 mod process;
+mod removed;
 mod special;
 mod tree;
 
@@ -19,6 +20,7 @@ use crate::records::{Manifest, PageStream};
 
 pub use memory::{MAX_VMAS, TASK_SIZE};
 pub use process::{MAX_PID, MAX_THREADS, REGISTER_COUNT, SIGINFO_LENGTH, XSTATE_LENGTHS};
+pub use special::told_of;
 pub use tree::MAX_PROCESSES;
 
 /// Longest path, in bytes, as in Linux.
@@ -50,6 +52,7 @@ pub(crate) fn image(image: &Image) -> Result<(), ImageError> {
     process::filters(image)?;
     contents::check(image)?;
     files::check(image)?;
+    removed::check(image)?;
     memory::check(image)?;
     image.processes.iter().try_for_each(|process| memory::registrations(image, process))?;
     for record in &image.unknown {

@@ -11,7 +11,7 @@ use crate::container::{self, Frame, MANDATORY, UnknownRecord, Writer};
 use crate::header::MAX_RECORDS_LENGTH;
 use crate::records::{
     AddressSpace, FileContent, Manifest, MappedFile, OpenFile, PageStream, Pipe, Process, RecordKind,
-    SeccompFilter, SharedMemory,
+    RemovedFile, SeccompFilter, SharedMemory,
 };
 use crate::{ImageError, RECORDS_FILE, check, wire};
 
@@ -34,6 +34,8 @@ pub struct Image {
     pub file_contents: Vec<FileContent>,
     /// Seccomp filters; `Thread.seccomp_filters` are ids.
     pub seccomp_filters: Vec<SeccompFilter>,
+    /// Folders and fifos that have no name any more.
+    pub removed_files: Vec<RemovedFile>,
     /// How the file `pages` is cut up.
     pub stream: PageStream,
     /// Optional records that this version does not know, in their order. They are written again as they were.
@@ -123,6 +125,7 @@ impl Image {
         put_all(&mut writer, RecordKind::Pipe, &self.pipes);
         put_all(&mut writer, RecordKind::FileContent, &self.file_contents);
         put_all(&mut writer, RecordKind::SeccompFilter, &self.seccomp_filters);
+        put_all(&mut writer, RecordKind::RemovedFile, &self.removed_files);
         put(&mut writer, RecordKind::PageStream, &self.stream);
         for record in &self.unknown {
             writer.frame(record.kind, record.flags, |bytes| bytes.extend_from_slice(&record.payload));
@@ -162,6 +165,7 @@ struct Records {
     pipes: Vec<Pipe>,
     file_contents: Vec<FileContent>,
     seccomp_filters: Vec<SeccompFilter>,
+    removed_files: Vec<RemovedFile>,
     stream: Vec<PageStream>,
     unknown: Vec<UnknownRecord>,
 }
@@ -179,6 +183,7 @@ impl Records {
             Some(RecordKind::SeccompFilter) => {
                 push(&mut self.seccomp_filters, RecordKind::SeccompFilter, frame)
             }
+            Some(RecordKind::RemovedFile) => push(&mut self.removed_files, RecordKind::RemovedFile, frame),
             Some(RecordKind::PageStream) => push(&mut self.stream, RecordKind::PageStream, frame),
             None if frame.flags & MANDATORY != 0 => {
                 Err(ImageError::UnknownMandatory { kind: frame.kind, offset: frame.offset })
@@ -201,6 +206,7 @@ impl Records {
             pipes: self.pipes,
             file_contents: self.file_contents,
             seccomp_filters: self.seccomp_filters,
+            removed_files: self.removed_files,
             stream: only(self.stream, RecordKind::PageStream)?,
             unknown: self.unknown,
         })

@@ -40,11 +40,13 @@ pub enum RecordKind {
     FileContent,
     /// [`SeccompFilter`].
     SeccompFilter,
+    /// [`RemovedFile`].
+    RemovedFile,
 }
 
 impl RecordKind {
     /// Every kind this version knows.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Manifest,
         Self::Process,
         Self::MappedFile,
@@ -54,6 +56,7 @@ impl RecordKind {
         Self::PageStream,
         Self::FileContent,
         Self::SeccompFilter,
+        Self::RemovedFile,
     ];
 
     /// The kind with that number, if this version knows it.
@@ -75,6 +78,7 @@ impl RecordKind {
             Self::PageStream => 7,
             Self::FileContent => 8,
             Self::SeccompFilter => 9,
+            Self::RemovedFile => 10,
         }
     }
 
@@ -91,6 +95,7 @@ impl RecordKind {
             Self::PageStream => "PageStream",
             Self::FileContent => "FileContent",
             Self::SeccompFilter => "SeccompFilter",
+            Self::RemovedFile => "RemovedFile",
         }
     }
 }
@@ -144,6 +149,23 @@ impl FileIdentity {
     #[must_use]
     pub fn as_path(&self) -> &Path {
         path_of(&self.path)
+    }
+}
+
+impl RemovedFile {
+    /// Whether it is a folder; else it is a fifo.
+    #[must_use]
+    pub fn is_folder(&self) -> bool {
+        /// `S_IFMT` and `S_IFDIR`.
+        const KIND: (u32, u32) = (0o170_000, 0o040_000);
+        self.identity.as_ref().is_some_and(|identity| identity.mode & KIND.0 == KIND.1)
+    }
+
+    /// Its last name, without the folder that it was in.
+    #[must_use]
+    pub fn name(&self) -> &[u8] {
+        let path = self.identity.as_ref().map_or(&[][..], |identity| &identity.path);
+        path.rsplit(|byte| *byte == b'/').next().unwrap_or_default()
     }
 }
 

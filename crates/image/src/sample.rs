@@ -54,6 +54,7 @@ pub fn image() -> Image {
         pipes: vec![Pipe { id: 1, capacity: 65_536, content: b"in the pipe".to_vec(), ..Pipe::default() }],
         file_contents: Vec::new(),
         seccomp_filters: Vec::new(),
+        removed_files: Vec::new(),
         stream: PageStream {
             compression: Compression::None.into(),
             block_size: 1 << 20,
@@ -279,8 +280,8 @@ fn open_files() -> Vec<OpenFile> {
         (1, Kind::Device(Device { path: b"/dev/null".to_vec(), rdev: 0x103 })),
         (2, Kind::Regular(regular)),
         (0, Kind::Directory(directory)),
-        (0, Kind::Pipe(PipeEnd { pipe: 1, write: false, both: false })),
-        (1, Kind::Pipe(PipeEnd { pipe: 1, write: true, both: false })),
+        (0, Kind::Pipe(PipeEnd { pipe: 1, write: false, ..PipeEnd::default() })),
+        (1, Kind::Pipe(PipeEnd { pipe: 1, write: true, ..PipeEnd::default() })),
     ];
     let file = |(id, (flags, kind))| OpenFile { id, flags, kind: Some(kind), ..OpenFile::default() };
     (1..).zip(kinds).map(file).collect()

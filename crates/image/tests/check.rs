@@ -255,6 +255,10 @@ fn huge_pages_guards_and_policies() {
     with("huge pages of 2^60", |vma| vma.huge_page_shift = 60);
     with("not aligned to its huge pages", |vma| vma.huge_page_shift = 21);
     refused("its shared memory has others", |image| image.shared_memory[0].huge_page_shift = 21);
+    refused("not whole huge pages", |image| {
+        *image = sample::everything();
+        image.file_contents[2].huge_page_shift = 21;
+    });
     refused("huge pages of 2^3 bytes", |image| image.shared_memory[0].huge_page_shift = 3);
     refused("a guard region lies outside", move |image| {
         let vma = &mut vmas(image)[0];
@@ -271,4 +275,29 @@ fn huge_pages_guards_and_policies() {
     });
     with("memory policy 0x7", |vma| vma.memory_policy = 7);
     with("129 bytes of nodes", |vma| (vma.memory_policy, vma.memory_policy_nodes) = (2, vec![1; 129]));
+}
+
+#[test]
+fn removed_files() {
+    let refused = |wanted: &str, change: &dyn Fn(&mut Image)| {
+        let mut image = sample::everything();
+        image.check().unwrap();
+        change(&mut image);
+        let message = image.check().unwrap_err().to_string();
+        assert!(message.contains(wanted), "{message:?} does not contain {wanted:?}");
+    };
+    let path = |image: &mut Image, path: &str| {
+        image.removed_files[1].identity.as_mut().unwrap().path = path.into();
+    };
+    refused("refers to removed file 1", &|image| drop(image.removed_files.remove(1)));
+    refused("removed file 2 is of another kind", &|image| image.processes[0].cwd_removed = Some(2));
+    refused("which is no folder before it", &|image| image.removed_files[1].parent = Some(1));
+    refused("which is no folder before it", &|image| image.removed_files[0].parent = Some(2));
+    refused("id 1 comes after 1", &|image| image.removed_files[0].id = 1);
+    refused("no folder and no fifo", &|image| {
+        image.removed_files[0].identity.as_mut().unwrap().mode = 0o100_600;
+    });
+    refused("its name \"..\" is impossible", &|image| path(image, "/home/.."));
+    refused("its name \"\" is impossible", &|image| path(image, "/home/"));
+    refused("no absolute path", &|image| path(image, "home"));
 }

@@ -35,6 +35,7 @@ fn constants_of_format_1() {
         (7, "PageStream"),
         (8, "FileContent"),
         (9, "SeccompFilter"),
+        (10, "RemovedFile"),
     ];
     assert_eq!(kinds, expected);
 }

@@ -13,10 +13,13 @@ use std::path::Path;
 use rewake_image::pages::BLOCK_SIZE_U64;
 use rewake_image::records::{FileContent, file_content::Kind, path_of};
 use rewake_image::{Image, PageReader};
+use rewake_linux::hugetlb;
 use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, SealFlags};
 
 use crate::error::RestoreError;
 
+/// Where the flags of a memfd tell the size of its huge pages (`MFD_HUGE_SHIFT`).
+const MEMFD_HUGE_SHIFT: u32 = 26;
 /// Permission bits.
 const PERMISSIONS: u32 = 0o7777;
 
@@ -69,7 +72,11 @@ pub fn prepare(
         let file = make(image, content, dir).map_err(|source| system("create", source))?;
         for extent in &content.pages {
             stream.copy(extent.stream_offset, extent.length, |at, bytes| {
-                file.write_all_at(bytes, extent.address + at).map_err(|source| system("write", source))
+                let written = match content.huge_page_shift {
+                    0 => file.write_all_at(bytes, extent.address + at),
+                    shift => hugetlb::write_at(&file, shift, extent.address + at, bytes),
+                };
+                written.map_err(|source| system("write", source))
             })?;
         }
         finish(&file, content).map_err(|source| system("set", source))?;
@@ -89,10 +96,13 @@ fn make(image: &Image, content: &FileContent, dir: &Path) -> io::Result<File> {
         // Where it was, so that it is of the same file system; else where there is room.
         Kind::Unlinked => {
             let folder = path(content).parent().unwrap_or(Path::new("/"));
+            if content.huge_page_shift != 0 {
+                return huge(folder, content).or_else(|_| memfd(content));
+            }
             nameless(folder).or_else(|_| nameless(&std::env::temp_dir())).or_else(|_| nameless(dir))
         }
         // A file system that holds images may forbid to run what is on it.
-        Kind::Named if is_mapped(image, content.id) => memfd(content),
+        Kind::Named if is_mapped(image, content.id) || content.huge_page_shift != 0 => memfd(content),
         Kind::Named => nameless(dir).or_else(|_| memfd(content)),
     }
 }
@@ -103,8 +113,22 @@ fn nameless(folder: &Path) -> io::Result<File> {
     Ok(rustix::fs::openat(CWD, folder, flags, Mode::RUSR | Mode::WUSR)?.into())
 }
 
+/// Such a file in a file system of huge pages of the size that it had.
+fn huge(folder: &Path, content: &FileContent) -> io::Result<File> {
+    let file = nameless(folder)?;
+    if hugetlb::page_shift(&file)? == content.huge_page_shift {
+        Ok(file)
+    } else {
+        Err(io::Error::other("its pages are of another size"))
+    }
+}
+
 fn memfd(content: &FileContent) -> io::Result<File> {
     let mut flags = MemfdFlags::CLOEXEC;
+    if content.huge_page_shift != 0 {
+        let size = content.huge_page_shift << MEMFD_HUGE_SHIFT;
+        flags |= MemfdFlags::HUGETLB | MemfdFlags::from_bits_retain(size);
+    }
     if content.seals != SealFlags::SEAL.bits() {
         flags |= MemfdFlags::ALLOW_SEALING;
     }

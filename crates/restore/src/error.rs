@@ -248,6 +248,7 @@ fn entry_remedy(operation: &str, source: &io::Error) -> Option<String> {
             "raise the limit of pending signals (ulimit -i)"
         }
         ("openat" | "chdir", libc::ENOENT) => "put the file or folder back in its place",
+        ("mkdirat" | "mknodat", libc::EEXIST) => "something of that name came just now: resume again",
         ("openat" | "chdir", libc::EACCES) => "resume as a user who may open it",
         ("prctl", libc::EINVAL) => "raise the limit of data (ulimit -d), if there is one",
         (_, libc::ENOMEM) => {

@@ -23,10 +23,12 @@ mod owner;
 pub mod plan;
 pub mod putback;
 mod release;
+pub mod removed;
 mod run;
 mod spaces;
 mod survey;
 mod transaction;
+pub mod vdso;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -184,7 +186,8 @@ pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<R
     let (image, plan, site, pages) = (&image, &plan, &site, &pages);
     let ready = Ready { image, reader: &reader, plan, site, pages, note: spaces.note };
     let woken = wake(&ready, prepared, init, &mut transaction, &mut phase);
-    let (pid, notes) = transaction.end(woken)?;
+    let (pid, mut notes) = transaction.end(woken)?;
+    notes.extend(removed::notes(image, &site.removed));
     phase.end();
     Ok(Restored {
         pid,

@@ -38,8 +38,9 @@ use rewake_linux::seed::OwnRseq;
 
 use crate::credentials::Identity;
 use crate::error::RestoreError;
+use crate::removed::Places;
 
-use family::{Family, Growing, Waiting};
+use family::{Family, Growing, Inherited, Waiting};
 use tree::Tree;
 
 use memory::Zone;
@@ -59,6 +60,8 @@ pub struct Site {
     pub aside: RemoteAddr,
     /// The seed's vdso and data pages.
     pub specials: Vec<Special>,
+    /// The content of the seed's vdso, when the image's is another one.
+    pub vdso: Option<Vec<u8>>,
     /// Lowest descriptor that neither the image nor `resume` uses; see [`Site::stream`], [`Site::pages`], [`Site::spare`].
     pub fd_base: i32,
     /// Pid of `resume`, as the seed sees it.
@@ -70,6 +73,9 @@ pub struct Site {
     /// Files that have no name (any more), or another content under it: the descriptors at which `resume` prepared them, by the
     /// id of their [`FileContent`](rewake_image::records::FileContent).
     pub prepared: BTreeMap<u32, i32>,
+    /// Where those that had no name any more are made for a moment, by the id of their
+    /// [`RemovedFile`](rewake_image::records::RemovedFile).
+    pub removed: Places,
     /// Who `resume` is.
     pub identity: Identity,
     /// Whether the kernel lets a process choose the ids of its timers.
@@ -112,6 +118,19 @@ impl Site {
     }
 }
 
+/// A file that the program makes and removes again.
+#[derive(Clone, Debug)]
+pub struct Made {
+    /// Its name meanwhile.
+    pub path: Vec<u8>,
+    /// A folder.
+    pub folder: bool,
+    /// Returned something but 0 if it was made.
+    pub made: CallRef,
+    /// Likewise, if it was removed.
+    pub gone: Option<CallRef>,
+}
+
 /// A planned restore.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -140,6 +159,8 @@ pub struct Plan {
     pub living: BTreeMap<TrackRef, i32>,
     /// The call that gives the program a `/proc` of its own, where it needs one.
     pub own_proc: Option<CallRef>,
+    /// What must not remain, should the program not come so far as to remove it itself; in the order of the making.
+    pub made: Vec<Made>,
 }
 
 impl Plan {
@@ -168,6 +189,9 @@ struct Planner<'a> {
     tids: BTreeMap<TrackRef, i32>,
     living: BTreeMap<TrackRef, i32>,
     own_proc: Option<CallRef>,
+    made: Vec<Made>,
+    /// Where this kernel's vdso comes to lie with its data, if not where the image had its own.
+    kernels: Option<(u64, u64)>,
     /// The process that is being planned, and the track of its first thread.
     process: &'a Process,
     leader: TrackRef,
@@ -206,6 +230,8 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
         tids: BTreeMap::new(),
         living: BTreeMap::new(),
         own_proc: None,
+        made: Vec::new(),
+        kernels: None,
         process: root,
         leader,
         changed: None,
@@ -225,6 +251,7 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
         living: planner.living,
         threads: threads(image),
         own_proc: planner.own_proc,
+        made: planner.made,
     })
 }
 
@@ -251,12 +278,14 @@ impl<'a> Planner<'a> {
             self.birth_of(&growing.node);
         }
         let memory = process.memory.as_ref();
+        let mut inherited = growing.inherited.clone();
         if let Some(memory) = memory {
-            self.memory(memory, growing.inherited, is_root)?;
+            let specials = self.memory(memory, inherited.as_ref())?;
             self.mm_fields(memory);
+            inherited = Some(Inherited { memory, specials });
         }
         self.end_turn();
-        self.bear(growing, waiting);
+        self.bear(&growing.node, inherited.as_ref(), waiting);
         self.meet(&growing.node);
         if let Some(memory) = memory {
             self.finish_memory(memory)?;
@@ -282,6 +311,7 @@ impl<'a> Planner<'a> {
     /// Turns to another process.
     fn turn_to(&mut self, process: &'a Process, leader: TrackRef) {
         (self.process, self.leader) = (process, leader);
+        self.kernels = None;
         self.living.insert(leader, process.pid);
         self.changed = credentials::change(process, &self.site.identity).then(|| self.program.zeros(4));
         self.filtered = self.program.zeros(4);

@@ -48,7 +48,7 @@ use examine::Seen;
 use journal::{Journal, JournalWriter, NAME, NEW_NAME, Progress};
 use recover::Found;
 use registry::Link;
-use rights::InvokersRights;
+pub(crate) use rights::InvokersRights;
 
 /// What people and schedulers end a command with.
 const HELD: [i32; 8] = [

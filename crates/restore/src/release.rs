@@ -3,6 +3,7 @@
 //! Until the leader is detached, last of all, our death is the new process's too (`PTRACE_O_EXITKILL`).
 
 mod affinity;
+mod positions;
 mod registers;
 mod stopped;
 
@@ -85,6 +86,7 @@ pub fn release(
     for one in &released {
         one.work.write_proc_files()?;
     }
+    positions::set(image, &seed)?;
     seed.keep_namespace()?;
     last.let_signals_through()?;
     let notes = released.iter().filter_map(|one| affinity::note(one.work.process)).collect();

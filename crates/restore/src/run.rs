@@ -250,6 +250,20 @@ impl Seed<'_> {
         }
     }
 
+    /// What it made for a moment and did not come to remove again.
+    fn remove_what_it_made(&self) {
+        let happened = |call| self.stage.result(&self.assembled, call) != 0;
+        for made in self.plan.made.iter().rev() {
+            if happened(made.made) && !made.gone.is_some_and(happened) {
+                let path = rewake_image::records::path_of(&made.path);
+                // Whatever else is in its place by now stays.
+                let removed =
+                    if made.folder { std::fs::remove_dir(path) } else { std::fs::remove_file(path) };
+                tracing::debug!(path = %path.display(), ?removed, "left by a restore that failed");
+            }
+        }
+    }
+
     /// Whether the program needed a `/proc` of its own and the kernel gave it none.
     pub fn has_no_proc(&self) -> bool {
         let mounted = self.plan.own_proc.map_or(0, |call| self.stage.result(&self.assembled, call));
@@ -404,6 +418,7 @@ impl Drop for Seed<'_> {
             let init = self.init.as_ref().map(Init::pid);
             ptrace::kill_and_reap_children(init);
         }
+        self.remove_what_it_made();
     }
 }
 

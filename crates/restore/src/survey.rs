@@ -5,7 +5,7 @@ use std::io;
 
 use rewake_image::Image;
 use rewake_image::records::vma::Backing;
-use rewake_image::records::{AddressSpace, open_file};
+use rewake_image::records::{AddressSpace, Vma, open_file};
 use rewake_linux::addr::RemoteAddr;
 use rewake_linux::attributes;
 use rewake_linux::memory::ProcessMemory;
@@ -19,6 +19,7 @@ use crate::contents::Prepared;
 use crate::credentials::Identity;
 use crate::error::RestoreError;
 use crate::plan::{Plan, Site, Special, check, free_gap, plan};
+use crate::removed;
 use crate::spaces::Spaces;
 
 /// Descriptors below this are left to the image and to ourselves in any case.
@@ -89,7 +90,7 @@ fn survey(
         Some(Special { kind, start: mapping.start, len: mapping.end.get() - mapping.start.get() })
     });
     let specials: Vec<Special> = specials.collect();
-    check_specials(image, &specials)?;
+    let vdso = another_vdso(image, &specials)?;
     raise_descriptor_limit();
     let limits = own.limits().map_err(|source| proc_error(image, source))?;
     let own_fds = own.fd_numbers().map_err(|source| proc_error(image, source))?;
@@ -116,6 +117,7 @@ fn survey(
         stage_len: 4096,
         aside: RemoteAddr::new((1 << 32) + 4096),
         specials,
+        vdso,
         fd_base,
         // From inside of a pid namespace of its own nobody sees us.
         parent: if spaces.inside { 0 } else { i32::try_from(std::process::id()).unwrap_or_default() },
@@ -129,6 +131,7 @@ fn survey(
         same_boot: spaces.keeps_clocks.unwrap_or_else(|| is_same_boot(image)),
         spare_ids: spare_ids(image),
         prepared: BTreeMap::new(),
+        removed: removed::places(image, &options.dir)?,
     };
     site.prepared = prepared.numbers(site.first_prepared());
     Ok(site)
@@ -187,39 +190,27 @@ fn numbers(image: &Image) -> impl Iterator<Item = i32> {
     descriptors.map(|descriptor| descriptor.fd).chain(watched.map(|watch| watch.fd))
 }
 
-/// Programs keep addresses into the vdso: another kernel's is of no use to them.
-fn check_specials(image: &Image, specials: &[Special]) -> Result<(), RestoreError> {
-    let refuse = |object: String, reason: &str| {
-        let reason = format!("{reason}; resume under the kernel of the capture");
-        Err(RestoreError::Unsupported { pid: image.root().pid, object, reason })
-    };
+/// The content of our own vdso, if any program of the image had another one.
+fn another_vdso(image: &Image, specials: &[Special]) -> Result<Option<Vec<u8>>, RestoreError> {
     let kinds = [Backing::Vdso, Backing::Vvar, Backing::VvarVclock];
-    for (memory, vma) in image.memories().flat_map(|memory| memory.vmas.iter().map(move |vma| (memory, vma)))
-    {
-        if !kinds.contains(&vma.backing()) {
-            continue;
-        }
-        let same = memory.vmas.iter().filter(|other| other.backing() == vma.backing()).count();
-        if same > 1 || !specials.iter().any(|special| special.kind == vma.backing()) {
-            return refuse(format!("{:?}", vma.backing()), "this kernel gives no such mapping");
-        }
-    }
+    let alike = |vma: &Vma| {
+        let own = specials.iter().find(|special| special.kind == vma.backing());
+        own.is_some_and(|own| own.len == vma.length())
+    };
+    let vmas = image.memories().flat_map(|memory| &memory.vmas);
+    let alike = vmas.filter(|vma| kinds.contains(&vma.backing())).all(alike);
+    let Some(own) = specials.iter().find(|special| special.kind == Backing::Vdso) else { return Ok(None) };
+    let pid = image.root().pid;
+    let system =
+        |source| RestoreError::System { operation: "read", pid, object: "our own vdso".into(), source };
+    let mut bytes = vec![0; usize::try_from(own.len).unwrap_or_default()];
+    let id = i32::try_from(std::process::id()).unwrap_or_default();
+    let read = ProcessMemory::open(id).and_then(|memory| memory.read_exact_at(own.start, &mut bytes));
+    read.map_err(|error| system(error.source))?;
     let has_vdso = |memory: &&AddressSpace| memory.vmas.iter().any(|vma| vma.backing() == Backing::Vdso);
-    let own = specials.iter().find(|special| special.kind == Backing::Vdso);
     let mut crcs = image.memories().filter(has_vdso).map(|memory| memory.vdso_crc);
-    if let Some(own) = own
-        && crcs.any(|wanted| vdso_crc(own) != Some(wanted))
-    {
-        return refuse("Vdso".into(), "this kernel's is another one");
-    }
-    Ok(())
-}
-
-fn vdso_crc(vdso: &Special) -> Option<u32> {
-    let own = i32::try_from(std::process::id()).ok()?;
-    let mut bytes = vec![0; usize::try_from(vdso.len).ok()?];
-    ProcessMemory::open(own).ok()?.read_exact_at(vdso.start, &mut bytes).ok()?;
-    Some(crc32c::crc32c(&bytes))
+    let crc = crc32c::crc32c(&bytes);
+    Ok(Some(bytes).filter(|_| !alike || crcs.any(|wanted| wanted != crc)))
 }
 
 /// The restore opens files at numbers above all of the program's; the program gets its own limit at the end.
@@ -230,7 +221,8 @@ fn raise_descriptor_limit() {
 }
 
 fn check_descriptor_limit(image: &Image, fd_base: i32, prepared: &Prepared) -> Result<(), RestoreError> {
-    let files = u64::try_from(image.open_files.len() + prepared.ids().count()).unwrap_or(u64::MAX);
+    let files = u64::try_from(image.open_files.len() + image.removed_files.len() + prepared.ids().count())
+        .unwrap_or(u64::MAX);
     let needed = files.saturating_add(HELPERS).saturating_add(fd_base.unsigned_abs().into());
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     if needed <= limit {

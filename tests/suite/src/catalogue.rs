@@ -121,6 +121,16 @@ const MEMORY: &[Row] = &[
             once("mem_huge file"),
         ],
     ),
+    row(
+        "files of huge pages: memory files (memfd), named and unlinked ones of hugetlbfs, open and mapped, with holes",
+        &[
+            probe("mem_huge memfd-open"),
+            probe("mem_huge memfd-mapped"),
+            once("mem_huge named"),
+            probe("mem_huge unlinked"),
+        ],
+    ),
+    row("memory files of huge pages of 1 GiB", &[probe("mem_huge memfd-gib")]),
     row("transparent huge pages come back as such", &[probe("mem_advice hugepage")]),
     row(
         "advice: DONTFORK, WIPEONFORK, MERGEABLE, NOHUGEPAGE, DONTDUMP, SEQUENTIAL, RANDOM",
@@ -153,7 +163,7 @@ const MEMORY: &[Row] = &[
     ),
     row(
         "vdso at the same place; /proc/PID/{exe,comm,cmdline}, argv, environment, auxv",
-        &[probe("process_identity")],
+        &[probe("process_identity"), probe("vdso same")],
     ),
 ];
 
@@ -304,6 +314,10 @@ const FILES: &[Row] = &[
             once("file_unlinked linked"),
         ],
     ),
+    row(
+        "removed folders: as working folder (in another removed one, name taken since, of a thread alone) and open",
+        &[probe("removed cwd"), probe("removed taken"), probe("removed thread")],
+    ),
     row("locks: flock, POSIX record locks", &[once("file_locks")]),
     row("eventfd: count, semaphore, O_NONBLOCK", &[probe("file_eventfd")]),
     row(
@@ -316,6 +330,15 @@ const FILES: &[Row] = &[
         &[once("file_owner signals")],
     ),
     row("inotify: same watch numbers, moved targets, IN_ONESHOT", &[once("file_inotify")]),
+    row(
+        "files of /proc and /sys, control groups: one's own and one's threads', position, writing, O_PATH, links, folders",
+        &[
+            probe("file_kernel own"),
+            probe("file_kernel threads"),
+            probe("file_kernel others"),
+            probe("file_kernel links"),
+        ],
+    ),
     row("symbolic links opened as such (O_PATH)", &[probe("file_symlink")]),
     row("signalfd with signals queued", &[probe("file_signalfd")]),
     row(

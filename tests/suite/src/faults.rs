@@ -2,10 +2,13 @@
 //! broken, targets impossible. The program always goes on, and nothing is left behind.
 
 mod hosts;
+mod huge;
 mod images;
+mod kernels;
 mod namespaces;
 mod putback;
 mod refusals;
+mod removed;
 mod shots;
 mod strangers;
 mod users;
@@ -20,7 +23,10 @@ pub fn run(workshop: &Workshop, report: &mut Report) {
     strangers::run(workshop, report);
     images::run(workshop, report);
     hosts::run(workshop, report);
+    huge::run(workshop, report);
+    kernels::run(workshop, report);
     namespaces::run(workshop, report);
     putback::run(workshop, report);
     users::run(workshop, report);
+    removed::run(workshop, report);
 }

@@ -37,6 +37,28 @@ impl HugePages {
     }
 }
 
+/// As long as it lives no huge page is free.
+#[derive(Debug)]
+pub(crate) struct NonePages {
+    before: u64,
+}
+
+impl NonePages {
+    /// Nothing when the number cannot be changed, or others hold some.
+    pub(crate) fn until_dropped() -> Option<Self> {
+        let before = number(NUMBER)?;
+        fs::write(NUMBER, "0").ok()?;
+        let none = Self { before };
+        (number(FREE)? == 0).then_some(none)
+    }
+}
+
+impl Drop for NonePages {
+    fn drop(&mut self) {
+        let _ = fs::write(NUMBER, self.before.to_string());
+    }
+}
+
 fn number(file: &str) -> Option<u64> {
     fs::read_to_string(file).ok()?.trim().parse().ok()
 }

@@ -32,8 +32,13 @@ pub(super) fn record(
     file_at: &HashMap<i32, u32>,
     findings: &mut Findings,
 ) -> Result<Epoll> {
-    let mut epoll = Epoll { watches: Vec::new(), ready: is_ready(proc, one) };
-    for watched in watches(&one.info) {
+    let watched = watches(&one.info);
+    // A look at whether mounts or settings in /proc changed takes the change away from the program.
+    let in_proc =
+        |inode| all.iter().any(|one| one.inode() == inode && one.link.target.starts_with(b"/proc/"));
+    let changes = watched.iter().any(|watched| in_proc(watched.inode));
+    let mut epoll = Epoll { watches: Vec::new(), ready: changes || is_ready(proc, one) };
+    for watched in watched {
         let Some(fd) = behind(proc, one, &watched, all)? else {
             let number = watched.watch.fd;
             findings.add(

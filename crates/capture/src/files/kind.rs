@@ -5,10 +5,12 @@ use std::os::unix::fs::MetadataExt as _;
 
 use rewake_image::records::{Epoll, FileIdentity, PipeEnd, Symlink, open_file};
 use rewake_linux::proc::{Link, Proc};
+use rewake_linux::virtual_files::Virtual;
 use rustix::fs::{FileType, OFlags};
 
 use super::pipes::PipeSource;
-use super::{Seen, epoll, inotify, special};
+use super::removed::{Removed, is_removed};
+use super::{Seen, epoll, inotify, kernel, special};
 use crate::contents::{self, Contents, Source};
 
 /// What can be captured.
@@ -93,9 +95,17 @@ pub(super) fn classify(
     all: &[Seen],
     firsts: &[i32],
     pipes: &[PipeSource],
+    removed: &Removed,
 ) -> Result<Kind, Refusal> {
+    if let Some(system) = virtual_files(proc, one) {
+        return kernel::record(proc, one, system).map(Kind::Special);
+    }
     match FileType::from_raw_mode(one.link.stat.mode) {
         FileType::RegularFile => place(proc, one).map(Kind::Regular),
+        FileType::Directory if is_removed(&one.link, FileType::Directory) => match removed.id(&one.link) {
+            Some(_) => Ok(Kind::Directory),
+            None => refuse("the folder was removed and cannot be made again", LET_FINISH),
+        },
         FileType::Directory => named(proc, one).map(|()| Kind::Directory),
         FileType::CharacterDevice => device(proc, one, all, firsts),
         FileType::Fifo => fifo(one, all, firsts, pipes),
@@ -128,10 +138,7 @@ fn place(proc: &Proc, one: &Seen) -> Result<Place, Refusal> {
                 "put a link to it back under its old name: ln OTHER-NAME OLD-NAME",
             );
         }
-        return match virtual_file_system(proc, &format!("fd/{}", one.fd)) {
-            Some(name) => refuse(format!("open files of {name} are not supported yet"), LET_FINISH),
-            None => Ok(Place::Unlinked),
-        };
+        return Ok(Place::Unlinked);
     }
     named(proc, one).map(|()| Place::Named)
 }
@@ -144,9 +151,6 @@ fn named(proc: &Proc, one: &Seen) -> Result<(), Refusal> {
     let memory = link.target.starts_with(MEMFD) || link.target == SECRET;
     if !link.target.starts_with(b"/") || (link.deleted && memory) {
         return without_place(proc, one).map(|_| ());
-    }
-    if let Some(name) = virtual_file_system(proc, &format!("fd/{}", one.fd)) {
-        return refuse(format!("open files of {name} are not supported yet"), LET_FINISH);
     }
     if link.deleted || link.stat.links == 0 {
         let remedy = "let the program close it, or put the file back";
@@ -200,24 +204,20 @@ fn symlink(one: &Seen) -> Result<Kind, Refusal> {
     }
 }
 
-/// Files whose content is made up by the kernel as they are read, and message queues.
-fn virtual_file_system(proc: &Proc, name: &str) -> Option<&'static str> {
-    const KINDS: &[(i64, &str)] = &[
-        (0x9fa0, "/proc"),
-        (0x6265_6572, "sysfs"),
-        (0x6462_6720, "debugfs"),
-        (0x7472_6163, "tracefs"),
-        (0x6367_7270, "cgroup"),
-        (0x0027_e0eb, "cgroup"),
-        (0x7363_6673, "securityfs"),
-        (0xcafe_4a11, "bpf"),
-        (0x1980_0202, "POSIX message queues"),
-        (0x9584_58f6, "hugetlbfs"),
-    ];
-    let path =
-        rustix::fs::openat(proc, name, OFlags::PATH | OFlags::CLOEXEC, rustix::fs::Mode::empty()).ok()?;
-    let kind = rustix::fs::fstatfs(path).ok()?.f_type;
-    KINDS.iter().find(|(magic, _)| *magic == kind).map(|(_, name)| *name)
+/// What a file, a folder or a link is made up by, if it is not stored anywhere.
+fn virtual_files(proc: &Proc, one: &Seen) -> Option<Virtual> {
+    let kind = FileType::from_raw_mode(one.link.stat.mode);
+    let stored = matches!(kind, FileType::RegularFile | FileType::Directory | FileType::Symlink);
+    if !stored || !one.link.target.starts_with(b"/") {
+        return None;
+    }
+    virtual_file_system(proc, &format!("fd/{}", one.fd))
+}
+
+/// What the file behind a magic link is made up by.
+pub(super) fn virtual_file_system(proc: &Proc, name: &str) -> Option<Virtual> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    Virtual::of(rustix::fs::openat(proc, name, flags, rustix::fs::Mode::empty()).ok()?)
 }
 
 /// Which devices hold no state: (major, minor) of null, zero, full, random, urandom.
@@ -243,7 +243,7 @@ fn device(proc: &Proc, one: &Seen, all: &[Seen], firsts: &[i32]) -> Result<Kind,
 fn fifo(one: &Seen, all: &[Seen], firsts: &[i32], pipes: &[PipeSource]) -> Result<Kind, Refusal> {
     if let Some(pipe) = pipes.iter().find(|pipe| pipe.inode == one.inode()) {
         let (write, both) = (one.writes(), one.writes() && one.reads());
-        return Ok(Kind::Pipe(PipeEnd { pipe: pipe.id, write, both }));
+        return Ok(Kind::Pipe(PipeEnd { pipe: pipe.id, write, both, awaits_writer: false }));
     }
     match standard_stream(one, all, firsts) {
         Some(stream) => Ok(Kind::Outside(stream)),

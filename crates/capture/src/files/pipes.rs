@@ -188,7 +188,7 @@ mod tests {
         for (fd, write) in ends {
             let id = files.descriptors.iter().find(|one| one.fd == fd).unwrap().file;
             let kind = files.open.iter().find(|one| one.id == id).and_then(|one| one.kind.clone());
-            let end = rewake_image::records::PipeEnd { pipe: source.id, write, both: false };
+            let end = rewake_image::records::PipeEnd { pipe: source.id, write, ..Default::default() };
             assert_eq!(kind, Some(rewake_image::records::open_file::Kind::Pipe(end)));
         }
         drop(writer);

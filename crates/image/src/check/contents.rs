@@ -55,6 +55,13 @@ fn content(content: &FileContent) -> Result<(), ImageError> {
     let Some(size) = size else {
         return Err(invalid(record, format!("a size of {} bytes is impossible", is.size)));
     };
+    let page = 1u64.checked_shl(shift).unwrap_or(1);
+    let whole = |number: u64| number.is_multiple_of(page);
+    ensure!(
+        whole(is.size) && content.pages.iter().all(|extent| whole(extent.address) && whole(extent.length)),
+        record,
+        "its content is not whole huge pages of {page} bytes"
+    );
     let end = content.pages.last().and_then(Extent::end).unwrap_or(0);
     ensure!(end <= size, record, "pages up to {end:#x} in a file of {size:#x} bytes");
     Ok(())

@@ -30,6 +30,8 @@ const MAX_AUXV: usize = 4096;
 /// Mode and flags of mbind(2): MPOL_WEIGHTED_INTERLEAVE is the last, then static and relative nodes, and balancing.
 const MPOL_LAST: u32 = 6;
 const MPOL_FLAGS: u32 = 7 << 13;
+/// Bytes of a vdso: far more than any has.
+const MAX_VDSO: u64 = 1 << 20;
 /// Bytes of a set of nodes.
 const MAX_NODES: usize = 128;
 
@@ -52,7 +54,8 @@ fn address_space(
     ensure!(whole, RECORD, "an auxiliary vector of {auxv} bytes is impossible");
     identity(memory.exe.as_ref().and_then(|exe| exe.identity.as_ref()), "Process, exe")?;
     vmas(memory, files, objects)?;
-    owned_extents(memory)
+    owned_extents(memory)?;
+    vdso(memory)
 }
 
 /// Checks that what the kernel writes for a thread, its restartable sequences, is memory that can be written.
@@ -225,6 +228,15 @@ fn policy(vma: &Vma) -> Result<(), String> {
             vma.memory_policy
         ));
     }
+    Ok(())
+}
+
+/// The vdso's content, where it is kept, is that of its mapping.
+fn vdso(memory: &AddressSpace) -> Result<(), ImageError> {
+    let len = u64::try_from(memory.vdso.len()).unwrap_or(u64::MAX);
+    let mut mapped = memory.vmas.iter().filter(|vma| vma.backing() == Backing::Vdso);
+    let fits = len <= MAX_VDSO && mapped.any(|vma| vma.length() == len);
+    ensure!(len == 0 || fits, RECORD, "a vdso of {len} bytes, which is mapped with another size");
     Ok(())
 }
 

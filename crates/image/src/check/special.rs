@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::files::identity;
 use super::{ensure, path};
 use crate::records::open_file::Kind;
-use crate::records::{Epoll, Inotify, Pipe, TimerFd};
+use crate::records::{Epoll, Inotify, KernelFile, Pipe, TimerFd};
 use crate::{Image, ImageError};
 
 /// CLOCK_REALTIME, MONOTONIC, BOOTTIME, and those that wake a host that sleeps.
@@ -19,7 +19,7 @@ const MAX_WATCHES: usize = 1 << 22;
 
 pub(super) fn check(kind: &Kind, record: &str) -> Result<(), ImageError> {
     match kind {
-        Kind::KernelFile(file) => path(&file.path, record, "path"),
+        Kind::KernelFile(file) => kernel_file(file, record),
         Kind::Symlink(link) => path(&link.path, record, "path"),
         Kind::Eventfd(eventfd) => {
             ensure!(eventfd.count < u64::MAX, record, "an eventfd cannot count {}", eventfd.count);
@@ -30,6 +30,26 @@ pub(super) fn check(kind: &Kind, record: &str) -> Result<(), ImageError> {
         Kind::Inotify(inotify) => inotify_watches(inotify, record),
         _ => Ok(()),
     }
+}
+
+/// Whose files of `/proc` these are is checked where the threads are known, in [`references`].
+fn kernel_file(file: &KernelFile, record: &str) -> Result<(), ImageError> {
+    path(&file.path, record, "path")?;
+    let plain = file.path.split(|byte| *byte == b'/').all(|name| name != b"." && name != b"..");
+    ensure!(plain, record, "{} is not the plain name of a file", file.path.escape_ascii());
+    ensure!(i64::try_from(file.position).is_ok(), record, "position {} is impossible", file.position);
+    Ok(())
+}
+
+/// The ids of a process and of a thread that a file below `/proc` tells of.
+#[must_use]
+pub fn told_of(path: &[u8]) -> [Option<i32>; 2] {
+    let number = |name: Option<&[u8]>| std::str::from_utf8(name?).ok()?.parse::<i32>().ok();
+    let Some(below) = path.strip_prefix(b"/proc/") else { return [None, None] };
+    let mut names = below.split(|byte| *byte == b'/');
+    let process = number(names.next());
+    let thread = if names.next() == Some(b"task") { number(names.next()) } else { None };
+    [process, thread]
 }
 
 fn timerfd(timer: &TimerFd, record: &str) -> Result<(), ImageError> {
@@ -82,7 +102,16 @@ pub(super) fn pipe(pipe: &Pipe) -> Result<(), ImageError> {
 /// Whether watches lead to open files that are there.
 pub(super) fn references(image: &Image) -> Result<(), ImageError> {
     let files: HashSet<u32> = image.open_files.iter().map(|file| file.id).collect();
+    let threads: HashSet<i32> =
+        image.processes.iter().flat_map(|process| &process.threads).map(|thread| thread.tid).collect();
     for file in &image.open_files {
+        if let Some(Kind::KernelFile(kernel)) = &file.kind
+            && let Some(stranger) =
+                told_of(&kernel.path).into_iter().flatten().find(|id| !threads.contains(id))
+        {
+            let record = format!("OpenFile {}", file.id);
+            return Err(super::invalid(record, format!("tells of {stranger}, which is not there")));
+        }
         let missing = match &file.kind {
             Some(Kind::Epoll(epoll)) => {
                 epoll.watches.iter().map(|watch| watch.file).find(|watched| !files.contains(watched))

@@ -5,8 +5,8 @@ use crate::records::open_file::Kind;
 use crate::records::vma::Backing;
 use crate::records::{
     Descriptor, Epoll, EpollWatch, EventFd, Extent, Fanotify, FanotifyMark, FileContent, FileIdentity,
-    Inotify, InotifyWatch, KernelFile, OpenFile, PosixTimer, RegularFile, SeccompFilter, SignalFd,
-    SpeculationControl, Symlink, TimerFd, Vma, file_content,
+    Inotify, InotifyWatch, KernelFile, OpenFile, Pipe, PipeEnd, PosixTimer, RegularFile, RemovedFile,
+    SeccompFilter, SignalFd, SpeculationControl, Symlink, TimerFd, Vma, file_content,
 };
 use crate::{Image, PAGE_SIZE, hostile};
 
@@ -21,6 +21,7 @@ pub fn everything() -> Image {
     let mut image = image();
     contents(&mut image);
     files(&mut image);
+    removed(&mut image);
     process(&mut image);
     memory(&mut image);
     let mut image = hostile::with_fitting_stream(image);
@@ -91,6 +92,42 @@ fn files(image: &mut Image) {
         image.open_files.push(OpenFile { id, flags: 2, kind: Some(kind), ..OpenFile::default() });
         image.processes[0].descriptors.push(Descriptor { fd, file: id, close_on_exec: false });
     }
+}
+
+/// A removed folder in another one, as working folder and open; and a removed fifo.
+fn removed(image: &mut Image) {
+    let file = |id, path: &str, mode, parent| RemovedFile {
+        id,
+        identity: Some(FileIdentity { path: path.into(), mode, ..FileIdentity::default() }),
+        uid: 1000,
+        gid: 1000,
+        parent,
+    };
+    image.removed_files = vec![
+        file(0, "/home/user/gone", 0o040_700, None),
+        file(1, "/home/user/gone/inside", 0o041_777, Some(0)),
+        file(2, "/home/user/fifo", 0o010_600, None),
+    ];
+    image.processes[0].cwd_removed = Some(1);
+    let directory = image.open_files.iter_mut().find_map(|file| match &mut file.kind {
+        Some(Kind::Directory(directory)) => Some(directory),
+        _ => None,
+    });
+    directory.expect("a folder in the sample").removed = Some(0);
+    image.pipes.push(Pipe {
+        id: 9,
+        capacity: 65_536,
+        content: b"waits".to_vec(),
+        fifo: image.removed_files[2].identity.clone(),
+        removed: Some(2),
+        ..Pipe::default()
+    });
+    let id = image.open_files.last().map_or(0, |file| file.id) + 1;
+    let fd = image.processes[0].descriptors.last().map_or(0, |descriptor| descriptor.fd) + 1;
+    let end = PipeEnd { pipe: 9, awaits_writer: true, ..PipeEnd::default() };
+    let kind = Some(Kind::Pipe(end));
+    image.open_files.push(OpenFile { id, flags: 0o4000, kind, ..OpenFile::default() });
+    image.processes[0].descriptors.push(Descriptor { fd, file: id, close_on_exec: false });
 }
 
 fn process(image: &mut Image) {

@@ -44,6 +44,8 @@ sysno! {
     exit_group = SYS_exit_group
     fchdir = SYS_fchdir
     fchmod = SYS_fchmod
+    fchmodat = SYS_fchmodat
+    fchownat = SYS_fchownat
     fcntl = SYS_fcntl
     flock = SYS_flock
     fork = SYS_fork

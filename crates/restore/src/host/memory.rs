@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use rewake_image::Image;
-use rewake_image::records::{AddressSpace, Vma, vma::Backing};
+use rewake_image::records::{AddressSpace, FileContent, Vma, file_content::Kind, vma::Backing};
 
 use crate::error::RestoreError;
 
@@ -48,7 +48,7 @@ fn check_huge_pages(image: &Image) -> Result<(), Lack> {
     Ok(())
 }
 
-/// How many huge pages mapping and filling takes, by power of two of their size. Files of hugetlbfs have theirs.
+/// How many huge pages mapping and filling takes, by power of two of their size. Files of hugetlbfs that are still there have theirs.
 fn huge_pages<'a>(image: &'a Image) -> BTreeMap<u32, u64> {
     let mut wanted: BTreeMap<u32, u64> = BTreeMap::new();
     let mut add = |shift: u32, bytes: u64| {
@@ -72,7 +72,30 @@ fn huge_pages<'a>(image: &'a Image) -> BTreeMap<u32, u64> {
     for object in &image.shared_memory {
         add(object.huge_page_shift, object.size);
     }
+    for content in image.file_contents.iter().filter(|content| content.kind() != Kind::Named) {
+        add(content.huge_page_shift, taken_by_file(image, content));
+    }
     wanted
+}
+
+/// Bytes of a file that hold something or are set aside by a mapping of it.
+fn taken_by_file(image: &Image, content: &FileContent) -> u64 {
+    let of_file = |vma: &&Vma| {
+        let file = usize::try_from(vma.object).ok().and_then(|object| image.mapped_files.get(object));
+        vma.backing() == Backing::File && file.is_some_and(|file| file.content == Some(content.id))
+    };
+    let vmas = image.memories().flat_map(|memory| &memory.vmas);
+    let reserved = vmas.filter(|vma| vma.shared && !vma.no_reserve).filter(of_file);
+    let mut parts: Vec<(u64, u64)> = reserved.map(|vma| (vma.offset, vma.offset + vma.length())).collect();
+    parts.extend(content.pages.iter().map(|extent| (extent.address, extent.address + extent.length)));
+    parts.sort_unstable();
+    let mut end = 0;
+    let new = parts.into_iter().map(|(from, to)| {
+        let new = to.saturating_sub(from.max(end));
+        end = end.max(to);
+        new
+    });
+    new.sum()
 }
 
 fn check_nodes<'a>(vmas: impl Iterator<Item = &'a Vma>, here: &[usize]) -> Result<(), Lack> {
@@ -103,7 +126,7 @@ fn parse_list(text: &str) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
-    use rewake_image::records::{Extent, SharedMemory};
+    use rewake_image::records::{Extent, MappedFile, SharedMemory};
     use rewake_image::sample;
 
     use super::*;
@@ -141,5 +164,18 @@ mod tests {
         memory.pages = vec![Extent { address: 1 << 42, length: 2 << 21, stream_offset: 0 }];
         image.shared_memory.push(SharedMemory { huge_page_shift: 21, size: 1, ..SharedMemory::default() });
         assert_eq!(huge_pages(&image), BTreeMap::from([(21, 4 + 2 + 1)]));
+        // A memfd of four pages, two of which hold something, one of these and one more mapped.
+        let id = 7;
+        let object = u32::try_from(image.mapped_files.len()).expect("few");
+        image.mapped_files.push(MappedFile { content: Some(id), ..MappedFile::default() });
+        let extent = Extent { address: 0, length: 2 << 21, stream_offset: 0 };
+        let kind = Kind::Memfd.into();
+        let content =
+            FileContent { id, kind, huge_page_shift: 21, pages: vec![extent], ..FileContent::default() };
+        image.file_contents.push(content);
+        let mapping = Vma { start: 0, end: 2 << 21, offset: 1 << 21, object, shared: true, ..huge(0, false) };
+        let mapping = Vma { backing: Backing::File.into(), ..mapping };
+        image.processes[0].memory.as_mut().expect("memory").vmas.push(mapping);
+        assert_eq!(huge_pages(&image), BTreeMap::from([(21, 4 + 2 + 1 + 3)]));
     }
 }

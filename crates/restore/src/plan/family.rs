@@ -9,7 +9,7 @@ use rewake_image::records::AddressSpace;
 use rewake_linux::program::{Accept, DataRef, Program, Sysno, TrackRef};
 
 use super::tree::{Fate, Group, Node, Tree};
-use super::{Planner, args};
+use super::{Planner, Special, args};
 use crate::error::RestoreError;
 
 const PR_SET_PDEATHSIG: i32 = 1;
@@ -35,12 +35,20 @@ pub(super) struct Family {
 }
 
 /// A process whose track is there, but has nothing in it yet.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Growing<'a> {
     pub(super) node: Node<'a>,
     track: TrackRef,
     /// The memory it is born with; that of `resume` when there is none.
-    pub(super) inherited: Option<&'a AddressSpace>,
+    pub(super) inherited: Option<Inherited<'a>>,
+}
+
+/// The memory somebody is born with.
+#[derive(Clone, Debug)]
+pub(super) struct Inherited<'a> {
+    pub(super) memory: &'a AddressSpace,
+    /// The kernel's own mappings in it.
+    pub(super) specials: Vec<Special>,
 }
 
 pub(super) type Waiting<'a> = VecDeque<Growing<'a>>;
@@ -89,22 +97,20 @@ impl<'a> Planner<'a> {
     }
 
     /// Makes those who are born of this one, and its session and group between them.
-    pub(super) fn bear(&mut self, growing: &Growing<'a>, waiting: &mut Waiting<'a>) {
-        let node = growing.node;
-        let made: Vec<(bool, Node<'a>)> = [true, false]
-            .into_iter()
-            .flat_map(|early| self.tree.made_by(node.id, early).map(move |made| (early, *made)))
-            .collect();
-        let inherited = match node.fate {
-            Fate::Lives(process) => process.memory.as_ref().or(growing.inherited),
-            Fate::Zombie(_) | Fate::Ghost => growing.inherited,
-        };
-        for (_, child) in made.iter().filter(|(early, _)| *early) {
-            self.make(child, inherited, waiting);
+    pub(super) fn bear(
+        &mut self,
+        node: &Node<'a>,
+        inherited: Option<&Inherited<'a>>,
+        waiting: &mut Waiting<'a>,
+    ) {
+        let made = |early| self.tree.made_by(node.id, early).copied().collect::<Vec<Node<'a>>>();
+        let (early, late) = (made(true), made(false));
+        for child in early {
+            self.spawn(&child, inherited, waiting);
         }
-        self.lead(&node);
-        for (_, child) in made.iter().filter(|(early, _)| !*early) {
-            self.make(child, inherited, waiting);
+        self.lead(node);
+        for child in late {
+            self.spawn(&child, inherited, waiting);
         }
     }
 
@@ -121,7 +127,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn make(&mut self, child: &Node<'a>, inherited: Option<&'a AddressSpace>, waiting: &mut Waiting<'a>) {
+    fn spawn(&mut self, child: &Node<'a>, inherited: Option<&Inherited<'a>>, waiting: &mut Waiting<'a>) {
         let what = match child.fate {
             Fate::Lives(_) => "process",
             Fate::Zombie(_) => "ended process",
@@ -155,7 +161,7 @@ impl<'a> Planner<'a> {
                 .barrier(self.leader, word, 2)
                 .note("the other has done with the descriptors they share");
         }
-        waiting.push_back(Growing { node: *child, track, inherited });
+        waiting.push_back(Growing { node: *child, track, inherited: inherited.cloned() });
     }
 
     /// Everybody meets everybody.
@@ -219,7 +225,7 @@ impl<'a> Planner<'a> {
         let node = growing.node;
         self.leader = growing.track;
         self.birth_of(&node);
-        self.bear(growing, waiting);
+        self.bear(&node, growing.inherited.as_ref(), waiting);
         let track = growing.track;
         if let Fate::Zombie(process) = node.fate {
             let name = self.program.string(&process.comm);

@@ -4,8 +4,10 @@
 //! moved up to a number of its own at once; when the memory is in place the files take the numbers the image says.
 
 mod epolls;
+mod kernel;
 mod locks;
 mod pipes;
+mod removed;
 mod special;
 mod watches;
 
@@ -35,6 +37,7 @@ impl Planner<'_> {
         program.call(leader, Sysno::close_range, args![0, base - 1, 0]).note("what resume had open");
         let first_spare = self.site.spare();
         program.call(leader, Sysno::close_range, args![first_spare, LAST_FD, 0]);
+        self.make_removed_files();
         self.pipes();
         for (index, file) in self.image.open_files.iter().enumerate() {
             self.open_file(self.spare(index), file)?;
@@ -64,7 +67,11 @@ impl Planner<'_> {
             }
             Kind::Directory(directory) => {
                 let identity = directory.identity.as_ref().ok_or_else(|| unsupported("without a path"))?;
-                self.open_path(spare, &identity.path, file.flags | libc::O_DIRECTORY.cast_unsigned());
+                let flags = file.flags | libc::O_DIRECTORY.cast_unsigned();
+                match directory.removed.and_then(|id| self.removed_number(id)) {
+                    Some(number) => self.open_prepared(spare, number, flags, &identity.path),
+                    None => self.open_path(spare, &identity.path, flags),
+                }
                 self.seek(spare, directory.position, &identity.path);
             }
             Kind::Device(device) => self.open_path(spare, &device.path, file.flags),
@@ -80,6 +87,7 @@ impl Planner<'_> {
             Kind::Signalfd(signals) => self.signalfd(spare, file, signals),
             Kind::Epoll(_) => self.epoll(spare),
             Kind::Inotify(_) => self.inotify(spare, file),
+            Kind::KernelFile(kernel) => self.kernel_file(spare, file.flags, kernel),
             Kind::Symlink(link) => self.open_path(spare, &link.path, file.flags),
             _ => return Err(unsupported("of a kind that this version cannot restore")),
         }
@@ -155,13 +163,17 @@ impl Planner<'_> {
             return;
         }
         if self.is_root() {
+            self.late_kernel_files();
             self.owners();
             self.watches();
             self.arm_timers();
-            self.inotify_watches();
+            self.finish_removed_files();
         }
         let base = self.site.fd_base;
         self.program.call(self.leader, Sysno::close_range, args![base, LAST_FD, 0]).note("all helpers");
+        if self.is_root() {
+            self.inotify_watches();
+        }
     }
 
     /// Where the open file of an id waits for its number.

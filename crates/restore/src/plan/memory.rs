@@ -3,6 +3,7 @@
 mod fill;
 mod finish;
 mod inherit;
+mod kernels;
 mod shared;
 
 use std::ops::Range;
@@ -14,6 +15,7 @@ use rewake_linux::program::{Accept, Sysno};
 use super::{Planner, Site, TASK_SIZE, args};
 use crate::error::RestoreError;
 
+use super::family::Inherited;
 use inherit::Kept;
 pub(super) use shared::Zone;
 
@@ -33,19 +35,21 @@ pub struct Special {
 }
 
 impl Planner<'_> {
-    /// Builds the address space, up to what others may inherit of it.
+    /// Builds the address space, up to what others may inherit of it; tells where the kernel's own mappings are.
     pub(super) fn memory(
         &mut self,
         memory: &AddressSpace,
-        inherited: Option<&AddressSpace>,
-        is_root: bool,
-    ) -> Result<(), RestoreError> {
+        inherited: Option<&Inherited<'_>>,
+    ) -> Result<Vec<Special>, RestoreError> {
         let zone = self.zone.clone();
-        let kept = inherited.map_or_else(Kept::default, |inherited| Kept::of(inherited, memory));
-        let there = inherited.map_or_else(|| self.site.specials.clone(), specials_of);
-        self.clear_out(&there, memory, &kept, &zone, inherited.is_none());
-        self.specials(&there, memory)?;
-        if is_root {
+        let kept = inherited.map_or_else(Kept::default, |inherited| Kept::of(inherited.memory, memory));
+        let there = inherited.map_or(&self.site.specials, |inherited| &inherited.specials);
+        let stays = inherited.is_some() && self.site.vdso.is_none();
+        let (moved, mut specials): (Vec<Special>, Vec<Special>) =
+            there.iter().partition(|special| !(stays && is_in_place(special, memory)));
+        self.clear_out(&moved, &specials, &kept, inherited.is_none());
+        specials.extend(self.specials(&moved, &specials, memory)?);
+        if inherited.is_none() {
             self.shared_objects(&zone);
         }
         self.shared_mappings(memory, &zone, false)?;
@@ -55,7 +59,7 @@ impl Planner<'_> {
             self.program.call(self.leader, Sysno::madvise, args).note("pages that only the parent has");
         }
         self.fill(&kept.missing(&memory.pages), 0);
-        Ok(())
+        Ok(specials)
     }
 
     /// What nobody inherits, or must not.
@@ -75,28 +79,18 @@ impl Planner<'_> {
     }
 
     /// What was there goes, but for the stage, what is kept and, moved aside where it has to, what only the kernel can make.
-    fn clear_out(
-        &mut self,
-        there: &[Special],
-        memory: &AddressSpace,
-        kept: &Kept,
-        zone: &Zone,
-        is_seed: bool,
-    ) {
-        let Self { program, leader, site, .. } = self;
+    fn clear_out(&mut self, moved: &[Special], in_place: &[Special], kept: &Kept, is_seed: bool) {
+        let Self { program, leader, site, zone, .. } = self;
         let mut aside = site.aside;
-        let mut stay = kept.ranges.clone();
-        for special in there {
-            if place_of(special, memory) == Some(special.start.get()) && !is_seed {
-                stay.push(special.start.get()..special.start.get() + special.len);
-                continue;
-            }
+        for special in moved {
             let args = args![special.start, special.len, special.len, MOVE, aside];
             let call = program.call(*leader, Sysno::mremap, args).accept(Accept::Exactly(aside.get()));
             call.note(format!("{:?} aside", special.kind));
             aside = aside + special.len;
         }
+        let mut stay = kept.ranges.clone();
         stay.push(site.stage.get()..aside.get());
+        stay.extend(in_place.iter().map(|one| one.start.get()..one.start.get() + one.len));
         if !is_seed && zone.len != 0 {
             stay.push(zone.start..zone.start + zone.len);
         }
@@ -109,35 +103,6 @@ impl Planner<'_> {
             }
             from = range.end;
         }
-    }
-
-    fn specials(&mut self, there: &[Special], memory: &AddressSpace) -> Result<(), RestoreError> {
-        let mut aside = self.site.aside;
-        let is_seed = self.is_root();
-        for special in there {
-            let wanted = memory.vmas.iter().find(|vma| vma.backing() == special.kind);
-            if let Some(vma) = wanted {
-                if vma.end - vma.start != special.len {
-                    return Err(RestoreError::Unsupported {
-                        pid: self.process.pid,
-                        object: format!("{:?}", special.kind),
-                        reason: "this kernel's has another size; resume under the kernel of the capture"
-                            .into(),
-                    });
-                }
-                if vma.start == special.start.get() && !is_seed {
-                    continue;
-                }
-                let args = args![aside, special.len, special.len, MOVE, vma.start];
-                let call = self.program.call(self.leader, Sysno::mremap, args);
-                call.accept(Accept::Exactly(vma.start)).note(format!("{:?}", special.kind));
-            } else {
-                let call = self.program.call(self.leader, Sysno::munmap, args![aside, special.len]);
-                call.note(format!("{:?} was not there", special.kind));
-            }
-            aside = aside + special.len;
-        }
-        Ok(())
     }
 
     /// Memfds are sealed when their mappings are there: some seals forbid to make them.
@@ -212,19 +177,19 @@ impl Planner<'_> {
     }
 }
 
-/// What only the kernel can make, where a process has it.
-fn specials_of(memory: &AddressSpace) -> Vec<Special> {
-    let kinds = [Backing::Vdso, Backing::Vvar, Backing::VvarVclock];
-    let special = |vma: &Vma| Special {
-        kind: vma.backing(),
-        start: RemoteAddr::new(vma.start),
-        len: vma.end - vma.start,
-    };
-    memory.vmas.iter().filter(|vma| kinds.contains(&vma.backing())).map(special).collect()
+/// Whether one of the kernel's mappings lies where the image has it.
+fn is_in_place(special: &Special, memory: &AddressSpace) -> bool {
+    let same = |vma: &Vma| vma.start == special.start.get() && vma.length() == special.len;
+    memory.vmas.iter().any(|vma| vma.backing() == special.kind && same(vma))
 }
 
-fn place_of(special: &Special, memory: &AddressSpace) -> Option<u64> {
-    memory.vmas.iter().find(|vma| vma.backing() == special.kind).map(|vma| vma.start)
+impl Planner<'_> {
+    /// Where nothing can be put: the image's mappings, and those of the restore.
+    fn taken(&self, memory: &AddressSpace) -> Vec<(u64, u64)> {
+        let vmas = memory.vmas.iter().map(|vma| (vma.start, vma.end));
+        let zone = (self.zone.start, self.zone.start + self.zone.len);
+        vmas.chain([self.site.taken(), zone]).chain(self.kernels).collect()
+    }
 }
 
 impl Site {
@@ -262,10 +227,14 @@ fn describe(vma: &Vma) -> String {
 
 /// The lowest free range of `len` bytes from 4 GiB up, with a page left free on both sides.
 #[must_use]
-pub fn free_gap(mut taken: Vec<(u64, u64)>, len: u64) -> Option<u64> {
+pub fn free_gap(taken: Vec<(u64, u64)>, len: u64) -> Option<u64> {
     const LOWEST: u64 = 1 << 32;
+    free_gap_above(LOWEST, taken, len)
+}
+
+fn free_gap_above(lowest: u64, mut taken: Vec<(u64, u64)>, len: u64) -> Option<u64> {
     taken.sort_unstable();
-    let mut at = LOWEST;
+    let mut at = lowest;
     for (start, end) in taken {
         if at.checked_add(len + 2 * PAGE_SIZE)? <= start {
             break;

@@ -109,13 +109,27 @@ impl Planner<'_> {
         }
     }
 
+    /// Makes the working folder of the process the leader's own.
+    pub(super) fn working_folder(&mut self) {
+        let Self { leader, process, .. } = *self;
+        let note = format!("working folder {}", String::from_utf8_lossy(&process.cwd));
+        match process.cwd_removed.and_then(|id| self.removed_number(id)) {
+            Some(number) => self.program.call(leader, Sysno::fchdir, args![number]),
+            None => {
+                let cwd = self.program.string(&process.cwd);
+                self.program.call(leader, Sysno::chdir, args![cwd])
+            }
+        }
+        .note(note);
+    }
+
     pub(super) fn attributes(&mut self) {
+        if self.process.folders_of.is_none() {
+            self.working_folder();
+        }
         let Self { program, leader, process, .. } = self;
         let leader = *leader;
         if process.folders_of.is_none() {
-            let cwd = program.string(&process.cwd);
-            let note = format!("working folder {}", String::from_utf8_lossy(&process.cwd));
-            program.call(leader, Sysno::chdir, args![cwd]).note(note);
             program.call(leader, Sysno::umask, args![process.umask]);
         }
         program.call(leader, Sysno::personality, args![process.personality]).note("personality");

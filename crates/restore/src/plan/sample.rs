@@ -29,6 +29,7 @@ impl Site {
                 special(Backing::VvarVclock, 0x7fff_0000_4000, 2),
                 special(Backing::Vdso, 0x7fff_0000_6000, 2),
             ],
+            vdso: None,
             fd_base: 64,
             parent: 100,
             limits: vec![(1024, u64::MAX); 16],
@@ -41,6 +42,7 @@ impl Site {
             spare_ids: (4_000_000..4_000_064).collect(),
             clocks: BTreeMap::from([(libc::CLOCK_MONOTONIC, 1_000_000_000_000)]),
             prepared: BTreeMap::new(),
+            removed: BTreeMap::new(),
         }
     }
 }
@@ -90,8 +92,12 @@ fn site_for(image: &Image) -> Option<Site> {
         specials.push(Special { len: vma.length(), ..*special });
     }
     site.specials = specials;
+    // Another kernel's is as likely as any.
+    site.vdso = Some(memory.vdso.clone()).filter(|vdso| !vdso.is_empty());
     // What `resume` prepares: contents of files, each at a descriptor.
     site.prepared =
         image.file_contents.iter().map(|content| content.id).zip(site.first_prepared()..).collect();
+    let removed = image.removed_files.iter();
+    site.removed = removed.map(|file| (file.id, format!("/tmp/{}", file.id).into_bytes())).collect();
     Some(site)
 }

@@ -9,6 +9,7 @@ use rewake_linux::program::{Program, Sysno};
 
 use super::sample::STAGE;
 use super::{Plan, Site, check, plan};
+use crate::vdso::tests as vdso;
 
 const PAGE: u64 = 4096;
 
@@ -42,6 +43,28 @@ fn a_vdso_of_another_size_is_refused_by_name() {
     site.specials[0].len += PAGE;
     let error = plan(&image, &site).expect_err("another kernel's");
     assert!(error.to_string().contains("another size"), "{error}");
+}
+
+#[test]
+fn the_vdso_of_another_kernel_leads_to_this_ones() {
+    let mut image = sample::image();
+    let own = vdso::own();
+    let memory = image.processes[0].memory.as_mut().expect("memory");
+    let at = memory.vmas.iter_mut().find(|vma| vma.backing() == Backing::Vdso).expect("a vdso");
+    at.end = at.start + u64::try_from(own.len()).expect("a few pages");
+    let old = at.start;
+    memory.vdso = own.clone();
+    // This kernel has no second data page, and more of the first.
+    let mut site = Site { vdso: Some(own), ..Site::sample() };
+    site.specials.remove(1);
+    site.specials[1].start = site.specials[0].start + site.specials[0].len;
+    let plan = planned(&image, &mut site);
+    assert_eq!(check::check(&plan, &site), Ok(()));
+    let listing = plan.program.listing();
+    assert!(listing.contains("Vdso of this kernel") && listing.contains(&format!("{old:#x}")), "{listing}");
+    image.processes[0].memory.as_mut().expect("memory").vdso.clear();
+    let error = super::plan(&image, &site).expect_err("the old one's content is missing");
+    assert!(error.to_string().contains("does not hold its own"), "{error}");
 }
 
 /// A random mapping: gap before it and length in pages, protection, kind, and which of its pages have content.

@@ -16,7 +16,7 @@ const SS_ONSTACK: u32 = 1;
 const SS_DISABLE: u32 = 2;
 /// VM, FS, FILES, SIGHAND, THREAD, SYSVSEM: what makes a thread.
 const CLONE_THREAD_FLAGS: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000;
-const CLONE_FS: i32 = 0x200;
+const CLONE_FS: u64 = 0x200;
 /// Parties that never come: the thread waits for the tracer.
 const NEVER: u32 = u32::MAX;
 const FAILED: i32 = 125;
@@ -39,9 +39,22 @@ impl<'a> Planner<'a> {
             self.tids.insert(track, thread.tid);
             let tid = self.program.bytes(&thread.tid.to_le_bytes());
             // struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size
-            let clone = self.program.words(&[CLONE_THREAD_FLAGS, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+            // A folder without a name is open as a helper, which the leader closes: a thread is born in it.
+            let folder = removed_folder(thread).and_then(|id| self.removed_number(id));
+            let shared = match folder {
+                Some(number) => {
+                    let call = self.program.call(self.leader, Sysno::fchdir, args![number]);
+                    call.note(format!("working folder of thread {}", thread.tid));
+                    CLONE_THREAD_FLAGS & !CLONE_FS
+                }
+                None => CLONE_THREAD_FLAGS,
+            };
+            let clone = self.program.words(&[shared, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
             self.program.point(clone, 64, tid);
             self.program.spawn(self.leader, track, clone).note(format!("thread {}", thread.tid));
+            if folder.is_some() {
+                self.working_folder();
+            }
             self.thread_state(track, thread);
             self.park(track, thread);
             self.program.on_failure(track);
@@ -63,10 +76,13 @@ impl<'a> Planner<'a> {
             return;
         }
         if let Some(own) = &thread.own_fs {
-            let (cwd, root) = (program.string(&own.cwd), program.string(&own.root));
-            let note = format!("working folder {}", String::from_utf8_lossy(&own.cwd));
-            program.call(track, Sysno::unshare, args![CLONE_FS]).note("its own working folder");
-            program.call(track, Sysno::chdir, args![cwd]).note(note);
+            let root = program.string(&own.root);
+            if own.cwd_removed.is_none() {
+                let cwd = program.string(&own.cwd);
+                let note = format!("working folder {}", String::from_utf8_lossy(&own.cwd));
+                program.call(track, Sysno::unshare, args![CLONE_FS]).note("its own working folder");
+                program.call(track, Sysno::chdir, args![cwd]).note(note);
+            }
             if own.root != b"/" {
                 let note = format!("root {}", String::from_utf8_lossy(&own.root));
                 program.call(track, Sysno::chroot, args![root]).note(note);
@@ -161,4 +177,9 @@ impl<'a> Planner<'a> {
         self.waits.insert(thread.tid, call.note("for the time that was left").done());
         self.program.barrier(track, self.never, NEVER).note("the tracer lets go");
     }
+}
+
+/// The removed folder that is a thread's own working folder.
+fn removed_folder(thread: &Thread) -> Option<u32> {
+    thread.own_fs.as_ref()?.cwd_removed
 }

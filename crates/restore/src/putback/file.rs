@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
+use rewake_linux::hugetlb;
 use rustix::fs::{FallocateFlags, Timespec, Timestamps, UTIME_OMIT};
 
 use super::journal::State;
@@ -121,6 +122,10 @@ pub fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize>
 /// # Errors
 /// What pwrite(2) says.
 pub fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    let shift = hugetlb::page_shift(file)?;
+    if shift != 0 {
+        return hugetlb::write_at(file, shift, offset, bytes);
+    }
     let length = u64::try_from(bytes.len()).map_err(io::Error::other)?;
     let end = offset.saturating_add(length);
     if bytes.iter().all(|byte| *byte == 0) && end <= file.metadata()?.len() {

@@ -21,6 +21,8 @@ const SETTINGS: &[(&str, &[&str])] = &[
     ("ldt", &["local descriptor table"]),
     ("keyring", &["keyring"]),
     ("secret", &["memfd_secret"]),
+    ("other-process", &["tells of another process"]),
+    ("ended-thread", &["which has ended"]),
 ];
 
 pub(super) fn run(workshop: &Workshop, report: &mut Report) {

@@ -24,7 +24,11 @@ impl Planner<'_> {
         let image = self.image;
         for file in &image.open_files {
             let Some(open_file::Kind::Inotify(inotify)) = &file.kind else { continue };
-            let Some(fd) = self.spare_of(file.id) else { continue };
+            let descriptors = &mut self.process.descriptors.iter();
+            let Some(fd) = descriptors.find(|descriptor| descriptor.file == file.id).map(|found| found.fd)
+            else {
+                continue;
+            };
             for watch in &inotify.watches {
                 let Some(identity) = &watch.identity else { continue };
                 let note = format!("watch {} of {}", watch.wd, String::from_utf8_lossy(&identity.path));
