@@ -7,7 +7,7 @@ mod settings;
 
 use std::collections::BTreeMap;
 
-use rewake_image::records::{Process, SeccompFilter, Thread, Vma};
+use rewake_image::records::{Process, Thread, Vma};
 use rewake_linux::program::{Accept, CallRef, DataRef, Program, Sysno, TrackRef, Value};
 use rewake_linux::remote::{Outcome, RemoteError, RemoteStage};
 
@@ -112,7 +112,7 @@ impl Frozen {
     ///
     /// # Errors
     /// When the target cannot be asked or was killed meanwhile.
-    pub(crate) fn ask(&mut self) -> Result<(Process, Vec<SeccompFilter>)> {
+    pub(crate) fn ask(&mut self, ids: &Ids, filters: &mut seccomp::Filters) -> Result<Process> {
         let pid = self.proc.id();
         let mut program = Program::new();
         let tracks: Vec<(TrackRef, i32)> =
@@ -127,15 +127,13 @@ impl Frozen {
             tracks.iter().map(|(track, tid)| (*tid, ThreadAnswers::ask(&mut program, *track))).collect();
         let outcome = self.run(&program, &tracks)?;
 
-        let ids = Ids::of(&self.proc)?;
         let mut findings = Findings::new(pid);
-        let mut process = process::outside(&self.proc)?;
+        let mut process = process::outside(&self.proc, ids)?;
         about_process.tell(&outcome, &mut process, &mut findings);
-        process.posix_timers = about_timers.tell(&outcome, &ids);
+        process.posix_timers = about_timers.tell(&outcome, ids);
         process.stopped_by = self.stopped_by.map(i32::unsigned_abs);
-        let mut filters = seccomp::Filters::default();
         for (tid, stopped) in &self.threads {
-            let mut thread = threads::outside(&self.proc, &ids, stopped)?;
+            let mut thread = threads::outside(&self.proc, ids, stopped)?;
             thread.credentials.take_if(|own| Some(&*own) == process.credentials.as_ref());
             thread.remaining_ns = self.time_left.get(tid).copied();
             about_threads[tid].tell(&outcome, &mut thread, &mut findings);
@@ -143,7 +141,7 @@ impl Frozen {
             process.threads.push(thread);
         }
         if !self.threads.contains_key(&pid) {
-            let mut leader = threads::ended_leader(&self.proc, &ids)?;
+            let mut leader = threads::ended_leader(&self.proc, ids)?;
             leader.credentials.take_if(|own| Some(&*own) == process.credentials.as_ref());
             process.threads.push(leader);
         }
@@ -154,7 +152,7 @@ impl Frozen {
             memory.vmas = self.policies(&modes.tell(&outcome))?;
         }
         findings.into_result()?;
-        Ok((process, filters.into_records()))
+        Ok(process)
     }
 
     /// Asks for the memory policies of the mappings that begin there, which are few.

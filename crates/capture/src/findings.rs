@@ -15,6 +15,7 @@ pub(crate) struct Findings {
 /// The same obstacle in any number of threads.
 #[derive(Debug)]
 struct ThreadObstacle {
+    pid: i32,
     reason: String,
     remedy: String,
     tids: Vec<i32>,
@@ -29,6 +30,11 @@ impl Findings {
         Self { pid, obstacles: Vec::new(), threads: Vec::new() }
     }
 
+    /// What is found from now on is about this process.
+    pub(crate) const fn turn_to(&mut self, pid: i32) {
+        self.pid = pid;
+    }
+
     /// Adds one obstacle; the same one twice counts once.
     pub(crate) fn add(&mut self, object: impl Display, reason: impl Display, remedy: impl Display) {
         let (object, reason, remedy) = (object.to_string(), reason.to_string(), remedy.to_string());
@@ -41,16 +47,19 @@ impl Findings {
     /// Adds an obstacle in a thread; the same one in many threads is told once.
     pub(crate) fn add_thread(&mut self, tid: i32, reason: impl Display, remedy: impl Display) {
         let (reason, remedy) = (reason.to_string(), remedy.to_string());
-        match self.threads.iter_mut().find(|known| (&known.reason, &known.remedy) == (&reason, &remedy)) {
+        match self.threads.iter_mut().find(|known| {
+            (known.pid, &known.reason, &known.remedy) == (self.pid, &reason, &remedy)
+        }) {
             Some(known) if known.tids.contains(&tid) => {}
             Some(known) => known.tids.push(tid),
-            None => self.threads.push(ThreadObstacle { reason, remedy, tids: vec![tid] }),
+            None => self.threads.push(ThreadObstacle { pid: self.pid, reason, remedy, tids: vec![tid] }),
         }
     }
 
     /// All that was found.
     pub(crate) fn into_obstacles(mut self) -> Vec<Obstacle> {
-        for ThreadObstacle { reason, remedy, tids } in std::mem::take(&mut self.threads) {
+        for ThreadObstacle { pid, reason, remedy, tids } in std::mem::take(&mut self.threads) {
+            self.turn_to(pid);
             let named: Vec<String> = tids.iter().take(NAMED).map(ToString::to_string).collect();
             let object = match (tids.len(), tids.len().saturating_sub(NAMED)) {
                 (1, _) => format!("thread {}", named[0]),

@@ -25,7 +25,7 @@ pub(crate) struct Frozen {
     pub(crate) proc: Proc,
     /// By thread id.
     pub(crate) threads: BTreeMap<i32, Stopped>,
-    pub(crate) begin: Instant,
+    begin: Instant,
     /// By thread id, the nanoseconds that were left of an interrupted call's time-out, where that is known.
     pub(crate) time_left: BTreeMap<i32, u64>,
     /// The signal that stopped the process, if it is stopped by job control. It stays so whoever lets it go.
@@ -37,16 +37,14 @@ pub(crate) struct Frozen {
     steps_out: BTreeMap<i32, u32>,
 }
 
-/// Stops every thread of process `pid`.
+/// Stops every thread of process `pid`, within `timeout` from `begin`.
 ///
 /// # Errors
-/// When a thread does not stop within `timeout`, may not be traced, or the target has changed into something that cannot be captured.
-/// Threads that were stopped go on; one that still had to stop is let go when this process ends.
-pub(crate) fn freeze(pid: i32, timeout: Duration) -> Result<Frozen> {
+/// When a thread does not stop in time or may not be traced. Threads that were stopped go on; one that still had to stop is let go when
+/// this process ends.
+pub(crate) fn freeze(pid: i32, begin: Instant, timeout: Duration) -> Result<Frozen> {
     let proc = preflight::open(pid)?;
     let before = Before::ask(&proc);
-    let vdso = vdso(&proc)?;
-    let begin = Instant::now();
     let mut frozen = Frozen {
         proc,
         threads: BTreeMap::new(),
@@ -54,17 +52,11 @@ pub(crate) fn freeze(pid: i32, timeout: Duration) -> Result<Frozen> {
         time_left: BTreeMap::new(),
         stopped_by: None,
         leader_ended: false,
-        vdso,
-        steps_out: BTreeMap::new(),
     };
     while frozen.stop_new_threads(begin + timeout)? {}
     // The thread through which we looked may have ended meanwhile.
     frozen.proc = preflight::open(pid)?;
     frozen.time_left = before.time_left(&frozen.proc, &frozen.threads);
-    let mut findings = Findings::new(pid);
-    preflight::check_state(&frozen.proc, &mut findings)?;
-    frozen.check_registers(&mut findings)?;
-    findings.into_result()?;
     Ok(frozen)
 }
 
@@ -194,7 +186,7 @@ impl Frozen {
     }
 
     /// What only a stopped thread tells.
-    fn check_registers(&self, findings: &mut Findings) -> Result<()> {
+    pub(crate) fn check_registers(&self, findings: &mut Findings) -> Result<()> {
         use rewake_linux::arch::x86_64::regs::CODE_SEGMENT_64;
         let pid = self.proc.id();
         for (tid, thread) in &self.threads {
@@ -213,21 +205,23 @@ impl Frozen {
         Ok(())
     }
 
-    /// Lets the target go on, or kills it; the time it stood still.
+    /// Kills it.
     ///
     /// # Errors
-    /// When it cannot be killed, or does not vanish in time.
-    pub(crate) fn release(mut self, kill: bool) -> Result<Duration> {
-        if !kill {
-            self.detach();
-            return Ok(self.begin.elapsed());
-        }
+    /// When that is not permitted.
+    pub(crate) fn kill(&self) -> Result<()> {
         let pid = self.proc.id();
         let process = rustix::process::Pid::from_raw(pid).expect("a process id is positive");
-        rustix::process::kill_process(process, rustix::process::Signal::KILL)
-            .during("kill", pid, "process")?;
+        rustix::process::kill_process(process, rustix::process::Signal::KILL).during("kill", pid, "process")
+    }
+
+    /// Waits until it has vanished, which was killed.
+    ///
+    /// # Errors
+    /// When it does not vanish in time.
+    pub(crate) fn bury(mut self) -> Result<()> {
+        let pid = self.proc.id();
         self.reap()?;
-        let paused = self.begin.elapsed();
         let deadline = Instant::now() + DEATH_TIMEOUT;
         while self.proc.stat().is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X')) {
             if Instant::now() > deadline {
@@ -235,7 +229,7 @@ impl Frozen {
             }
             std::thread::sleep(PAUSES.1);
         }
-        Ok(paused)
+        Ok(())
     }
 
     /// Waits for the death of every thread, the first thread last: the kernel reports it when all others are reaped.

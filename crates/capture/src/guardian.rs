@@ -16,13 +16,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use rewake_image::PendingImage;
-use rewake_image::records::{Process, SeccompFilter};
 use rewake_linux::fork::{self, Forked};
 use rustix::process::{Pid, WaitOptions};
 
 use self::keeper::Keeper;
 use self::protocol::{Reply, Request};
 use crate::error::{CaptureError, During, Result};
+use crate::family::Told;
 
 /// The front's end: dropping it thaws the target.
 #[derive(Debug)]
@@ -55,9 +55,9 @@ impl Guardian {
     ///
     /// # Errors
     /// When it does not stop or cannot be asked; then it goes on.
-    pub(crate) fn freeze(&mut self) -> Result<(Process, Vec<SeccompFilter>)> {
+    pub(crate) fn freeze(&mut self) -> Result<Told> {
         match self.request(Request::Freeze)? {
-            Reply::Frozen(process, filters) => Ok((*process, filters)),
+            Reply::Frozen(told) => Ok(*told),
             _ => Err(self.lost("freeze", "an answer to another question".into())),
         }
     }

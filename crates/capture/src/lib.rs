@@ -8,6 +8,7 @@ mod capture;
 mod commit;
 mod contents;
 mod error;
+mod family;
 mod files;
 mod findings;
 mod freeze;

@@ -5,13 +5,13 @@ use rewake_linux::proc::{Proc, Status};
 
 use crate::error::{During, Result};
 use crate::files::identity;
-use crate::spaces;
+use crate::spaces::{self, Ids};
 
 /// All of a process but threads, descriptors, mappings, and what only itself can tell (see [`crate::ask`]).
 ///
 /// # Errors
 /// When the process was killed meanwhile, or may not be looked at.
-pub(crate) fn outside(proc: &Proc) -> Result<Process> {
+pub(crate) fn outside(proc: &Proc, ids: &Ids) -> Result<Process> {
     let pid = proc.id();
     let stat = proc.stat().during("read", pid, "stat")?;
     let status = proc.status().during("read", pid, "status")?;
@@ -36,13 +36,14 @@ pub(crate) fn outside(proc: &Proc) -> Result<Process> {
         exe: Some(MappedFile { identity: Some(identity(&exe)), ..MappedFile::default() }),
         ..AddressSpace::default()
     };
-    let [own, parent, group, session] = spaces::relations(&status, &stat);
+    let [own, parent, group, session] = spaces::relations(&status, &stat, ids);
     let text = |file| proc.read(file).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     Ok(Process {
         oom_score_adj: text("oom_score_adj").and_then(|text| text.trim().parse().ok()),
         coredump_filter: text("coredump_filter").and_then(|text| u32::from_str_radix(text.trim(), 16).ok()),
         pid: own,
         ppid: parent,
+        exit_signal: Some(stat.exit_signal).filter(|signal| *signal != libc::SIGCHLD),
         pgid: group,
         sid: session,
         clocks: spaces::clocks(proc),

@@ -147,16 +147,26 @@ impl Ids {
     /// # Errors
     /// When it is gone.
     pub(crate) fn of(proc: &Proc) -> Result<Self> {
-        let pid = proc.id();
-        let status = proc.status().during("read status", pid, "process")?;
-        if status.ns_tgids.len() < 2 {
-            return Ok(Self::default());
-        }
+        Self::of_all([proc.id()])
+    }
+
+    /// Those of several processes and their threads.
+    ///
+    /// # Errors
+    /// When one of them is gone.
+    pub(crate) fn of_all(pids: impl IntoIterator<Item = i32>) -> Result<Self> {
         let mut inner = BTreeMap::new();
-        for tid in proc.threads().during("list threads", pid, "task")? {
-            let status = proc.thread(tid).and_then(|thread| thread.status());
-            let status = status.during("read status", pid, format!("thread {tid}"))?;
-            inner.extend(status.ns_pids.last().map(|id| (tid, *id)));
+        for pid in pids {
+            let proc = Proc::open(pid).during("open", pid, "process")?;
+            let status = proc.status().during("read status", pid, "process")?;
+            if status.ns_tgids.len() < 2 {
+                return Ok(Self::default());
+            }
+            for tid in proc.threads().during("list threads", pid, "task")? {
+                let status = proc.thread(tid).and_then(|thread| thread.status());
+                let status = status.during("read status", pid, format!("thread {tid}"))?;
+                inner.extend(status.ns_pids.last().map(|id| (tid, *id)));
+            }
         }
         Ok(Self { inner })
     }
@@ -168,12 +178,12 @@ impl Ids {
 }
 
 /// Id, group and session of the process, as it sees them itself, and its parent: 0 when that is outside.
-pub(crate) fn relations(status: &Status, stat: &proc::Stat) -> [i32; 4] {
+pub(crate) fn relations(status: &Status, stat: &proc::Stat, ids: &Ids) -> [i32; 4] {
     if status.ns_tgids.len() < 2 {
         return [status.tgid, stat.ppid, stat.pgrp, stat.session];
     }
     let last = |ids: &[i32]| ids.last().copied().unwrap_or(0);
-    [last(&status.ns_tgids), 0, last(&status.ns_pgids), last(&status.ns_sids)]
+    [last(&status.ns_tgids), ids.inner(stat.ppid), last(&status.ns_pgids), last(&status.ns_sids)]
 }
 
 /// What the target's clocks show now.

@@ -14,7 +14,7 @@ use rustix::process::Pid;
 
 use super::protocol::{Reply, Request};
 use crate::error::{CaptureError, During, Result};
-use crate::freeze::{self, Frozen};
+use crate::family::Family;
 
 /// Between looks at whether the front still runs, while the target is held.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
@@ -27,7 +27,7 @@ pub(super) struct Keeper {
     front: Pid,
     pid: i32,
     freeze_timeout: Duration,
-    held: Option<Frozen>,
+    held: Option<Family>,
     /// The front was found stopped, and the target let go.
     let_go: bool,
     /// Device and inode of the image that the target is to be killed for, until that has been tried.
@@ -92,13 +92,13 @@ impl Keeper {
 
     fn freeze(&mut self) -> Result<Reply> {
         let begin = Instant::now();
-        let mut frozen = freeze::freeze(self.pid, self.freeze_timeout)?;
+        let mut family = Family::freeze(self.pid, self.freeze_timeout)?;
         tracing::debug!(phase = "freeze", elapsed = ?begin.elapsed());
         let asked = Instant::now();
-        let (process, filters) = frozen.ask()?;
+        let told = family.ask()?;
         tracing::debug!(phase = "ask", elapsed = ?asked.elapsed());
-        self.held = Some(frozen);
-        Ok(Reply::Frozen(Box::new(process), filters))
+        self.held = Some(family);
+        Ok(Reply::Frozen(Box::new(told)))
     }
 
     fn confirm(&self) -> Result<Reply> {
@@ -150,7 +150,7 @@ impl Keeper {
 }
 
 /// Kills the target, as soon as the name of its image is durable.
-fn kill(frozen: Frozen, image: &Path) {
+fn kill(frozen: Family, image: &Path) {
     let parent = image.parent().unwrap_or(image);
     if let Err(error) = std::fs::File::open(parent).and_then(|parent| parent.sync_all()) {
         tracing::debug!(%error, "the name of the image may not last");

@@ -9,6 +9,7 @@ use prost::Message as _;
 use rewake_image::records::{Process, SeccompFilter};
 
 use crate::error::{CaptureError, Obstacle};
+use crate::family::Told;
 
 /// No frame is longer: a process of a thousand threads with the largest register sets needs 12 MB.
 const MAX_FRAME: u32 = 1 << 30;
@@ -35,7 +36,7 @@ pub(crate) enum Request {
 #[derive(Debug)]
 pub(crate) enum Reply {
     /// The target stands still; this is all of it but pages and descriptors.
-    Frozen(Box<Process>, Vec<SeccompFilter>),
+    Frozen(Box<Told>),
     /// The target has stood still since it was frozen; also the answer to [`Request::Arm`].
     Held,
     /// The target goes on, or is dead as asked; how long it stood still.
@@ -64,10 +65,12 @@ struct Failure {
 /// A target that stands still, on the wire.
 #[derive(Clone, PartialEq, prost::Message)]
 struct WireFrozen {
-    #[prost(message, optional, tag = "1")]
-    process: Option<Process>,
+    #[prost(message, repeated, tag = "1")]
+    processes: Vec<Process>,
     #[prost(message, repeated, tag = "2")]
     filters: Vec<SeccompFilter>,
+    #[prost(int32, repeated, tag = "3")]
+    pids: Vec<i32>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -169,8 +172,9 @@ impl Reply {
     /// Sends it.
     pub(crate) fn send(&self, to: &mut impl Write) -> io::Result<()> {
         match self {
-            Self::Frozen(process, filters) => {
-                let frozen = WireFrozen { process: Some(process.as_ref().clone()), filters: filters.clone() };
+            Self::Frozen(told) => {
+                let Told { processes, pids, filters } = told.as_ref().clone();
+                let frozen = WireFrozen { processes, filters, pids };
                 write_frame(to, FROZEN, &frozen.encode_to_vec())
             }
             Self::Released(paused) => {
@@ -188,7 +192,8 @@ impl Reply {
         let reply = match kind {
             FROZEN => {
                 let frozen = WireFrozen::decode(payload.as_slice()).map_err(io::Error::other)?;
-                Self::Frozen(Box::new(frozen.process.unwrap_or_default()), frozen.filters)
+                let WireFrozen { processes, filters, pids } = frozen;
+                Self::Frozen(Box::new(Told { processes, pids, filters }))
             }
             RELEASED => {
                 let paused = payload.try_into().map_err(|_| io::ErrorKind::InvalidData)?;

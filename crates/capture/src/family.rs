@@ -1,0 +1,218 @@
+//! The whole tree at rest: the process that was named and all below it.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use rewake_image::records::{Process, SeccompFilter};
+use rewake_linux::kcmp::{self, Shared};
+use rewake_linux::proc::{self, Proc};
+
+use crate::error::{CaptureError, During, Result};
+use crate::findings::Findings;
+use crate::freeze::{self, Frozen};
+use crate::seccomp::Filters;
+use crate::spaces::{self, Ids};
+use crate::preflight;
+
+/// The tree at rest. Dropping it lets it go on.
+#[derive(Debug)]
+pub(crate) struct Family {
+    /// By process id.
+    members: BTreeMap<i32, Frozen>,
+    root: i32,
+    begin: Instant,
+}
+
+/// Everything of a tree but pages and descriptors.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Told {
+    /// The root first, each after its parent.
+    pub(crate) processes: Vec<Process>,
+    /// Their ids out here, in that order.
+    pub(crate) pids: Vec<i32>,
+    pub(crate) filters: Vec<SeccompFilter>,
+}
+
+/// The ids of process `root` and of all below it, as they are now; those that have ended apart.
+///
+/// # Errors
+/// When the root is gone or may not be looked at.
+pub(crate) fn members(root: i32) -> Result<(Vec<i32>, Vec<i32>)> {
+    let below = proc::descendants(root).during("list children", root, "children")?;
+    Ok([root].into_iter().chain(below).partition(|pid| !has_ended(*pid)))
+}
+
+fn has_ended(pid: i32) -> bool {
+    let stat = Proc::open(pid).and_then(|proc| proc.stat());
+    // The first thread may have ended while others run.
+    stat.is_ok_and(|stat| matches!(stat.state, 'Z' | 'X') && stat.num_threads <= 1)
+}
+
+impl Family {
+    /// Stops every thread of the tree. Nothing can be born any more of what stands still, so that this comes to an end.
+    ///
+    /// # Errors
+    /// As [`freeze::freeze`], of any of them.
+    pub(crate) fn freeze(root: i32, timeout: Duration) -> Result<Self> {
+        let begin = Instant::now();
+        let mut family = Self { members: BTreeMap::new(), root, begin };
+        loop {
+            let (living, _) = members(root)?;
+            let new: Vec<i32> = living.into_iter().filter(|pid| !family.members.contains_key(pid)).collect();
+            if new.is_empty() {
+                break;
+            }
+            for pid in new {
+                match freeze::freeze(pid, begin, timeout) {
+                    Ok(frozen) => drop(family.members.insert(pid, frozen)),
+                    // It ended meanwhile.
+                    Err(_) if pid != root && (has_ended(pid) || Proc::open(pid).is_err()) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        let mut findings = Findings::new(root);
+        for (pid, frozen) in &family.members {
+            findings.turn_to(*pid);
+            preflight::check_state(&frozen.proc, &mut findings)?;
+            frozen.check_registers(&mut findings)?;
+        }
+        findings.into_result()?;
+        Ok(family)
+    }
+
+    /// Whether all stand still since they were asked to.
+    pub(crate) const fn begin(&self) -> Instant {
+        self.begin
+    }
+
+    /// Asks all of them.
+    ///
+    /// # Errors
+    /// When one was killed meanwhile, or what it tells cannot be captured.
+    pub(crate) fn ask(&mut self) -> Result<Told> {
+        let (living, ended) = members(self.root)?;
+        let ids = Ids::of_all(living.iter().chain(&ended).copied())?;
+        let mut filters = Filters::default();
+        let mut found = Vec::new();
+        for pid in living {
+            let frozen = self.members.get_mut(&pid).ok_or_else(|| {
+                CaptureError::failed("ask", pid, "process", "it was born while the tree was held")
+            })?;
+            found.push((pid, frozen.ask(&ids, &mut filters)?));
+        }
+        for pid in ended {
+            found.push((pid, ended_process(pid, &ids)?));
+        }
+        self.share(&mut found)?;
+        let (pids, processes) = parents_first(found).into_iter().unzip();
+        Ok(Told { processes, pids, filters: filters.into_records() })
+    }
+
+    /// Notes what processes have in common.
+    fn share(&self, found: &mut [(i32, Process)]) -> Result<()> {
+        let inner: BTreeMap<i32, i32> = found.iter().map(|(pid, process)| (*pid, process.pid)).collect();
+        for kind in [Shared::Memory, Shared::Files, Shared::Fs, Shared::SignalHandlers] {
+            let mut known: Vec<i32> = Vec::new();
+            for (pid, process) in found.iter_mut().filter(|(_, process)| process.exit_status.is_none()) {
+                let owner = owner(kind, &mut known, self.living(*pid), *pid, |other| self.living(other))?;
+                let Some(owner) = owner.and_then(|owner| inner.get(&owner)).copied() else { continue };
+                match kind {
+                    Shared::Memory => (process.memory_of, process.memory) = (Some(owner), None),
+                    Shared::Files => process.descriptors_of = Some(owner),
+                    Shared::Fs => process.folders_of = Some(owner),
+                    _ => {
+                        process.actions_of = Some(owner);
+                        process.actions.clear();
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A thread of a process that lives.
+    fn living(&self, pid: i32) -> i32 {
+        self.members.get(&pid).map_or(pid, |frozen| frozen.proc.living())
+    }
+
+    /// Lets all go on, or kills them; the time they stood still.
+    ///
+    /// # Errors
+    /// When one cannot be killed, or does not vanish in time.
+    pub(crate) fn release(mut self, kill: bool) -> Result<Duration> {
+        let members = std::mem::take(&mut self.members);
+        if kill {
+            // All of them before any has time to see that another is gone.
+            members.values().try_for_each(Frozen::kill)?;
+            // Parents last: they would have to wait for their children.
+            members.into_values().rev().try_for_each(Frozen::bury)?;
+            return Ok(self.begin.elapsed());
+        }
+        for frozen in members.into_values() {
+            drop(frozen);
+        }
+        Ok(self.begin.elapsed())
+    }
+}
+
+/// Of those known, the one with which a process has something in common; it is known from now on, if there is none.
+fn owner(
+    kind: Shared,
+    known: &mut Vec<i32>,
+    living: i32,
+    pid: i32,
+    living_of: impl Fn(i32) -> i32,
+) -> Result<Option<i32>> {
+    let mut failure = None;
+    let found = known.binary_search_by(|other| {
+        kcmp::compare(kind, living_of(*other), living).unwrap_or_else(|error| {
+            failure = Some(error);
+            std::cmp::Ordering::Less
+        })
+    });
+    match (failure, found) {
+        (Some(error), _) => Err(error).during("kcmp", pid, "what processes share"),
+        (None, Ok(at)) => Ok(Some(known[at])),
+        (None, Err(at)) => {
+            known.insert(at, pid);
+            Ok(None)
+        }
+    }
+}
+
+/// One that has ended and that nobody has waited for.
+fn ended_process(pid: i32, ids: &Ids) -> Result<Process> {
+    let proc = Proc::open(pid).during("open", pid, "ended process")?;
+    let stat = proc.stat().during("read stat", pid, "ended process")?;
+    let status = proc.status().during("read status", pid, "ended process")?;
+    let [own, parent, group, session] = spaces::relations(&status, &stat, ids);
+    Ok(Process {
+        pid: own,
+        ppid: parent,
+        pgid: group,
+        sid: session,
+        comm: stat.comm.clone(),
+        exit_status: Some(stat.exit_code),
+        exit_signal: Some(stat.exit_signal),
+        ..Process::default()
+    })
+}
+
+/// The root is the first one found; each of the others comes after its parent.
+fn parents_first(mut found: Vec<(i32, Process)>) -> Vec<(i32, Process)> {
+    let mut ordered: Vec<(i32, Process)> = Vec::with_capacity(found.len());
+    if found.is_empty() {
+        return ordered;
+    }
+    ordered.push(found.remove(0));
+    while !found.is_empty() {
+        let is_next = |process: &Process| ordered.iter().any(|(_, before)| before.pid == process.ppid);
+        let Some(at) = found.iter().position(|(_, process)| is_next(process)) else { break };
+        let next = found.remove(at);
+        ordered.push(next);
+    }
+    // None is left but by a mistake of the kernel's, which the image's checks will name.
+    ordered.extend(found);
+    ordered
+}
