@@ -359,4 +359,14 @@ const PIPES: &[Row] = &[
         "pipes in packet mode (O_DIRECT) with packets, and opened for reading and writing at once",
         &[probe("pipe_self packets"), probe("pipe_self both")],
     ),
+    row(
+        "named pipes (fifos) with data, size, several ends, packets, a hang-up seen or not yet, nobody reading; removed ones",
+        &[
+            probe("fifo plain"),
+            probe("fifo hangup"),
+            probe("fifo writer"),
+            probe("fifo packets"),
+            probe("fifo removed"),
+        ],
+    ),
 ];
