@@ -224,7 +224,13 @@ const EXECUTION: &[Row] = &[
     row("first thread ended while others run", &[probe("leader_ended")]),
     row(
         "threads with working folder, root and umask of their own; program in another root directory (chroot)",
-        &[once("own_fs thread"), once("own_fs thread-root"), once("own_fs chroot")],
+        &[
+            once("own_fs thread"),
+            once("own_fs thread-root"),
+            once("own_fs chroot"),
+            once("own_fs thread-in-chroot"),
+            once("own_fs pair"),
+        ],
     ),
     row(
         "seccomp filters: shared (TSYNC), per thread, installed with rights given up later; strict mode",
