@@ -1,5 +1,6 @@
 /* Working folder, root and umask.
-   thread: a thread has its own ones; thread-root: and another root; chroot: the whole program has another root. */
+   thread: a thread has its own ones; thread-root: and another root; chroot: the whole program has another root;
+   thread-in-chroot: the whole program, and a thread has its own folder outside; pair: a thread has its own ones, and a third shares them. */
 #include "probe.h"
 #include <sched.h>
 
@@ -23,8 +24,20 @@ static void into_jail(void) {
     TRY(umask(0137));
 }
 
+/* It has what the second thread has, also when that changes. */
+static void *third(void *folder) {
+    expect("the third thread", folder, 0137);
+    pthread_barrier_wait(&barrier);
+    while (!stop) { }
+    expect("the third thread", folder, 0137);
+    TRY(chdir("/tmp"));
+    TRY(umask(0111));
+    return folder;
+}
+
 static void *second(void *nothing) {
     char folder[4096];
+    pthread_t thread;
     TRY(unshare(CLONE_FS));
     if (is("thread-root")) {
         into_jail();
@@ -35,8 +48,14 @@ static void *second(void *nothing) {
         snprintf(folder, sizeof folder, "%s/other", base);
     }
     expect("the second thread", folder, 0137);
+    if (is("pair")) PTRY(pthread_create(&thread, NULL, third, folder));
     pthread_barrier_wait(&barrier);
     while (!stop) { }
+    if (is("pair")) {
+        PTRY(pthread_join(thread, NULL));
+        expect("the second thread", "/tmp", 0111);
+        return nothing;
+    }
     expect("the second thread", folder, 0137);
     if (is("thread-root")) CHECK(access("/here", F_OK) == 0 && access("/proc", F_OK) == -1, "the second thread's root is another");
     return nothing;
@@ -53,13 +72,14 @@ int main(int argc, char **argv) {
     int outside = TRY(open(".", O_RDONLY | O_DIRECTORY));
     TRY(umask(0022));
     pthread_t thread;
-    PTRY(pthread_barrier_init(&barrier, NULL, 2));
+    PTRY(pthread_barrier_init(&barrier, NULL, is("pair") ? 3 : 2));
     if (is("chroot")) {
         into_jail();
     } else {
         PTRY(pthread_create(&thread, NULL, second, NULL));
         pthread_barrier_wait(&barrier);
     }
+    if (is("thread-in-chroot")) into_jail();
     probe_ready();
     struct stat file;
     while (fstatat(outside, "go", &file, 0) == -1) { }
@@ -68,9 +88,13 @@ int main(int argc, char **argv) {
         CHECK(access("/here", F_OK) == 0 && access("/proc", F_OK) == -1, "the root is another");
         return probe_pass();
     }
-    expect("the program", base, 0022);
+    expect("the program", is("thread-in-chroot") ? "/in" : base, is("thread-in-chroot") ? 0137 : 0022);
     stop = 1;
     PTRY(pthread_join(thread, NULL));
+    if (is("thread-in-chroot")) {
+        CHECK(access("/here", F_OK) == 0 && access("/proc", F_OK) == -1, "the root is another");
+        return probe_pass();
+    }
     CHECK(access("/proc/self", F_OK) == 0, "the program's root is another");
     return probe_pass();
 }

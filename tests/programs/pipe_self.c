@@ -5,6 +5,10 @@
 static void packets(void) {
     int ends[2];
     TRY(pipe2(ends, O_DIRECT | O_NONBLOCK));
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", ends[1]);
+    int other = TRY(open(path, O_WRONLY)), file = TRY(open(path, O_PATH));
+    TRY(fcntl(other, F_SETFL, O_DIRECT));
     CHECK(write(ends[1], "first", 5) == 5 && write(ends[1], "second one", 10) == 10, "write");
     probe_ready();
     probe_wait();
@@ -13,6 +17,13 @@ static void packets(void) {
     CHECK(write(ends[1], "third", 5) == 5, "write after the resume");
     CHECK(read(ends[0], buffer, sizeof buffer) == 10 && !memcmp(buffer, "second one", 10), "second packet");
     CHECK(read(ends[0], buffer, sizeof buffer) == 5, "third packet");
+    CHECK((fcntl(other, F_GETFL) & (O_ACCMODE | O_DIRECT | O_NONBLOCK)) == (O_WRONLY | O_DIRECT), "flags of the other one");
+    CHECK(write(other, "4", 1) == 1 && write(ends[1], "five", 4) == 4, "packets of both");
+    CHECK(read(ends[0], buffer, sizeof buffer) == 1 && read(ends[0], buffer, sizeof buffer) == 4, "packets of both");
+    CHECK((fcntl(file, F_GETFL) & O_PATH) && read(file, buffer, 1) == -1 && errno == EBADF, "O_PATH");
+    TRY(close(ends[0]));
+    signal(SIGPIPE, SIG_IGN);
+    CHECK(write(other, "6", 1) == -1 && errno == EPIPE, "a reader is left");
 }
 
 static void both(void) {

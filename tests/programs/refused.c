@@ -1,6 +1,6 @@
 /* Things that must be refused by name.
    argument: child, socket, reading (a regular file held open for reading: not refused), zombie, sharer (a process that is no
-   child has the same memory), ldt (modify_ldt), keyring, secret (memfd_secret), other-process and ended-thread (open files of
+   child has the same memory), ldt (modify_ldt), keyring, secret (memfd_secret), aio (io_setup), other-process and ended-thread (open files of
    /proc that tell of those). */
 #include "probe.h"
 #include <asm/ldt.h>
@@ -53,6 +53,10 @@ static void set_up(const char *kind) {
         GET(syscall(SYS_modify_ldt, 1, &entry, sizeof entry));
     }
     if (!strcmp(kind, "keyring")) GET(syscall(SYS_keyctl, 0, -2, 1));
+    if (!strcmp(kind, "aio")) {
+        unsigned long context = 0;
+        GET(syscall(SYS_io_setup, 1, &context));
+    }
     if (!strcmp(kind, "secret")) {
         int fd = GET(syscall(447, 0));
         GET(ftruncate(fd, 4096));

@@ -132,11 +132,13 @@ impl Frozen {
         about_process.tell(&outcome, &mut process, &mut findings);
         process.posix_timers = about_timers.tell(&outcome, ids);
         process.stopped_by = self.stopped_by.map(i32::unsigned_abs);
+        let mut owners = threads::Owners::new();
         for (tid, stopped) in &self.threads {
             let mut thread = threads::outside(&self.proc, ids, stopped)?;
             thread.credentials.take_if(|own| Some(&*own) == process.credentials.as_ref());
             thread.remaining_ns = self.time_left.get(tid).copied();
             about_threads[tid].tell(&outcome, &mut thread, &mut findings);
+            threads::settle_own_fs(&self.proc, *tid, &mut thread, &mut owners, &mut findings)?;
             filters.read(pid, stopped, &mut thread, &mut findings)?;
             process.threads.push(thread);
         }
@@ -146,7 +148,6 @@ impl Frozen {
             process.threads.push(leader);
         }
         process.threads.sort_by_key(|thread| thread.tid);
-        threads::check_own_fs(&self.proc, &process, &mut findings)?;
         process.pending = threads::shared_pending(pid, self.threads.values())?;
         if let Some(memory) = &mut process.memory {
             memory.vmas = self.policies(&modes.tell(&outcome))?;

@@ -3,6 +3,7 @@
 //! The same survey serves preflight (for its findings) and the frozen target (for its records).
 
 mod epoll;
+mod fifos;
 mod inotify;
 mod kernel;
 mod kind;
@@ -102,8 +103,8 @@ pub(crate) fn survey(proc: &Proc, contents: &mut Contents, findings: &mut Findin
         }
     }
     let firsts = descriptions(pid, &seen)?;
-    let pipes = pipes::inside(proc, &seen);
     let removed = Removed::find(proc, &seen, findings)?;
+    let pipes = pipes::inside(proc, &seen, &removed);
     let mut files = Files { removed, ..Files::default() };
     for (one, &first) in seen.iter().zip(&firsts) {
         let kind = match kind::classify(proc, one, &seen, &firsts, &pipes, &files.removed) {

@@ -256,7 +256,11 @@ impl Memory {
             }
             MappingKind::File(_) | MappingKind::Memfd(_) => self.file(proc, mapping, contents),
             MappingKind::Special(name) if name.starts_with(b"/[aio]") => {
-                refuse("asynchronous I/O contexts (io_setup) are not supported yet")
+                // Nobody is told whether requests are on their way, not even the program itself: one of them would be lost, and whoever
+                // waits for it would wait for ever.
+                let reason = "asynchronous I/O contexts (io_setup) are not supported: requests on their way cannot be seen";
+                let remedy = "let the program do without them: databases and the like have a setting for native asynchronous I/O";
+                Err((reason.to_owned(), remedy))
             }
             MappingKind::Special(name) if name.starts_with(b"anon_inode:[io_uring]") => {
                 refuse("io_uring is not supported yet")

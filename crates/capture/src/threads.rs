@@ -1,8 +1,6 @@
 //! Records of threads: what can be told from outside while they stand still.
 
-use rewake_image::records::{
-    FileSystemContext, PendingSignal, Process, RestartableSequence, Scheduling, Thread,
-};
+use rewake_image::records::{FileSystemContext, PendingSignal, RestartableSequence, Scheduling, Thread};
 use rewake_linux::attributes;
 use rewake_linux::kcmp::{self, Shared};
 use rewake_linux::proc::{Proc, Status};
@@ -90,32 +88,35 @@ fn own_fs(proc: &Proc, thread: &Proc, status: &Status) -> Result<Option<FileSyst
     }))
 }
 
-/// What threads with a working folder or root of their own may not have: shared it with one another, or lost it.
+/// Threads with a working folder and root of their own, each the first of those that share them: as we see its id, and as it does.
+pub(crate) type Owners = Vec<(i32, i32)>;
+
+/// Notes with whom a thread shares its own working folder, and that this can be found again.
 ///
 /// # Errors
 /// When the kernel does not tell.
-pub(crate) fn check_own_fs(proc: &Proc, process: &Process, findings: &mut Findings) -> Result<()> {
-    let own: Vec<&Thread> = process.threads.iter().filter(|thread| thread.own_fs.is_some()).collect();
-    let elsewhere = Proc::own().and_then(|own| own.root()).is_ok_and(|root| root.target != process.root);
-    for (index, thread) in own.iter().enumerate() {
-        let (pid, tid) = (proc.id(), thread.tid);
-        let mut refuse = |reason: &str| {
-            findings.add_thread(tid, reason, "capture the program at a time when it does not use this");
-        };
-        if elsewhere {
-            refuse("it has a working directory of its own in a program with another root directory (chroot)");
+pub(crate) fn settle_own_fs(
+    proc: &Proc,
+    tid: i32,
+    thread: &mut Thread,
+    owners: &mut Owners,
+    findings: &mut Findings,
+) -> Result<()> {
+    let inner = thread.tid;
+    let Some(own) = &mut thread.own_fs else { return Ok(()) };
+    let (pid, object) = (proc.id(), format!("thread {tid}"));
+    for (other, their_own) in owners.iter() {
+        if kcmp::compare(Shared::Fs, *other, tid).during("kcmp", pid, &object)?.is_eq() {
+            own.shared_with = Some(*their_own);
+            return Ok(());
         }
-        for other in &own[..index] {
-            let same = kcmp::compare(Shared::Fs, other.tid, tid);
-            if same.during("kcmp", pid, format!("thread {tid}"))?.is_eq() {
-                refuse("it shares its working directory with some threads and not with others");
-            }
-        }
-        let folder = proc.thread(tid).and_then(|thread| thread.cwd());
-        let folder = folder.during("read working directory", pid, format!("thread {tid}"))?;
-        if !folder.deleted && !folder.reachable {
-            refuse("its working directory cannot be found under its name");
-        }
+    }
+    owners.push((tid, inner));
+    let folder = proc.thread(tid).and_then(|thread| thread.cwd());
+    let folder = folder.during("read working directory", pid, &object)?;
+    if !folder.deleted && !folder.reachable {
+        let remedy = "capture the program at a time when it does not use this";
+        findings.add_thread(tid, "its working directory cannot be found under its name", remedy);
     }
     Ok(())
 }

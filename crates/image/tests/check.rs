@@ -4,7 +4,7 @@
 
 use rewake_image::describe::{Description, MemoryKind};
 use rewake_image::records::vma::Backing;
-use rewake_image::records::{Extent, Limit, Process, Vma};
+use rewake_image::records::{Extent, FileSystemContext, Limit, Process, Thread, Vma};
 use rewake_image::{Image, ImageError, check, sample};
 
 /// The message for the sample, changed.
@@ -300,4 +300,31 @@ fn removed_files() {
     refused("its name \"..\" is impossible", &|image| path(image, "/home/.."));
     refused("its name \"\" is impossible", &|image| path(image, "/home/"));
     refused("no absolute path", &|image| path(image, "home"));
+}
+
+#[test]
+fn shared_working_folders_are_those_of_other_threads() {
+    let share = |with| {
+        move |image: &mut Image| {
+            let own = |shared_with| {
+                Some(FileSystemContext {
+                    cwd: b"/".into(),
+                    root: b"/".into(),
+                    shared_with,
+                    ..Default::default()
+                })
+            };
+            let (pid, first) = (image.process.pid, image.process.threads[0].clone());
+            let thread = |tid, own_fs| Thread { tid, own_fs, ..first.clone() };
+            let threads =
+                [thread(pid, None), thread(pid + 1, own(None)), thread(pid + 2, own(Some(pid + with)))];
+            image.process.threads = threads.into();
+        }
+    };
+    let mut image = sample::image();
+    share(1)(&mut image);
+    image.check().unwrap();
+    for with in [0, 2, 3] {
+        refused("shares a working folder that thread", share(with));
+    }
 }

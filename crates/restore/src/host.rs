@@ -1,5 +1,6 @@
 //! What the host must offer, checked before anything is created.
 
+mod fifos;
 mod kernel;
 mod memory;
 mod needs;
@@ -189,6 +190,7 @@ pub fn check_files(
     decisions.refused.extend(devices);
     let the_same = same_host && on_changed != OnChanged::AsIs;
     decisions.refused.extend(watched_elsewhere(image, the_same));
+    decisions.refused.extend(fifos::changed(image, the_same));
     decisions.refused.extend(kernel::missing(image));
     if decisions.refused.is_empty() {
         return Ok(decisions);

@@ -224,7 +224,13 @@ const EXECUTION: &[Row] = &[
     row("first thread ended while others run", &[probe("leader_ended")]),
     row(
         "threads with working folder, root and umask of their own; program in another root directory (chroot)",
-        &[once("own_fs thread"), once("own_fs thread-root"), once("own_fs chroot")],
+        &[
+            once("own_fs thread"),
+            once("own_fs thread-root"),
+            once("own_fs chroot"),
+            once("own_fs thread-in-chroot"),
+            once("own_fs pair"),
+        ],
     ),
     row(
         "seccomp filters: shared (TSYNC), per thread, installed with rights given up later; strict mode",
@@ -358,5 +364,15 @@ const PIPES: &[Row] = &[
     row(
         "pipes in packet mode (O_DIRECT) with packets, and opened for reading and writing at once",
         &[probe("pipe_self packets"), probe("pipe_self both")],
+    ),
+    row(
+        "named pipes (fifos) with data, size, several ends, packets, a hang-up seen or not yet, nobody reading; removed ones",
+        &[
+            probe("fifo plain"),
+            probe("fifo hangup"),
+            probe("fifo writer"),
+            probe("fifo packets"),
+            probe("fifo removed"),
+        ],
     ),
 ];

@@ -138,6 +138,7 @@ const FILES: &[Requirement] = &[
     ("eventfd", &["eventfd"]),
     ("epoll, nested, on closed descriptors, edge-triggered", &["epoll nested", "epoll"]),
     ("contexts of asynchronous I/O", &["aio"]),
+    ("named and removed fifos", &["fifo removed"]),
 ];
 
 /// Gaps that are known: what is refused by name so far, or has no program yet. An entry that is proven must be taken out.

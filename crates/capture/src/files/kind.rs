@@ -10,7 +10,7 @@ use rustix::fs::{FileType, OFlags};
 
 use super::pipes::PipeSource;
 use super::removed::{Removed, is_removed};
-use super::{Seen, epoll, inotify, kernel, special};
+use super::{Seen, epoll, fifos, inotify, kernel, special};
 use crate::contents::{self, Contents, Source};
 
 /// What can be captured.
@@ -108,7 +108,7 @@ pub(super) fn classify(
         },
         FileType::Directory => named(proc, one).map(|()| Kind::Directory),
         FileType::CharacterDevice => device(proc, one, all, firsts),
-        FileType::Fifo => fifo(one, all, firsts, pipes),
+        FileType::Fifo => fifo(proc, one, all, firsts, pipes),
         FileType::Socket => match standard_stream(one, all, firsts) {
             Some(stream) => Ok(Kind::Outside(stream)),
             None => refuse(
@@ -240,10 +240,17 @@ fn device(proc: &Proc, one: &Seen, all: &[Seen], firsts: &[i32]) -> Result<Kind,
     }
 }
 
-fn fifo(one: &Seen, all: &[Seen], firsts: &[i32], pipes: &[PipeSource]) -> Result<Kind, Refusal> {
+fn fifo(
+    proc: &Proc,
+    one: &Seen,
+    all: &[Seen],
+    firsts: &[i32],
+    pipes: &[PipeSource],
+) -> Result<Kind, Refusal> {
     if let Some(pipe) = pipes.iter().find(|pipe| pipe.inode == one.inode()) {
         let (write, both) = (one.writes(), one.writes() && one.reads());
-        return Ok(Kind::Pipe(PipeEnd { pipe: pipe.id, write, both, awaits_writer: false }));
+        let awaits_writer = pipe.is_fifo() && fifos::awaits_writer(proc, one, all);
+        return Ok(Kind::Pipe(PipeEnd { pipe: pipe.id, write, both, awaits_writer }));
     }
     match standard_stream(one, all, firsts) {
         Some(stream) => Ok(Kind::Outside(stream)),
@@ -251,7 +258,7 @@ fn fifo(one: &Seen, all: &[Seen], firsts: &[i32], pipes: &[PipeSource]) -> Resul
             "the other end of this pipe is outside the captured tree, and it is no standard stream",
             "close the descriptor, or start the program without it (N>&-)",
         ),
-        None => refuse("named pipes are not supported yet, but as standard streams", LET_FINISH),
+        None => fifos::refusal(one),
     }
 }
 

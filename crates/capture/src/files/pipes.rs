@@ -1,35 +1,40 @@
 //! Pipes with all their ends in the target, one of which may be closed: found by inode, read without taking anything out.
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
 
-use rewake_image::records::Pipe;
-use rewake_linux::proc::{self, Proc};
+use rewake_image::records::{FileIdentity, Pipe};
+use rewake_linux::attributes;
+use rewake_linux::proc::{Proc, holders};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{AtFlags, FileType, OFlags};
+use rustix::fs::{FileType, OFlags};
 use rustix::pipe::SpliceFlags;
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 
-use super::Seen;
+use super::removed::Removed;
+use super::{Seen, fifos, identity};
 use crate::error::{CaptureError, During, Result};
 
 /// Standard error.
 const HIGHEST_STREAM: i32 = 2;
 
 /// A pipe whose ends are all in the target.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct PipeSource {
     pub(crate) id: u32,
     /// Device and inode.
     pub(crate) inode: (u64, u64),
-    /// A descriptor of the target that leads to it.
+    /// A descriptor of the target that leads to it; a reading one, if there is any.
     fd: i32,
+    reads: bool,
+    /// A named one, where it is or was, and its id if it was removed.
+    fifo: Option<(FileIdentity, Option<u32>)>,
+    /// No end of it is open, only the file as such (O_PATH).
+    only_path: bool,
 }
 
 /// Finds the pipes that have all their ends among `seen` and none anywhere else.
-pub(super) fn inside(proc: &Proc, seen: &[Seen]) -> Vec<PipeSource> {
+pub(super) fn inside(proc: &Proc, seen: &[Seen], removed: &Removed) -> Vec<PipeSource> {
     let ends: Vec<&Seen> = seen
         .iter()
         .filter(|one| {
@@ -48,13 +53,12 @@ pub(super) fn inside(proc: &Proc, seen: &[Seen]) -> Vec<PipeSource> {
         let standard_output = |other: &Seen| other.writes() && other.fd <= HIGHEST_STREAM;
         let lonely = || !any(standard_output) && other_end_is_closed(proc, one.fd);
         if any(Seen::reads) && any(Seen::writes) || lonely() {
-            pipes.push(PipeSource { id: 0, inode, fd: one.fd });
+            pipes.push(PipeSource { id: 0, inode, fd: one.fd, reads: true, fifo: None, only_path: false });
         }
     }
-    if !pipes.is_empty() {
-        let elsewhere = held_elsewhere(proc.id());
-        pipes.retain(|pipe| !elsewhere.contains(&pipe.inode));
-    }
+    named(proc, seen, removed, &mut pipes);
+    let elsewhere = holders(&pipes.iter().map(|pipe| pipe.inode).collect(), proc.id());
+    pipes.retain(|pipe| pipe.only_path || !elsewhere.contains_key(&pipe.inode));
     for (id, pipe) in (0..).zip(&mut pipes) {
         pipe.id = id;
     }
@@ -63,10 +67,7 @@ pub(super) fn inside(proc: &Proc, seen: &[Seen]) -> Vec<PipeSource> {
 
 /// Whether nobody holds the other end any more. Only the target's own description tells; one opened anew would count from now on.
 fn other_end_is_closed(proc: &Proc, fd: i32) -> bool {
-    let Some(pid) = Pid::from_raw(proc.id()) else { return false };
-    let own = rustix::process::pidfd_open(pid, PidfdFlags::empty())
-        .and_then(|pidfd| rustix::process::pidfd_getfd(pidfd, fd, PidfdGetfdFlags::empty()));
-    let Ok(own) = own else { return false };
+    let Ok(own) = attributes::duplicate(proc.id(), fd) else { return false };
     let mut ends = [PollFd::new(&own, PollFlags::IN | PollFlags::OUT)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     // A reading end without writers hangs up, a writing end without readers is in error.
@@ -74,43 +75,68 @@ fn other_end_is_closed(proc: &Proc, fd: i32) -> bool {
         && ends[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
 }
 
-/// Device and inode of every pipe that another process holds, as far as we may look.
-fn held_elsewhere(pid: i32) -> HashSet<(u64, u64)> {
-    let mut held = HashSet::new();
-    let others = proc::processes().unwrap_or_default().into_iter().filter(|&other| other != pid);
-    for other in others {
-        let Ok(other) = Proc::open(other) else { continue };
-        for fd in other.fd_numbers().unwrap_or_default() {
-            let name = format!("fd/{fd}");
-            let is_pipe = other.link_text(&name).is_ok_and(|link| link.starts_with(b"pipe:"));
-            if is_pipe && let Ok(stat) = rustix::fs::statat(&other, &name, AtFlags::empty()) {
-                held.insert((stat.st_dev, stat.st_ino));
-            }
+/// Adds the fifos that may have all their ends among `seen`.
+fn named(proc: &Proc, seen: &[Seen], removed: &Removed, pipes: &mut Vec<PipeSource>) {
+    for one in seen.iter().filter(|one| fifos::is_one(one, removed)) {
+        if pipes.iter().any(|pipe| pipe.inode == one.inode()) {
+            continue;
         }
+        let ends: Vec<&Seen> = seen.iter().filter(|other| other.inode() == one.inode()).collect();
+        if !fifos::may_be_inside(proc, &ends) {
+            continue;
+        }
+        let reader = ends.iter().find(|end| end.reads());
+        let end = reader.or_else(|| ends.iter().find(|end| end.writes()));
+        pipes.push(PipeSource {
+            id: 0,
+            inode: one.inode(),
+            fd: end.map_or(one.fd, |end| end.fd),
+            reads: reader.is_some(),
+            fifo: Some((identity(&one.link), removed.id(&one.link))),
+            only_path: end.is_none(),
+        });
     }
-    held
 }
 
 impl PipeSource {
+    /// Whether it is a named one.
+    pub(crate) const fn is_fifo(&self) -> bool {
+        self.fifo.is_some()
+    }
+
     /// Capacity and content; the pipe keeps both. The target stands still.
     ///
     /// # Errors
     /// When it cannot be opened, or its content does not fit into a pipe of ours.
     pub(crate) fn read(&self, proc: &Proc) -> Result<Pipe> {
         let (pid, object) = (proc.id(), format!("pipe at descriptor {}", self.fd));
-        let source = proc
-            .open_file(&format!("fd/{}", self.fd), OFlags::RDONLY | OFlags::NONBLOCK)
-            .during("open", pid, &object)?;
+        let fifo = || self.fifo.as_ref().map(|(identity, _)| identity.clone());
+        let removed = self.fifo.as_ref().and_then(|(_, removed)| *removed);
+        if self.only_path {
+            return Ok(Pipe { id: self.id, fifo: fifo(), removed, ..Pipe::default() });
+        }
+        let opened = || {
+            let name = format!("fd/{}", self.fd);
+            proc.open_file(&name, OFlags::RDONLY | OFlags::NONBLOCK).during("open", pid, &object)
+        };
+        let mut source = match &self.fifo {
+            None => opened()?,
+            // Opened anew, it would tell those who wait for a reader of a fifo that there is one.
+            Some(_) => attributes::duplicate(pid, self.fd).during("pidfd_getfd", pid, &object)?.into(),
+        };
         let capacity = rustix::pipe::fcntl_getpipe_size(&source).during("read the capacity", pid, &object)?;
         let waiting = rustix::io::ioctl_fionread(&source).during("read the fill level", pid, &object)?;
         let waiting = usize::try_from(waiting).during("read the fill level", pid, &object)?;
         let (mut content, mut packets) = (Vec::new(), Vec::new());
         if waiting > 0 {
+            if !self.reads {
+                source = opened()?;
+            }
             let copy = || copy(&source, capacity, waiting, pid, &object).map(File::from);
             (content, packets) = parts(copy()?, copy()?, waiting).during("read a pipe", pid, &object)?;
         }
         let capacity = u32::try_from(capacity).during("read the capacity", pid, "pipe")?;
-        Ok(Pipe { id: self.id, capacity, content, packets, ..Pipe::default() })
+        Ok(Pipe { id: self.id, capacity, content, packets, fifo: fifo(), removed })
     }
 }
 

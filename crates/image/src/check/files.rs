@@ -62,6 +62,7 @@ fn open_file(file: &OpenFile, pipes: &HashSet<u32>) -> Result<(), ImageError> {
         Some(Kind::Device(device)) => path(&device.path, record, "path"),
         Some(Kind::Pipe(end)) => {
             ensure!(pipes.contains(&end.pipe), record, "refers to pipe {}, which is not there", end.pipe);
+            ensure!(!(end.write && end.awaits_writer), record, "a writing end that waits for a writer");
             Ok(())
         }
         Some(Kind::Outside(outside)) => {

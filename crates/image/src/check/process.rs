@@ -190,7 +190,27 @@ fn threads(process: &Process) -> Result<(), ImageError> {
     if let Some(signal) = process.stopped_by {
         ensure!(STOP_SIGNALS.contains(&signal), RECORD, "stopped by signal {signal}, which stops nothing");
     }
+    shared_folders(process)?;
     process.threads.iter().try_for_each(|one| thread(one, process.pid))
+}
+
+/// Who shares a working folder with another thread shares one that is that thread's own.
+fn shared_folders(process: &Process) -> Result<(), ImageError> {
+    let own = |thread: &Thread| thread.own_fs.as_ref().map(|own| own.shared_with);
+    let owners =
+        process.threads.iter().filter(|thread| thread.tid != process.pid && own(thread) == Some(None));
+    let owners: BTreeSet<i32> = owners.map(|thread| thread.tid).collect();
+    for thread in &process.threads {
+        let Some(Some(with)) = own(thread) else { continue };
+        let fits = owners.contains(&with) && thread.tid != process.pid;
+        ensure!(
+            fits,
+            RECORD,
+            "thread {} shares a working folder that thread {with} does not have",
+            thread.tid
+        );
+    }
+    Ok(())
 }
 
 fn thread(thread: &Thread, pid: i32) -> Result<(), ImageError> {

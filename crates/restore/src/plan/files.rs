@@ -4,6 +4,7 @@
 //! moved up to a number of its own at once; when the memory is in place the files take the numbers the image says.
 
 mod epolls;
+mod fifos;
 mod kernel;
 mod locks;
 mod pipes;

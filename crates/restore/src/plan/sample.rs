@@ -8,6 +8,7 @@ use rewake_linux::addr::RemoteAddr;
 use rewake_linux::seed::OwnRseq;
 
 use crate::credentials::Identity;
+use crate::removed::Place;
 
 use super::{Plan, Site, Special, check, free_gap, plan};
 
@@ -97,7 +98,8 @@ fn site_for(image: &Image) -> Option<Site> {
     // What `resume` prepares: contents of files, each at a descriptor.
     site.prepared =
         image.file_contents.iter().map(|content| content.id).zip(site.first_prepared()..).collect();
+    let place = |id| Place { path: format!("/tmp/{id}").into_bytes(), around: vec![b"/tmp/around".to_vec()] };
     let removed = image.removed_files.iter();
-    site.removed = removed.map(|file| (file.id, format!("/tmp/{}", file.id).into_bytes())).collect();
+    site.removed = removed.map(|file| (file.id, place(file.id))).collect();
     Some(site)
 }

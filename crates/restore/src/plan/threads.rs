@@ -1,5 +1,7 @@
 //! Threads: cloned with their ids, each sets its own state and parks.
 
+use std::collections::BTreeMap;
+
 use rewake_image::records::Thread;
 use rewake_linux::program::{Accept, Sysno, TrackRef, Value};
 
@@ -34,26 +36,23 @@ impl<'a> Planner<'a> {
 
     pub(super) fn threads(&mut self) -> Result<(), RestoreError> {
         let process = self.process;
-        for thread in process.threads.iter().filter(|thread| thread.tid != process.pid) {
-            let track = self.program.track(format!("thread {}", thread.tid));
-            self.tids.insert(track, thread.tid);
-            let tid = self.program.bytes(&thread.tid.to_le_bytes());
-            // struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size
-            // A folder without a name is open as a helper, which the leader closes: a thread is born in it.
-            let folder = removed_folder(thread).and_then(|id| self.removed_number(id));
-            let shared = match folder {
-                Some(number) => {
-                    let call = self.program.call(self.leader, Sysno::fchdir, args![number]);
-                    call.note(format!("working folder of thread {}", thread.tid));
-                    CLONE_THREAD_FLAGS & !CLONE_FS
-                }
-                None => CLONE_THREAD_FLAGS,
-            };
-            let clone = self.program.words(&[shared, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
-            self.program.point(clone, 64, tid);
-            self.program.spawn(self.leader, track, clone).note(format!("thread {}", thread.tid));
-            if folder.is_some() {
-                self.working_folder();
+        let others = process.threads.iter().filter(|thread| thread.tid != process.pid);
+        let tracks: Vec<(&Thread, TrackRef)> =
+            others.map(|thread| (thread, self.program.track(format!("thread {}", thread.tid)))).collect();
+        let mut companions: BTreeMap<i32, Vec<(&Thread, TrackRef)>> = BTreeMap::new();
+        for (thread, track) in &tracks {
+            self.tids.insert(*track, thread.tid);
+            if let Some(with) = shared_with(thread) {
+                companions.entry(with).or_default().push((thread, *track));
+            }
+        }
+        for (thread, track) in tracks {
+            if shared_with(thread).is_none() {
+                self.spawn_by_leader(track, thread);
+            }
+            // Who shares a working folder with it, and not with the leader, is its child in that.
+            for (companion, its_track) in companions.remove(&thread.tid).unwrap_or_default() {
+                self.spawn(track, its_track, companion, CLONE_THREAD_FLAGS);
             }
             self.thread_state(track, thread);
             self.park(track, thread);
@@ -61,6 +60,32 @@ impl<'a> Planner<'a> {
             self.program.call(track, Sysno::exit_group, args![FAILED]).accept(Accept::Any);
         }
         Ok(())
+    }
+
+    fn spawn_by_leader(&mut self, track: TrackRef, thread: &Thread) {
+        // A folder without a name is open as a helper, which the leader closes: a thread is born in it.
+        let folder = removed_folder(thread).and_then(|id| self.removed_number(id));
+        if let Some(number) = folder {
+            let call = self.program.call(self.leader, Sysno::fchdir, args![number]);
+            call.note(format!("working folder of thread {}", thread.tid));
+        }
+        // One of its own from the beginning: the leader may change the process's root before the thread has found its folder.
+        let flags = match thread.own_fs {
+            Some(_) => CLONE_THREAD_FLAGS & !CLONE_FS,
+            None => CLONE_THREAD_FLAGS,
+        };
+        self.spawn(self.leader, track, thread, flags);
+        if folder.is_some() {
+            self.working_folder();
+        }
+    }
+
+    fn spawn(&mut self, by: TrackRef, track: TrackRef, thread: &Thread, flags: u64) {
+        let tid = self.program.bytes(&thread.tid.to_le_bytes());
+        // struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size
+        let clone = self.program.words(&[flags, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        self.program.point(clone, 64, tid);
+        self.program.spawn(by, track, clone).note(format!("thread {}", thread.tid));
     }
 
     /// What a thread can only set for itself.
@@ -75,12 +100,11 @@ impl<'a> Planner<'a> {
             self.last_of_thread(track, thread);
             return;
         }
-        if let Some(own) = &thread.own_fs {
+        if let Some(own) = thread.own_fs.as_ref().filter(|own| own.shared_with.is_none()) {
             let root = program.string(&own.root);
             if own.cwd_removed.is_none() {
                 let cwd = program.string(&own.cwd);
                 let note = format!("working folder {}", String::from_utf8_lossy(&own.cwd));
-                program.call(track, Sysno::unshare, args![CLONE_FS]).note("its own working folder");
                 program.call(track, Sysno::chdir, args![cwd]).note(note);
             }
             if own.root != b"/" {
@@ -177,6 +201,10 @@ impl<'a> Planner<'a> {
         self.waits.insert(thread.tid, call.note("for the time that was left").done());
         self.program.barrier(track, self.never, NEVER).note("the tracer lets go");
     }
+}
+
+fn shared_with(thread: &Thread) -> Option<i32> {
+    thread.own_fs.as_ref()?.shared_with
 }
 
 /// The removed folder that is a thread's own working folder.

@@ -21,6 +21,7 @@ const SETTINGS: &[(&str, &[&str])] = &[
     ("ldt", &["local descriptor table"]),
     ("keyring", &["keyring"]),
     ("secret", &["memfd_secret"]),
+    ("aio", &["io_setup"]),
     ("other-process", &["tells of another process"]),
     ("ended-thread", &["which has ended"]),
 ];

@@ -15,8 +15,11 @@ use crate::workshop::Workshop;
 const SOON: Duration = Duration::from_secs(5);
 
 pub(super) fn run(workshop: &Workshop, report: &mut Report) {
-    report.test("a removed working folder, and what it was in is gone since", || {
-        elsewhere(workshop, "removed-lost", |subject| Ok(fs::remove_dir(subject.folder.join("a"))?))
+    report.test("a removed working folder, and something else is where that was", || {
+        elsewhere(workshop, "removed-lost", |subject| {
+            fs::remove_dir(subject.folder.join("a"))?;
+            Ok(fs::write(subject.folder.join("a"), "")?)
+        })
     });
     report.test("a removed working folder, and the user may no longer make it", || {
         elsewhere(&workshop.as_user()?, "removed-closed", |subject| {

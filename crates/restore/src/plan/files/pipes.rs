@@ -11,9 +11,10 @@ use super::{ACCESS, STATUS};
 /// Where pipe2(2) puts the ends, since nothing else is below the helpers.
 const READ: i32 = 0;
 const WRITE: i32 = 1;
+const PATH: u32 = libc::O_PATH.cast_unsigned();
 
 /// An open file that is an end of a pipe, and its place among the open files.
-type End<'a> = (usize, &'a OpenFile, &'a PipeEnd);
+pub(super) type End<'a> = (usize, &'a OpenFile, &'a PipeEnd);
 
 impl Planner<'_> {
     pub(super) fn pipes(&mut self) {
@@ -26,7 +27,10 @@ impl Planner<'_> {
         }
         for pipe in &image.pipes {
             let ends = all_ends.remove(&pipe.id).unwrap_or_default();
-            self.pipe(pipe, &ends);
+            match &pipe.fifo {
+                Some(identity) => self.fifo(pipe, identity, &ends),
+                None => self.pipe(pipe, &ends),
+            }
         }
     }
 
@@ -37,6 +41,11 @@ impl Planner<'_> {
         let args = args![numbers, mode | libc::O_CLOEXEC];
         self.program.call(self.leader, Sysno::pipe2, args).note(note.clone());
         self.fill_pipe(pipe, WRITE, &note);
+        let (files, ends): (Vec<&End<'_>>, Vec<&End<'_>>) =
+            ends.iter().partition(|(_, file, _)| file.flags & PATH != 0);
+        for (index, file, _) in files {
+            self.reopen_pipe(READ, self.spare(*index), file);
+        }
         for (write, number) in [(false, READ), (true, WRITE)] {
             let mut same = ends.iter().filter(|(_, _, end)| end.write == write && !end.both);
             if let Some((index, file, _)) = same.next() {
@@ -56,7 +65,7 @@ impl Planner<'_> {
     }
 
     /// Size and content, through the writing end at `number`.
-    fn fill_pipe(&mut self, pipe: &Pipe, number: i32, note: &str) {
+    pub(super) fn fill_pipe(&mut self, pipe: &Pipe, number: i32, note: &str) {
         if pipe.capacity != 0 {
             let args = args![number, libc::F_SETPIPE_SZ, pipe.capacity];
             self.program.call(self.leader, Sysno::fcntl, args).note(format!("{note} capacity"));
@@ -85,12 +94,17 @@ impl Planner<'_> {
     /// Another description of the end at `number`. Descriptors 0 and 1 are still the pipe here, so it comes to 2.
     fn reopen_pipe(&mut self, number: i32, spare: i32, file: &OpenFile) {
         let path = self.program.string(format!("/proc/self/fd/{number}").as_bytes());
-        let flags = file.flags & (ACCESS | STATUS) | libc::O_CLOEXEC.cast_unsigned();
+        let flags = file.flags & (ACCESS | PATH) | (libc::O_NONBLOCK | libc::O_CLOEXEC).cast_unsigned();
         let args = args![libc::AT_FDCWD, path, flags, 0];
         self.program
             .call(self.leader, Sysno::openat, args)
             .accept(Accept::Exactly(2))
             .note("same end of the pipe");
         self.move_up(2, spare);
+        if file.flags & PATH == 0 {
+            // Packet mode is nothing that a pipe could be opened with.
+            let args = args![spare, libc::F_SETFL, file.flags & STATUS];
+            self.program.call(self.leader, Sysno::fcntl, args).note("flags of the pipe");
+        }
     }
 }

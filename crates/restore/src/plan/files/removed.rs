@@ -2,9 +2,10 @@
 //! from the outside in and back. What then keeps them is descriptors; the program gets at them as at files that `resume` prepared.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use rewake_image::records::RemovedFile;
-use rewake_linux::program::{Accept, CallRef, Sysno};
+use rewake_linux::program::{Accept, CallRef, DataRef, Sysno};
 
 use super::super::{Made, Planner, args};
 
@@ -27,47 +28,56 @@ impl Planner<'_> {
         }
         // The program's own comes with its other attributes.
         self.program.call(self.leader, Sysno::umask, args![0]);
-        // Those to make, the next one last; `None`: the one at the top of those made is to be removed.
-        let mut open: Vec<usize> = Vec::new();
+        // Those to make, the next one last; `None`: those last made are to be removed.
+        let mut open: Vec<Range<usize>> = Vec::new();
         let mut next: Vec<Option<&RemovedFile>> =
             inside.remove(&None).into_iter().flatten().map(Some).rev().collect();
         while let Some(step) = next.pop() {
             let Some(file) = step else {
-                self.unmake(open.pop());
+                open.pop().into_iter().flatten().rev().for_each(|at| self.unmake(at));
                 continue;
             };
-            open.extend(self.make(file));
+            let first = self.made.len();
+            self.make(file);
+            open.push(first..self.made.len());
             next.push(None);
             next.extend(inside.remove(&Some(file.id)).into_iter().flatten().map(Some).rev());
         }
     }
 
-    /// The place of what was made among all of them.
-    fn make(&mut self, file: &RemovedFile) -> Option<usize> {
-        let path = self.site.removed.get(&file.id)?.clone();
-        let (number, folder) = (self.removed_number(file.id)?, file.is_folder());
-        let note = format!("{}, to be removed again", String::from_utf8_lossy(&path));
-        let name = self.program.string(&path);
-        let program = &mut self.program;
-        let (call, flags) = if folder {
-            let args = args![libc::AT_FDCWD, name, MODE];
-            (program.call(self.leader, Sysno::mkdirat, args), libc::O_RDONLY | libc::O_DIRECTORY)
-        } else {
-            let args = args![libc::AT_FDCWD, name, FIFO | MODE, 0];
-            (program.call(self.leader, Sysno::mknodat, args), libc::O_PATH)
+    /// One, with what must be around it.
+    fn make(&mut self, file: &RemovedFile) {
+        let (Some(place), Some(number)) = (self.site.removed.get(&file.id), self.removed_number(file.id))
+        else {
+            return;
         };
-        call.note(note.clone());
-        let made = self.mark();
+        for path in &place.around {
+            self.make_at(path, true);
+        }
+        let folder = file.is_folder();
+        let name = self.make_at(&place.path, folder);
+        let flags = if folder { libc::O_RDONLY | libc::O_DIRECTORY } else { libc::O_PATH };
         let args = args![libc::AT_FDCWD, name, flags | libc::O_NOFOLLOW | libc::O_CLOEXEC, 0];
         let call = self.program.call(self.leader, Sysno::openat, args);
-        call.accept(Accept::Exactly(0)).note(note);
+        call.accept(Accept::Exactly(0)).note(String::from_utf8_lossy(&place.path));
         self.move_up(0, number);
-        self.made.push(Made { path, folder, made, gone: None });
-        Some(self.made.len() - 1)
     }
 
-    fn unmake(&mut self, at: Option<usize>) {
-        let Some(at) = at else { return };
+    fn make_at(&mut self, path: &[u8], folder: bool) -> DataRef {
+        let name = self.program.string(path);
+        let (leader, program) = (self.leader, &mut self.program);
+        let call = if folder {
+            program.call(leader, Sysno::mkdirat, args![libc::AT_FDCWD, name, MODE])
+        } else {
+            program.call(leader, Sysno::mknodat, args![libc::AT_FDCWD, name, FIFO | MODE, 0])
+        };
+        call.note(format!("{}, to be removed again", String::from_utf8_lossy(path)));
+        let made = self.mark();
+        self.made.push(Made { path: path.to_vec(), folder, made, gone: None });
+        name
+    }
+
+    fn unmake(&mut self, at: usize) {
         let (path, folder) = (self.made[at].path.clone(), self.made[at].folder);
         let name = self.program.string(&path);
         let args = args![libc::AT_FDCWD, name, if folder { libc::AT_REMOVEDIR } else { 0 }];
