@@ -21,15 +21,40 @@ pub(crate) const OPEN: u8 = 2;
 /// That of mapped files, the executable and libraries too.
 pub(crate) const MAPPED: u8 = 3;
 
-/// How the target has a file.
+/// How a process of the target has a file.
 #[derive(Clone, Debug)]
-pub(crate) enum Source {
+pub(crate) struct Source {
+    /// The process.
+    pub(crate) pid: i32,
+    pub(crate) way: Way,
+}
+
+/// How a process has a file.
+#[derive(Clone, Debug)]
+pub(crate) enum Way {
     /// At this descriptor.
     Descriptor(i32),
     /// Mapped here.
     Mapping(Mapping),
     /// As its executable.
     Exe,
+}
+
+impl Source {
+    /// At a descriptor.
+    pub(crate) const fn descriptor(pid: i32, fd: i32) -> Self {
+        Self { pid, way: Way::Descriptor(fd) }
+    }
+
+    /// In its memory.
+    pub(crate) const fn mapping(pid: i32, mapping: Mapping) -> Self {
+        Self { pid, way: Way::Mapping(mapping) }
+    }
+
+    /// What it runs.
+    pub(crate) const fn exe(pid: i32) -> Self {
+        Self { pid, way: Way::Exe }
+    }
 }
 
 /// Files whose content goes into the image.
@@ -70,11 +95,12 @@ impl Contents {
         id
     }
 
-    /// The descriptor at which the target has a file whose content goes in.
-    pub(crate) fn descriptor(&self, device: u64, inode: u64) -> Option<i32> {
-        match self.files[*self.known.get(&(device, inode))?].1 {
-            Source::Descriptor(fd) => Some(fd),
-            Source::Mapping(_) | Source::Exe => None,
+    /// The process and the descriptor at which the target has a file whose content goes in.
+    pub(crate) fn descriptor(&self, device: u64, inode: u64) -> Option<(i32, i32)> {
+        let source = &self.files[*self.known.get(&(device, inode))?].1;
+        match source.way {
+            Way::Descriptor(fd) => Some((source.pid, fd)),
+            Way::Mapping(_) | Way::Exe => None,
         }
     }
 
@@ -96,7 +122,7 @@ impl Contents {
                 ..FileContent::default()
             };
             self.files.push((record, source));
-        } else if matches!(source, Source::Descriptor(_)) {
+        } else if matches!(source.way, Way::Descriptor(_)) {
             // A descriptor can be opened by everybody who may trace the target, a mapping by few.
             self.files[at].1 = source;
         }
@@ -108,31 +134,32 @@ impl Contents {
     ///
     /// # Errors
     /// When one cannot be read.
-    pub(crate) fn open(&self, proc: &Proc) -> Result<Vec<(FileContent, File)>> {
-        self.files.iter().map(|(record, source)| open(proc, record, source)).collect()
+    pub(crate) fn open(&self) -> Result<Vec<(FileContent, File)>> {
+        self.files.iter().map(|(record, source)| open(record, source)).collect()
     }
 }
 
-fn open(proc: &Proc, record: &FileContent, source: &Source) -> Result<(FileContent, File)> {
-    let pid = proc.id();
+fn open(record: &FileContent, source: &Source) -> Result<(FileContent, File)> {
+    let pid = source.pid;
+    let proc = Proc::open_living(pid).during("open", pid, "process")?;
     let path = record.identity.as_ref().map(|identity| identity.path.clone()).unwrap_or_default();
     let name = format!("content of {}", String::from_utf8_lossy(&path));
-    let file = match source {
-        Source::Descriptor(fd) => match proc.open_file(&format!("fd/{fd}"), OFlags::RDONLY) {
+    let file = match &source.way {
+        Way::Descriptor(fd) => match proc.open_file(&format!("fd/{fd}"), OFlags::RDONLY) {
             // It may have been opened with rights that its owner has no more.
             Err(error) if error.is_denied() => {
                 File::from(attributes::duplicate(pid, *fd).during("open", pid, &name)?)
             }
             opened => opened.during("open", pid, &name)?,
         },
-        Source::Mapping(mapping) => match proc.open_mapped_file(mapping, OFlags::RDONLY) {
+        Way::Mapping(mapping) => match proc.open_mapped_file(mapping, OFlags::RDONLY) {
             Err(error) if error.is_denied() => by_name(record).ok_or_else(|| {
                 let error = CaptureError::failed("open", pid, &name, error);
                 error.advise("run the command as root, or with the capability CAP_CHECKPOINT_RESTORE")
             })?,
             opened => opened.during("open", pid, &name)?,
         },
-        Source::Exe => proc.open_file("exe", OFlags::RDONLY).during("open", pid, &name)?,
+        Way::Exe => proc.open_file("exe", OFlags::RDONLY).during("open", pid, &name)?,
     };
     let mut record = record.clone();
     let size = file.metadata().during("stat", pid, &name)?.len();
@@ -169,14 +196,14 @@ mod tests {
         file.write_all(b"content").unwrap();
         let proc = Proc::own().unwrap();
         let link = proc.link(&format!("fd/{}", file.as_raw_fd())).unwrap();
-        let source = || Source::Descriptor(file.as_raw_fd());
+        let source = || Source::descriptor(proc.id(), file.as_raw_fd());
         assert_eq!(Contents::new(0).named(&link, source(), true, OPEN), None);
         assert_eq!(Contents::new(1).named(&link, source(), false, OPEN), None);
         let mut contents = Contents::new(2);
         assert_eq!(contents.named(&link, source(), false, OPEN), Some(0));
         assert_eq!(contents.named(&link, source(), true, MAPPED), Some(0));
         assert_eq!(contents.unlinked(&link, source(), false), 0);
-        let opened = contents.open(&proc).unwrap();
+        let opened = contents.open().unwrap();
         assert_eq!(opened.len(), 1);
         let record = &opened[0].0;
         assert!(record.written && record.identity.as_ref().unwrap().size == 7);

@@ -30,51 +30,50 @@ pub(crate) enum Content {
     Shared(usize),
 }
 
-/// The target's address space.
+/// The address space of a process.
 #[derive(Debug, Default)]
-pub(crate) struct Memory {
+pub(crate) struct Space {
+    /// The process.
+    pub(crate) pid: i32,
     /// In order of address.
     pub(crate) vmas: Vec<Vma>,
     /// For each mapping, what is read of it.
     pub(crate) contents: Vec<Content>,
+    /// The vdso's addresses.
+    pub(crate) vdso: Option<(RemoteAddr, u64)>,
+}
+
+/// The memory of all processes of the target.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    /// One for each process that has its own.
+    pub(crate) spaces: Vec<Space>,
     /// Mapped files, as [`Vma::object`] counts them.
     pub(crate) files: Vec<MappedFile>,
     /// Shared anonymous memory.
     pub(crate) shared: Vec<SharedObject>,
-    /// The vdso's addresses.
-    pub(crate) vdso: Option<(RemoteAddr, u64)>,
     /// Places in `files` by path, device and inode.
     known: HashMap<(Vec<u8>, u64, u64), usize>,
     known_objects: shared::Known,
 }
 
-/// Looks at every mapping of the target.
+/// Looks at every mapping of the target's processes; `family` are all of them, also those that share their memory with one of these.
 ///
 /// # Errors
 /// When the target is gone or may not be looked at; what cannot be captured goes to `findings`.
-pub(crate) fn survey(proc: &Proc, contents: &mut Contents, findings: &mut Findings) -> Result<Memory> {
+pub(crate) fn survey(
+    procs: &[Proc],
+    family: &[i32],
+    contents: &mut Contents,
+    findings: &mut Findings,
+) -> Result<Memory> {
     let mut memory = Memory::default();
-    let text = proc.read("smaps").during("read smaps", proc.id(), "mappings")?;
-    if uses_protection_keys(&text) {
-        findings.add(
-            "protection keys",
-            "memory with protection keys (pkey_mprotect) is not supported yet",
-            LATER,
-        );
+    for proc in procs {
+        findings.turn_to(proc.id());
+        let space = memory.space(proc, contents, findings)?;
+        memory.spaces.push(space);
     }
-    for mapping in proc::parse_smaps(&text).during("read smaps", proc.id(), "mappings")? {
-        if mapping.kind() == MappingKind::Vsyscall {
-            continue;
-        }
-        match memory.add(proc, &mapping, contents) {
-            Ok(()) => {}
-            // A running target maps and unmaps: preflight looks at what is still there.
-            Err(_) if is_gone(proc, &mapping) => {}
-            Err((reason, remedy)) => findings.add(name(&mapping), reason, remedy),
-        }
-    }
-    guards::note(proc, &mut memory.vmas)?;
-    check_shared(proc, &memory, findings);
+    check_shared(family, &memory, findings);
     Ok(memory)
 }
 
@@ -89,8 +88,9 @@ pub(crate) fn add_policies(vmas: &mut [Vma], policies: Vec<Vma>) {
 }
 
 /// Shared anonymous memory that would not come back whole.
-fn check_shared(proc: &Proc, memory: &Memory, findings: &mut Findings) {
-    for object in shared::mapped_elsewhere(proc.id(), &memory.known_objects) {
+fn check_shared(family: &[i32], memory: &Memory, findings: &mut Findings) {
+    for object in shared::mapped_elsewhere(family, &memory.known_objects) {
+        findings.turn_to(memory.shared[object].pid);
         findings.add(
             name(&memory.shared[object].mapping),
             "another process maps this shared memory too",
@@ -99,10 +99,12 @@ fn check_shared(proc: &Proc, memory: &Memory, findings: &mut Findings) {
     }
     let parts = memory.mapped_parts();
     for object in memory.shared.iter().filter(|object| parts.lacks_some(object)) {
-        let opened = proc.open_mapped_file(&object.mapping, OFlags::RDONLY);
+        let opened = Proc::open_living(object.pid)
+            .and_then(|proc| proc.open_mapped_file(&object.mapping, OFlags::RDONLY));
         if opened.is_err_and(|error| error.is_denied()) {
             let reason = "parts of this shared memory are mapped nowhere, and this user may not read them";
             let remedy = "run the command as root, or with the capability CAP_CHECKPOINT_RESTORE";
+            findings.turn_to(object.pid);
             findings.add(name(&object.mapping), reason, remedy);
         }
     }
@@ -174,8 +176,40 @@ fn advice(flags: VmFlags) -> Vec<u32> {
 }
 
 impl Memory {
+    /// Looks at the mappings of one process.
+    fn space(&mut self, proc: &Proc, contents: &mut Contents, findings: &mut Findings) -> Result<Space> {
+        let mut space = Space { pid: proc.id(), ..Space::default() };
+        let text = proc.read("smaps").during("read smaps", proc.id(), "mappings")?;
+        if uses_protection_keys(&text) {
+            findings.add(
+                "protection keys",
+                "memory with protection keys (pkey_mprotect) is not supported yet",
+                LATER,
+            );
+        }
+        for mapping in proc::parse_smaps(&text).during("read smaps", proc.id(), "mappings")? {
+            if mapping.kind() == MappingKind::Vsyscall {
+                continue;
+            }
+            match self.add(&mut space, proc, &mapping, contents) {
+                Ok(()) => {}
+                // A running target maps and unmaps: preflight looks at what is still there.
+                Err(_) if is_gone(proc, &mapping) => {}
+                Err((reason, remedy)) => findings.add(name(&mapping), reason, remedy),
+            }
+        }
+        guards::note(proc, &mut space.vmas)?;
+        Ok(space)
+    }
+
     /// Adds one mapping.
-    fn add(&mut self, proc: &Proc, mapping: &Mapping, contents: &mut Contents) -> Result<(), Refusal> {
+    fn add(
+        &mut self,
+        space: &mut Space,
+        proc: &Proc,
+        mapping: &Mapping,
+        contents: &mut Contents,
+    ) -> Result<(), Refusal> {
         let flags = mapping.flags;
         if let Some(what) = refused_flags(flags) {
             return Err((format!("{what} are not supported yet"), LATER));
@@ -186,7 +220,10 @@ impl Memory {
             MappingKind::NamedAnonymous(name) | MappingKind::NamedShared(name) => name.to_vec(),
             _ => Vec::new(),
         };
-        self.vmas.push(Vma {
+        if backing == vma::Backing::Vdso {
+            space.vdso = Some((mapping.start, mapping.length()));
+        }
+        space.vmas.push(Vma {
             start: mapping.start.get(),
             end: mapping.end.get(),
             protection: mapping.protection,
@@ -206,7 +243,7 @@ impl Memory {
         });
         // The kernel may drop such pages at any time; and random numbers must not come twice, which is what they are for.
         let content = if flags.contains(VmFlags::DROPPABLE) { Content::None } else { content };
-        self.contents.push(content);
+        space.contents.push(content);
         Ok(())
     }
 
@@ -218,10 +255,7 @@ impl Memory {
     ) -> Result<(vma::Backing, u32, Content), Refusal> {
         let refuse = |reason: &str| Err((reason.to_owned(), LATER));
         match mapping.kind() {
-            MappingKind::Vdso => {
-                self.vdso = Some((mapping.start, mapping.length()));
-                Ok((vma::Backing::Vdso, 0, Content::None))
-            }
+            MappingKind::Vdso => Ok((vma::Backing::Vdso, 0, Content::None)),
             MappingKind::Vvar => Ok((vma::Backing::Vvar, 0, Content::None)),
             MappingKind::VvarVclock => Ok((vma::Backing::VvarVclock, 0, Content::None)),
             _ if mapping.flags.contains(VmFlags::PFN_MAP) || mapping.flags.contains(VmFlags::IO) => {
@@ -243,11 +277,11 @@ impl Memory {
                 Ok((vma::Backing::Anonymous, 0, Content::Private))
             }
             MappingKind::File(b"/anon_hugepage") if mapping.deleted => {
-                let at = self.shared_object(mapping, huge_page_shift(mapping));
+                let at = self.shared_object(proc.id(), mapping, huge_page_shift(mapping));
                 Ok((vma::Backing::SharedMemory, self.shared[at].id, Content::Shared(at)))
             }
             MappingKind::SharedAnonymous | MappingKind::NamedShared(_) if mapping.shared => {
-                let at = self.shared_object(mapping, 0);
+                let at = self.shared_object(proc.id(), mapping, 0);
                 Ok((vma::Backing::SharedMemory, self.shared[at].id, Content::Shared(at)))
             }
             MappingKind::SystemV(_) => refuse("System V shared memory is not supported yet"),
@@ -291,7 +325,7 @@ impl Memory {
         if link.stat.file_type() != libc::S_IFREG {
             return Err(("memory of a device is not supported".to_owned(), LATER));
         }
-        let stored = stored(mapping, &link, writes, contents)?;
+        let stored = stored(proc.id(), mapping, &link, writes, contents)?;
         let at = self.files.len();
         self.files.push(MappedFile { identity: Some(identity(&link)), flags, content: stored });
         if !mapping.deleted {
@@ -303,12 +337,13 @@ impl Memory {
 
 /// The id of a mapped file's content, if it goes into the image.
 fn stored(
+    pid: i32,
     mapping: &Mapping,
     link: &Link,
     writes: bool,
     contents: &mut Contents,
 ) -> Result<Option<u32>, Refusal> {
-    let source = Source::Mapping(mapping.clone());
+    let source = Source::mapping(pid, mapping.clone());
     if let MappingKind::Memfd(name) = mapping.kind() {
         return Ok(Some(contents.memfd(link, name, source)));
     }
@@ -336,8 +371,8 @@ fn link(proc: &Proc, mapping: &Mapping, contents: &Contents) -> Result<Link, Ref
         Err(error) if error.is_denied() => {}
         Err(error) => return Err((error.to_string(), "try again")),
     }
-    if let Some(fd) = contents.descriptor(mapping.device, mapping.inode)
-        && let Ok(link) = proc.link(&format!("fd/{fd}"))
+    if let Some((holder, fd)) = contents.descriptor(mapping.device, mapping.inode)
+        && let Ok(link) = Proc::open_living(holder).and_then(|holder| holder.link(&format!("fd/{fd}")))
     {
         return Ok(link);
     }
@@ -365,11 +400,13 @@ mod tests {
     fn our_own_memory_is_understood() {
         let proc = Proc::own().unwrap();
         let mut findings = Findings::new(proc.id());
-        let memory = survey(&proc, &mut Contents::default(), &mut findings).unwrap();
+        let own = [proc.id()];
+        let memory = survey(&[proc], &own, &mut Contents::default(), &mut findings).unwrap();
         assert_eq!(findings.into_obstacles(), []);
-        assert_eq!(memory.vmas.len(), memory.contents.len());
-        assert!(memory.vmas.is_sorted_by_key(|vma| vma.start));
-        assert!(memory.vdso.is_some());
+        let space = &memory.spaces[0];
+        assert_eq!(space.vmas.len(), space.contents.len());
+        assert!(space.vmas.is_sorted_by_key(|vma| vma.start));
+        assert!(space.vdso.is_some());
         let exe = std::env::current_exe().unwrap();
         let exe = exe.as_os_str().as_encoded_bytes();
         let mine = memory.files.iter().filter(|file| file.identity.as_ref().is_some_and(|it| it.path == exe));

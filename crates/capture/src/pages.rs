@@ -1,5 +1,9 @@
 //! Which memory is read, where it comes to lie in the page stream, and the threads that carry it there.
 
+mod private;
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,13 +15,15 @@ use rewake_image::{AlignedBuffer, PageWriter};
 use rewake_linux::addr::{PAGE_SIZE, RemoteAddr, page_up};
 use rewake_linux::hugetlb;
 use rewake_linux::memory::ProcessMemory;
-use rewake_linux::pagemap::{self, PageMap, Query, Run};
+use rewake_linux::pagemap;
 use rewake_linux::proc::Proc;
 use rustix::fs::OFlags;
 
 use crate::contents::Contents;
 use crate::error::{CaptureError, During, Result};
-use crate::memory::{Content, MappedPart, Memory, SharedObject};
+use crate::memory::{MappedPart, Memory, SharedObject};
+
+use private::Common;
 
 /// Threads that read memory and write blocks.
 const WORKERS: usize = 2;
@@ -25,8 +31,8 @@ const WORKERS: usize = 2;
 /// Everything that goes into the page stream, in order.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
-    /// Private pages, for the address space's record.
-    pub(crate) private: Vec<Extent>,
+    /// Private pages of each process that has memory of its own, for the address spaces' records.
+    pub(crate) private: Vec<Vec<Extent>>,
     /// Records of shared memory objects.
     pub(crate) shared: Vec<SharedMemory>,
     /// Records of contents of files.
@@ -55,56 +61,51 @@ struct Source {
 
 #[derive(Clone, Copy, Debug)]
 enum Place {
-    /// In the target's address space.
-    Memory(RemoteAddr),
+    /// In the address space of a process.
+    Memory(i32, RemoteAddr),
     /// In a shared memory object: its place in [`Plan::objects`], and the offset there.
     Object(usize, u64),
 }
 
-/// Finds out what must be read. The target stands still.
+/// Finds out what must be read. The target stands still; `procs` are the processes of the address spaces.
 ///
 /// # Errors
 /// When the kernel does not tell.
-pub(crate) fn plan(proc: &Proc, memory: &Memory, contents: &Contents) -> Result<Plan> {
-    let pid = proc.id();
-    let mut map = PageMap::of(proc).during("open", pid, "pagemap")?;
+pub(crate) fn plan(procs: &[Proc], memory: &Memory, contents: &Contents) -> Result<Plan> {
     let mut plan = Plan::default();
-    let mut runs: Vec<Run> = Vec::new();
-    let private =
-        memory.vmas.iter().zip(&memory.contents).filter(|(_, content)| **content == Content::Private);
-    for (vma, _) in private {
-        let range = RemoteAddr::new(vma.start)..RemoteAddr::new(vma.end);
-        runs.clear();
-        map.scan_into(range.clone(), Query::ANONYMOUS, &mut runs).during(
-            "scan pages",
-            pid,
-            format!("mapping {}", range.start),
-        )?;
-        for run in &runs {
-            let extent = Extent { address: run.start.get(), length: run.len, stream_offset: plan.total };
-            plan.private.push(extent);
-            plan.push(run.len, Place::Memory(run.start));
-        }
+    let mut common = Common::of(procs.len());
+    for (proc, space) in procs.iter().zip(&memory.spaces) {
+        plan.add_space(proc, space, &mut common)?;
     }
     let parts = memory.mapped_parts();
     for object in &memory.shared {
-        plan.add_object(proc, parts.of(object), object)?;
+        plan.add_object(parts.of(object), object)?;
     }
-    for (record, file) in contents.open(proc)? {
-        plan.add_content(pid, record, file)?;
+    let root = procs.first().map_or(0, Proc::id);
+    for (record, file) in contents.open()? {
+        plan.add_content(root, record, file)?;
     }
     Ok(plan)
 }
 
 impl Plan {
     fn push(&mut self, len: u64, place: Place) {
-        self.sources.push(Source { stream: self.total, len, place });
+        // Neighbours in memory are read as one.
+        if let (Some(last), Place::Memory(pid, address)) = (self.sources.last_mut(), place)
+            && let Place::Memory(other, before) = last.place
+            && (other, before + last.len) == (pid, address)
+        {
+            last.len += len;
+        } else {
+            self.sources.push(Source { stream: self.total, len, place });
+        }
         self.total += len;
     }
 
     /// Adds a shared memory object: by its file where that can be opened, else through the target's own mappings.
-    fn add_object(&mut self, proc: &Proc, parts: &[MappedPart], object: &SharedObject) -> Result<()> {
-        let pid = proc.id();
+    fn add_object(&mut self, parts: &[MappedPart], object: &SharedObject) -> Result<()> {
+        let pid = object.pid;
+        let proc = Proc::open_living(pid).during("open", pid, "process")?;
         let name = format!("shared memory at {}", object.mapping.start);
         let mut record = SharedMemory {
             id: object.id,
@@ -125,9 +126,9 @@ impl Plan {
                 self.objects.push(Object { file, size });
             }
             Err(error) if error.is_denied() => {
-                for &MappedPart { address, offset, len } in parts {
+                for &MappedPart { pid, address, offset, len } in parts {
                     record.pages.push(Extent { address: offset, length: len, stream_offset: self.total });
-                    self.push(len, Place::Memory(address));
+                    self.push(len, Place::Memory(pid, address));
                 }
             }
             Err(error) => return Err(error).during("open", pid, name),
@@ -161,8 +162,7 @@ impl Plan {
     }
 
     /// Bytes `stream..stream + into.len()` of the stream.
-    fn read(&self, memory: &ProcessMemory, mut stream: u64, mut into: &mut [u8]) -> Result<()> {
-        let pid = memory.pid();
+    fn read(&self, memories: &mut Memories, mut stream: u64, mut into: &mut [u8]) -> Result<()> {
         let mut at = self.sources.partition_point(|source| source.stream + source.len <= stream);
         while !into.is_empty() {
             let source = self.sources[at];
@@ -170,15 +170,16 @@ impl Plan {
             let len = usize::try_from(source.len - skip).unwrap_or(usize::MAX).min(into.len());
             let (part, rest) = into.split_at_mut(len);
             match source.place {
-                Place::Memory(address) => {
-                    memory
+                Place::Memory(pid, address) => {
+                    memories
+                        .of(pid)?
                         .read_exact_at(address + skip, part)
                         .map_err(|error| unreadable(pid, address + skip, len, error.source))?;
                 }
                 Place::Object(object, offset) => {
                     self.objects[object].read(part, offset + skip).during(
                         "read",
-                        pid,
+                        memories.root,
                         format!("file or shared memory, {len} bytes at offset {:#x}", offset + skip),
                     )?;
                 }
@@ -234,8 +235,7 @@ impl Plan {
         stop: &AtomicBool,
         done: &mpsc::Sender<Result<u64>>,
     ) -> Result<()> {
-        let memory = ProcessMemory::open(pid)
-            .map_err(|error| CaptureError::failed("open", pid, "memory", error.source))?;
+        let mut memories = Memories { root: pid, open: HashMap::new() };
         let mut buffer = AlignedBuffer::new(BLOCK_SIZE);
         while !stop.load(Ordering::Relaxed) {
             let index = next.fetch_add(1, Ordering::Relaxed);
@@ -245,11 +245,29 @@ impl Plan {
             }
             let len = BLOCK_SIZE_U64.min(self.total - start);
             let block = &mut buffer.as_mut_slice()[..usize::try_from(len).expect("a block fits into memory")];
-            self.read(&memory, start, block)?;
+            self.read(&mut memories, start, block)?;
             writer.block(index, block).map_err(|error| crate::commit::image_error("write", pid, error))?;
             let _front_gone = done.send(Ok(len));
         }
         Ok(())
+    }
+}
+
+/// The memories of processes, each opened when it is first read.
+struct Memories {
+    root: i32,
+    open: HashMap<i32, ProcessMemory>,
+}
+
+impl Memories {
+    fn of(&mut self, pid: i32) -> Result<&ProcessMemory> {
+        Ok(match self.open.entry(pid) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(
+                ProcessMemory::open(pid)
+                    .map_err(|error| CaptureError::failed("open", pid, "memory", error.source))?,
+            ),
+        })
     }
 }
 
@@ -271,33 +289,33 @@ fn unreadable(pid: i32, address: RemoteAddr, len: usize, source: std::io::Error)
 mod tests {
     use super::*;
 
-    fn own(sources: &[&[u8]]) -> (Plan, ProcessMemory) {
+    fn own(sources: &[&[u8]]) -> (Plan, Memories) {
         let mut plan = Plan::default();
+        let root = rustix::process::getpid().as_raw_nonzero().get();
         for source in sources {
             let address = u64::try_from(source.as_ptr().addr()).unwrap();
-            plan.push(u64::try_from(source.len()).unwrap(), Place::Memory(RemoteAddr::new(address)));
+            plan.push(u64::try_from(source.len()).unwrap(), Place::Memory(root, RemoteAddr::new(address)));
         }
-        (plan, ProcessMemory::open(rustix::process::getpid().as_raw_nonzero().get()).unwrap())
+        (plan, Memories { root, open: HashMap::new() })
     }
 
     #[test]
     fn blocks_cut_across_runs() {
         let (a, b, c) = (vec![1u8; 5000], vec![2u8; 3], vec![3u8; 9000]);
-        let (plan, memory) = own(&[&a, &b, &c]);
+        let (plan, mut memories) = own(&[&a, &b, &c]);
         let whole = [a.as_slice(), &b, &c].concat();
         for (start, len) in [(0, 14003), (0, 1), (4999, 2), (5000, 3), (5001, 9002), (14002, 1)] {
             let mut part = vec![0; len];
-            plan.read(&memory, u64::try_from(start).unwrap(), &mut part).unwrap();
+            plan.read(&mut memories, u64::try_from(start).unwrap(), &mut part).unwrap();
             assert!(part == whole[start..start + len], "{len} bytes at {start}");
         }
     }
 
     #[test]
     fn memory_that_cannot_be_read_is_named() {
-        let memory = ProcessMemory::open(rustix::process::getpid().as_raw_nonzero().get()).unwrap();
-        let mut plan = Plan::default();
-        plan.push(4096, Place::Memory(RemoteAddr::new(0x1000)));
-        let error = plan.read(&memory, 0, &mut [0; 4096]).unwrap_err();
+        let (mut plan, mut memories) = own(&[]);
+        plan.push(4096, Place::Memory(memories.root, RemoteAddr::new(0x1000)));
+        let error = plan.read(&mut memories, 0, &mut [0; 4096]).unwrap_err();
         assert!(error.to_string().contains("memory, 4096 bytes at 0x1000"), "{error}");
     }
 }

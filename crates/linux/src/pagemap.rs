@@ -101,6 +101,17 @@ impl Query {
     pub const GUARD: Self = Self { all: Pages::GUARD, none: Pages::NONE, any: Pages::NONE };
 }
 
+/// Whose a page is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Frame {
+    /// Nobody else has it.
+    Own,
+    /// Others may have it too: all that have this number have the same page, as long as they stand still.
+    Shared(u64),
+    /// Others may have it too, and we may not know who.
+    Hidden,
+}
+
 /// How the kernel is asked.
 #[derive(Debug)]
 enum Method {
@@ -190,6 +201,15 @@ impl PageMap {
         let mut runs = Vec::new();
         self.scan_into(range, query, &mut runs)?;
         Ok(runs)
+    }
+
+    /// Of each page in `range`, whole pages, whose it is. Pages that hold nothing count as [`Frame::Own`].
+    ///
+    /// # Errors
+    /// As [`ProcError`] tells apart.
+    pub fn frames(&self, range: Range<RemoteAddr>) -> Result<Vec<Frame>, ProcError> {
+        let frames = entries::frames(&self.file, range.start.get()..range.end.get());
+        frames.map_err(|errno| ProcError::new(self.pid, "pagemap", errno))
     }
 
     /// Private pages that hold own content ([`Query::ANONYMOUS`]): what a checkpoint must save of private mappings.

@@ -13,9 +13,11 @@ use super::Memory;
 pub(crate) struct SharedObject {
     /// As the records number it.
     pub(crate) id: u32,
+    /// A process that maps it.
+    pub(crate) pid: i32,
     /// End of the furthest mapping, in bytes of the object.
     pub(crate) mapped_end: u64,
-    /// One mapping, to open the object through.
+    /// One mapping of that process, to open the object through.
     pub(crate) mapping: Mapping,
     /// Huge pages of 2 to this power bytes; 0: ordinary ones.
     pub(crate) huge_page_shift: u32,
@@ -27,6 +29,8 @@ pub(super) type Known = HashMap<(u64, u64), usize>;
 /// A part of a shared object as the target maps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MappedPart {
+    /// Whose memory.
+    pub(crate) pid: i32,
     /// Where it is mapped.
     pub(crate) address: RemoteAddr,
     /// Where it lies in the object.
@@ -54,7 +58,7 @@ impl MappedParts {
 
 impl Memory {
     /// The object behind a mapping: its place in [`Memory::shared`].
-    pub(super) fn shared_object(&mut self, mapping: &Mapping, huge_page_shift: u32) -> usize {
+    pub(super) fn shared_object(&mut self, pid: i32, mapping: &Mapping, huge_page_shift: u32) -> usize {
         let end = mapping.offset + mapping.length();
         let at = *self.known_objects.entry((mapping.device, mapping.inode)).or_insert(self.shared.len());
         if let Some(object) = self.shared.get_mut(at) {
@@ -63,20 +67,21 @@ impl Memory {
         }
         let id = u32::try_from(at).expect("fewer objects than mappings");
         let mapping = mapping.clone();
-        self.shared.push(SharedObject { id, mapped_end: end, mapping, huge_page_shift });
+        self.shared.push(SharedObject { id, pid, mapped_end: end, mapping, huge_page_shift });
         at
     }
 
     /// The parts of its shared objects that the target maps.
     pub(crate) fn mapped_parts(&self) -> MappedParts {
         let mut parts: HashMap<u32, Vec<MappedPart>> = HashMap::new();
-        for vma in self.vmas.iter().filter(|vma| vma.backing == i32::from(vma::Backing::SharedMemory)) {
+        let all = self.spaces.iter().flat_map(|space| space.vmas.iter().map(|vma| (space.pid, vma)));
+        for (pid, vma) in all.filter(|(_, vma)| vma.backing == i32::from(vma::Backing::SharedMemory)) {
             let visible = parts.entry(vma.object).or_default();
             let mut at = vma.start;
             let guards = vma.guards.iter().map(|guard| (guard.address, guard.address + guard.length));
             for (start, end) in guards.chain([(vma.end, vma.end)]) {
                 let (address, offset) = (RemoteAddr::new(at), vma.offset + (at - vma.start));
-                visible.push(MappedPart { address, offset, len: start - at });
+                visible.push(MappedPart { pid, address, offset, len: start - at });
                 at = end;
             }
         }
@@ -86,25 +91,25 @@ impl Memory {
 
 /// By offset, without what others show already.
 fn apart(mut parts: Vec<MappedPart>) -> Vec<MappedPart> {
-    parts.sort_unstable_by_key(|part| (part.offset, part.address));
+    parts.sort_unstable_by_key(|part| (part.offset, part.pid, part.address));
     let mut end = 0u64;
     let mut apart = Vec::with_capacity(parts.len());
-    for MappedPart { address, offset, len } in parts {
+    for MappedPart { pid, address, offset, len } in parts {
         let skip = end.saturating_sub(offset).min(len);
         if skip < len {
-            apart.push(MappedPart { address: address + skip, offset: offset + skip, len: len - skip });
+            apart.push(MappedPart { pid, address: address + skip, offset: offset + skip, len: len - skip });
             end = offset + len;
         }
     }
     apart
 }
 
-/// Places of objects that another process, as far as we may look, maps too.
-pub(super) fn mapped_elsewhere(pid: i32, objects: &Known) -> Vec<usize> {
+/// Places of objects that a process outside of the family, as far as we may look, maps too.
+pub(super) fn mapped_elsewhere(family: &[i32], objects: &Known) -> Vec<usize> {
     if objects.is_empty() {
         return Vec::new();
     }
-    let others = proc::processes().unwrap_or_default().into_iter().filter(|&other| other != pid);
+    let others = proc::processes().unwrap_or_default().into_iter().filter(|other| !family.contains(other));
     let mappings = others.filter_map(|other| Proc::open(other).and_then(|other| other.maps()).ok()).flatten();
     let mut found: Vec<usize> = mappings
         .filter(|mapping| mapping.shared)
@@ -126,9 +131,10 @@ mod tests {
             rewake_linux::proc::parse_maps(b"1000-9000 rw-s 00000000 00:01 5 /dev/zero (deleted)\n")
                 .unwrap()
                 .remove(0);
-        let mut memory = Memory::default();
-        let at = memory.shared_object(&mapping, 0);
-        assert_eq!(memory.shared_object(&mapping, 0), at, "one object");
+        let mut memory =
+            Memory { spaces: vec![super::super::Space { pid: 1, ..Default::default() }], ..Memory::default() };
+        let at = memory.shared_object(1, &mapping, 0);
+        assert_eq!(memory.shared_object(1, &mapping, 0), at, "one object");
         (memory, at)
     }
 
@@ -145,7 +151,7 @@ mod tests {
         let (mut memory, at) = memory();
         for (start, end, offset) in [(0x1000, 0x4000, 0x1000), (0x5000, 0x9000, 0), (0xa000, 0xb000, 0x2000)]
         {
-            memory.vmas.push(vma(start, end, offset));
+            memory.spaces[0].vmas.push(vma(start, end, offset));
         }
         let parts = memory.mapped_parts();
         assert_eq!(plain(parts.of(&memory.shared[at])), [(0x5000, 0, 0x4000)]);
@@ -159,7 +165,7 @@ mod tests {
         let (mut memory, at) = memory();
         let mut hidden = vma(0x1000, 0x9000, 0);
         hidden.guards = vec![Extent { address: 0x3000, length: 0x1000, stream_offset: 0 }];
-        memory.vmas.push(hidden);
+        memory.spaces[0].vmas.push(hidden);
         let parts = memory.mapped_parts();
         assert_eq!(plain(parts.of(&memory.shared[at])), [(0x1000, 0, 0x2000), (0x4000, 0x3000, 0x5000)]);
         assert!(parts.lacks_some(&memory.shared[at]));

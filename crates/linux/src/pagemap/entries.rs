@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use rustix::io::Errno;
 
-use super::{Pages, Query};
+use super::{Frame, Pages, Query};
 use crate::addr::PAGE_SIZE;
 
 /// Entries read at once: 512 KiB, for 256 MiB of memory.
@@ -70,6 +70,34 @@ impl Entries {
             }
         }
         Ok(())
+    }
+}
+
+/// Of each page in `range` whose it is; fewer behind the end of the address space.
+pub(super) fn frames(file: &File, range: Range<u64>) -> Result<Vec<Frame>, Errno> {
+    let pages = (range.end.saturating_sub(range.start)) / PAGE_SIZE;
+    let mut buffer = vec![0; usize::try_from(pages * ENTRY_SIZE).map_err(|_| Errno::INVAL)?];
+    let mut filled = 0;
+    while filled < buffer.len() {
+        let offset = range.start / PAGE_SIZE * ENTRY_SIZE + u64::try_from(filled).unwrap_or(u64::MAX);
+        match read(file, &mut buffer[filled..], offset)? {
+            0 => break,
+            more => filled += more,
+        }
+    }
+    let (entries, _) = buffer[..filled].as_chunks::<8>();
+    Ok(entries.iter().map(|entry| frame(u64::from_ne_bytes(*entry))).collect())
+}
+
+/// Translates an entry. One that is swapped out has its place there for a number, which no frame has.
+const fn frame(entry: u64) -> Frame {
+    let (present, swapped, exclusive) = (entry >> 63 & 1 != 0, entry >> 62 & 1 != 0, entry >> 56 & 1 != 0);
+    match (entry & FRAME, present || swapped) {
+        (_, false) => Frame::Own,
+        _ if exclusive => Frame::Own,
+        (0, true) => Frame::Hidden,
+        (number, true) if swapped => Frame::Shared(number | 1 << 62),
+        (number, true) => Frame::Shared(number),
     }
 }
 

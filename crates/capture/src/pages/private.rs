@@ -1,0 +1,218 @@
+//! Private pages. Those that processes have had in common since one became two are stored once: the kernel tells their frames to those
+//! who may know, and to everybody which pages are nobody else's; the content of the others is compared by its hash.
+
+use std::collections::HashMap;
+
+use rewake_image::records::{Extent, Vma};
+use rewake_linux::addr::{PAGE_SIZE, RemoteAddr};
+use rewake_linux::memory::ProcessMemory;
+use rewake_linux::pagemap::{Frame, PageMap, Query, Run};
+use rewake_linux::proc::Proc;
+
+use super::{Place, Plan};
+use crate::error::{CaptureError, During, Result};
+use crate::memory::{Content, Space};
+
+/// Bytes whose frames are asked for at once.
+const WINDOW: u64 = 64 << 20;
+
+/// Pages stored already that others may have too: where they lie in the stream.
+#[derive(Debug)]
+pub(super) struct Common {
+    /// There is more than one process.
+    wanted: bool,
+    by_frame: HashMap<u64, u64>,
+    by_content: HashMap<[u8; 32], u64>,
+}
+
+impl Common {
+    /// For so many processes.
+    pub(super) fn of(processes: usize) -> Self {
+        Self { wanted: processes > 1, by_frame: HashMap::new(), by_content: HashMap::new() }
+    }
+}
+
+/// The pages of one process on their way into the plan.
+struct Carrier<'a> {
+    pid: i32,
+    plan: &'a mut Plan,
+    common: &'a mut Common,
+    memory: Option<ProcessMemory>,
+    extents: Vec<Extent>,
+    /// The next page is the first one of its mapping, which no extent crosses.
+    begins: bool,
+}
+
+impl Plan {
+    /// Adds the private pages of a process.
+    pub(super) fn add_space(&mut self, proc: &Proc, space: &Space, common: &mut Common) -> Result<()> {
+        let pid = proc.id();
+        let mut map = PageMap::of(proc).during("open", pid, "pagemap")?;
+        let mut carrier = Carrier { pid, plan: self, common, memory: None, extents: Vec::new(), begins: true };
+        let mut runs: Vec<Run> = Vec::new();
+        // What follows one another is asked for in one go.
+        for vmas in private(space) {
+            let (Some(first), Some(last)) = (vmas.first(), vmas.last()) else { continue };
+            let range = RemoteAddr::new(first.start)..RemoteAddr::new(last.end);
+            runs.clear();
+            map.scan_into(range.clone(), Query::ANONYMOUS, &mut runs).during(
+                "scan pages",
+                pid,
+                format!("mappings at {}", range.start),
+            )?;
+            for (vma, start, len) in cut(vmas, &runs) {
+                // Huge pages of hugetlb are never shared page by page.
+                carrier.begins = true;
+                if carrier.common.wanted && vma.huge_page_shift == 0 {
+                    carrier.add_compared(&mut map, start, len)?;
+                } else {
+                    carrier.add_own(start, len);
+                }
+            }
+        }
+        let extents = carrier.extents;
+        self.private.push(extents);
+        Ok(())
+    }
+}
+
+impl Carrier<'_> {
+    /// Pages that are the process's own.
+    fn add_own(&mut self, start: u64, len: u64) {
+        let stream = self.plan.total;
+        self.plan.push(len, Place::Memory(self.pid, RemoteAddr::new(start)));
+        self.note(start, len, stream);
+    }
+
+    fn note(&mut self, address: u64, length: u64, stream_offset: u64) {
+        if let Some(last) = self.extents.last_mut()
+            && last.address + last.length == address
+            && last.stream_offset + last.length == stream_offset
+            && !self.begins
+        {
+            last.length += length;
+            return;
+        }
+        self.extents.push(Extent { address, length, stream_offset });
+        self.begins = false;
+    }
+
+    /// Pages some of which other processes may have too.
+    fn add_compared(&mut self, map: &mut PageMap, start: u64, len: u64) -> Result<()> {
+        let mut at = start;
+        while at < start + len {
+            let end = (at + WINDOW).min(start + len);
+            let frames = map
+                .frames(RemoteAddr::new(at)..RemoteAddr::new(end))
+                .during("read frames", self.pid, format!("mapping at {at:#x}"))?;
+            for frame in frames {
+                match self.known(frame, at)? {
+                    Some(stream) => self.note(at, PAGE_SIZE, stream),
+                    None => self.add_own(at, PAGE_SIZE),
+                }
+                at += PAGE_SIZE;
+            }
+            // The kernel tells of whole address spaces.
+            if at < end {
+                return Err(CaptureError::failed("read frames", self.pid, "mapping", "the list is too short"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the page at `address` lies in the stream, if it does; else it is known from now on, as the next one.
+    fn known(&mut self, frame: Frame, address: u64) -> Result<Option<u64>> {
+        let next = self.plan.total;
+        let known = match frame {
+            Frame::Own => return Ok(None),
+            Frame::Shared(frame) => *self.common.by_frame.entry(frame).or_insert(next),
+            Frame::Hidden => {
+                let content = self.content(address)?;
+                *self.common.by_content.entry(content).or_insert(next)
+            }
+        };
+        Ok((known != next).then_some(known))
+    }
+
+    fn content(&mut self, address: u64) -> Result<[u8; 32]> {
+        let pid = self.pid;
+        let memory = match self.memory.take() {
+            Some(memory) => memory,
+            None => ProcessMemory::open(pid)
+                .map_err(|error| CaptureError::failed("open", pid, "memory", error.source))?,
+        };
+        let mut page = [0; 4096];
+        let read = memory.read_exact_at(RemoteAddr::new(address), &mut page);
+        self.memory = Some(memory);
+        read.map_err(|error| {
+            CaptureError::failed("read", pid, format!("page at {address:#x}"), error.source)
+        })?;
+        Ok(*blake3::hash(&page).as_bytes())
+    }
+}
+
+/// Private mappings, together where one begins at the end of the other.
+fn private(space: &Space) -> Vec<&[Vma]> {
+    let (vmas, contents) = (&space.vmas, &space.contents);
+    let is_private = |at: usize| contents.get(at) == Some(&Content::Private);
+    let mut groups = Vec::new();
+    let mut begin = 0;
+    for end in 1..=vmas.len() {
+        let goes_on = is_private(end - 1) && is_private(end) && vmas[end - 1].end == vmas[end].start;
+        if goes_on {
+            continue;
+        }
+        if is_private(begin) {
+            groups.push(&vmas[begin..end]);
+        }
+        begin = end;
+    }
+    groups
+}
+
+/// The parts of runs that lie in each of the mappings; both are in order of address.
+fn cut<'a>(vmas: &'a [Vma], runs: &[Run]) -> Vec<(&'a Vma, u64, u64)> {
+    let mut parts = Vec::with_capacity(runs.len());
+    let mut vmas = vmas.iter().peekable();
+    for run in runs {
+        let (mut at, end) = (run.start.get(), run.end().get());
+        while at < end {
+            while vmas.next_if(|vma| vma.end <= at).is_some() {}
+            let Some(vma) = vmas.peek().filter(|vma| vma.start < end) else { break };
+            let start = at.max(vma.start);
+            let length = vma.end.min(end) - start;
+            parts.push((*vma, start, length));
+            at = start + length;
+        }
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vma(start: u64, end: u64) -> Vma {
+        Vma { start, end, ..Vma::default() }
+    }
+
+    #[test]
+    fn runs_are_cut_where_mappings_meet() {
+        let run = |start, len| Run { start: RemoteAddr::new(start), len };
+        let vmas = [vma(0x1000, 0x4000), vma(0x4000, 0x6000), vma(0x8000, 0x9000)];
+        let parts = cut(&vmas, &[run(0x2000, 0x3000), run(0x5000, 0x1000), run(0x8000, 0x1000)]);
+        let parts: Vec<_> = parts.into_iter().map(|(_, start, len)| (start, len)).collect();
+        assert_eq!(parts, [(0x2000, 0x2000), (0x4000, 0x1000), (0x5000, 0x1000), (0x8000, 0x1000)]);
+    }
+
+    #[test]
+    fn private_mappings_that_touch_are_asked_for_together() {
+        let space = Space {
+            contents: [Content::Private, Content::Private, Content::None, Content::Private].repeat(2),
+            vmas: [1, 2, 3, 4, 6, 7, 8, 9].map(|at| vma(at << 12, (at + 1) << 12)).to_vec(),
+            ..Space::default()
+        };
+        let groups: Vec<_> = private(&space).iter().map(|vmas| (vmas[0].start, vmas.len())).collect();
+        assert_eq!(groups, [(0x1000, 2), (0x4000, 1), (0x6000, 2), (0x9000, 1)]);
+    }
+}
