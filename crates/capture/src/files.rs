@@ -3,6 +3,7 @@
 //! The same survey serves preflight (for its findings) and the frozen target (for its records).
 
 mod epoll;
+mod fanotify;
 mod fifos;
 mod inotify;
 mod kernel;
@@ -11,6 +12,7 @@ mod locks;
 mod pipes;
 mod removed;
 mod special;
+mod watched;
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -27,6 +29,7 @@ use self::kind::Kind;
 pub(crate) use self::kind::identity;
 pub(crate) use self::pipes::PipeSource;
 use self::removed::Removed;
+use self::watched::Surroundings;
 use crate::contents::Contents;
 use crate::error::{During, Result};
 use crate::findings::Findings;
@@ -133,7 +136,7 @@ pub(crate) fn survey(proc: &Proc, contents: &mut Contents, findings: &mut Findin
         let close_on_exec = one.info.close_on_exec();
         files.descriptors.push(Descriptor { fd: one.fd, file: id, close_on_exec });
     }
-    files.epolls(proc, &seen, &firsts, findings)?;
+    files.watches(proc, &seen, &firsts, findings)?;
     files.locks = locks::survey(&seen, &firsts, findings);
     files.pipes = pipes;
     Ok(files)
@@ -195,16 +198,27 @@ fn signal_owner(proc: &Proc, one: &Seen, findings: &mut Findings) -> Result<Sign
 }
 
 impl Files {
-    /// Adds what the epoll instances watch, which refers to open files by id.
-    fn epolls(&mut self, proc: &Proc, seen: &[Seen], firsts: &[i32], findings: &mut Findings) -> Result<()> {
+    /// Adds what epoll and inotify instances and fanotify groups watch: what they refer to as open files by id.
+    fn watches(&mut self, proc: &Proc, all: &[Seen], firsts: &[i32], findings: &mut Findings) -> Result<()> {
         let file_at: HashMap<i32, u32> = self.descriptors.iter().map(|one| (one.fd, one.file)).collect();
-        for (one, &first) in seen.iter().zip(firsts) {
-            if one.link.target == epoll::LINK
-                && first == one.fd
-                && let Some(file) = file_at.get(&one.fd).and_then(|&id| usize::try_from(id).ok())
-            {
-                let record = epoll::record(proc, one, seen, &file_at, findings)?;
-                self.open[file].kind = Some(open_file::Kind::Epoll(record));
+        let around = Surroundings { proc, all, file_at: &file_at };
+        for (one, &first) in all.iter().zip(firsts).filter(|(one, first)| one.fd == **first) {
+            let Some(file) = file_at.get(&first).and_then(|&id| usize::try_from(id).ok()) else { continue };
+            let record = match &self.open[file].kind {
+                Some(open_file::Kind::Epoll(_)) => {
+                    Ok(open_file::Kind::Epoll(epoll::record(proc, one, all, &file_at, findings)?))
+                }
+                Some(open_file::Kind::Inotify(_)) => {
+                    inotify::record(one, around).map(open_file::Kind::Inotify)
+                }
+                Some(open_file::Kind::Fanotify(_)) => {
+                    fanotify::record(one, around).map(open_file::Kind::Fanotify)
+                }
+                _ => continue,
+            };
+            match record {
+                Ok(record) => self.open[file].kind = Some(record),
+                Err(refusal) => findings.add(one.name(), refusal.reason, refusal.remedy),
             }
         }
         Ok(())

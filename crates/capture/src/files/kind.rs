@@ -3,14 +3,14 @@
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::MetadataExt as _;
 
-use rewake_image::records::{Epoll, FileIdentity, PipeEnd, Symlink, open_file};
+use rewake_image::records::{Epoll, Fanotify, FileIdentity, Inotify, PipeEnd, Symlink, open_file};
 use rewake_linux::proc::{Link, Proc};
 use rewake_linux::virtual_files::Virtual;
 use rustix::fs::{FileType, OFlags};
 
 use super::pipes::PipeSource;
 use super::removed::{Removed, is_removed};
-use super::{Seen, epoll, fifos, inotify, kernel, special};
+use super::{Seen, epoll, fanotify, fifos, inotify, kernel, special};
 use crate::contents::{self, Contents, Source};
 
 /// What can be captured.
@@ -22,7 +22,7 @@ pub(super) enum Kind {
     Pipe(PipeEnd),
     /// Takes the place of this standard stream.
     Outside(u32),
-    /// All that there is to it. What an epoll instance watches is added when all files are known.
+    /// All that there is to it. What it watches is added when all files are known.
     Special(open_file::Kind),
 }
 
@@ -118,9 +118,6 @@ pub(super) fn classify(
         },
         FileType::BlockDevice => refuse("block devices are not supported", LET_FINISH),
         FileType::Symlink => symlink(one),
-        FileType::Unknown if one.link.target == inotify::LINK => {
-            inotify::record(proc, one, all).map(Kind::Special)
-        }
         FileType::Unknown => without_place(proc, one),
     }
 }
@@ -164,14 +161,19 @@ fn named(proc: &Proc, one: &Seen) -> Result<(), Refusal> {
 
 /// Objects without a place in the file tree.
 fn without_place(proc: &Proc, one: &Seen) -> Result<Kind, Refusal> {
-    if one.link.target == epoll::LINK {
-        return Ok(Kind::Special(open_file::Kind::Epoll(Epoll::default())));
+    let watches = match &one.link.target[..] {
+        epoll::LINK => Some(open_file::Kind::Epoll(Epoll::default())),
+        inotify::LINK => Some(open_file::Kind::Inotify(Inotify::default())),
+        fanotify::LINK => Some(open_file::Kind::Fanotify(Fanotify::default())),
+        _ => None,
+    };
+    if let Some(empty) = watches {
+        return Ok(Kind::Special(empty));
     }
     if let Some(record) = special::record(proc, one) {
         return record.map(Kind::Special);
     }
     const NAMES: &[(&str, &str)] = &[
-        ("anon_inode:[fanotify]", "fanotify groups"),
         ("anon_inode:[pidfd]", "pidfds"),
         ("pidfd:", "pidfds"),
         ("anon_inode:[userfaultfd]", "userfaultfds"),

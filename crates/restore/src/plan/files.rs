@@ -88,9 +88,9 @@ impl Planner<'_> {
             Kind::Signalfd(signals) => self.signalfd(spare, file, signals),
             Kind::Epoll(_) => self.epoll(spare),
             Kind::Inotify(_) => self.inotify(spare, file),
+            Kind::Fanotify(fanotify) => self.fanotify(spare, file, fanotify),
             Kind::KernelFile(kernel) => self.kernel_file(spare, file.flags, kernel),
             Kind::Symlink(link) => self.open_path(spare, &link.path, file.flags),
-            _ => return Err(unsupported("of a kind that this version cannot restore")),
         }
         Ok(())
     }
@@ -165,6 +165,7 @@ impl Planner<'_> {
         let base = self.site.fd_base;
         self.program.call(self.leader, Sysno::close_range, args![base, LAST_FD, 0]).note("all helpers");
         self.inotify_watches();
+        self.fanotify_marks();
     }
 
     /// Where the open file of an id waits for its number.
