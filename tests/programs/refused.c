@@ -1,10 +1,12 @@
 /* Things that must be refused by name.
    argument: child, socket, reading (a regular file held open for reading: not refused), zombie, sharer (a process that is no
-   child has the same memory), ldt (modify_ldt), keyring, secret (memfd_secret), aio (io_setup), other-process and ended-thread (open files of
-   /proc that tell of those). */
+   child has the same memory), ldt (modify_ldt), keyring, secret (memfd_secret), aio (io_setup), other-process and ended-thread
+   (open files of /proc that tell of those), permission (fanotify), queued (events of inotify). */
 #include "probe.h"
 #include <asm/ldt.h>
 #include <sched.h>
+#include <sys/fanotify.h>
+#include <sys/inotify.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -34,6 +36,14 @@ static void *open_own(void *none) {
 }
 
 static void set_up(const char *kind) {
+    if (!strcmp(kind, "permission")) {
+        GET(mkdir("guarded", 0700));
+        GET(fanotify_mark(GET(fanotify_init(FAN_CLASS_CONTENT, O_RDONLY)), FAN_MARK_ADD, FAN_OPEN_PERM, AT_FDCWD, "guarded"));
+    }
+    if (!strcmp(kind, "queued")) {
+        TRY(inotify_add_watch(TRY(inotify_init1(0)), ".", IN_CREATE));
+        TRY(mkdir("created", 0700));
+    }
     if (!strcmp(kind, "other-process")) {
         char name[64];
         snprintf(name, sizeof name, "/proc/%d/stat", getppid());

@@ -1,26 +1,19 @@
 //! The order of the phases.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rewake_image::records::{self, Manifest, OpenFile, Pipe, Process, open_file};
+use rewake_image::records::{self, Manifest};
 use rewake_image::{Image, PAGE_SIZE, PageWriter, PendingImage};
 use rewake_linux::cpu::Cpu;
 use rewake_linux::fork::{self, StopsBlocked};
 use rewake_linux::host::Host;
-use rewake_linux::memory::ProcessMemory;
 use rewake_linux::proc::Proc;
 
-use crate::contents::{Contents, MAPPED, Source};
-use crate::error::{CaptureError, During, Result};
-use crate::files::Files;
-use crate::findings::Findings;
+use crate::error::{During, Result};
 use crate::guardian::Guardian;
-use crate::memory::Memory;
-use crate::pages::Plan;
-use crate::spaces::Ids;
-use crate::{Options, Progress, Summary, commit, files, memory, pages, preflight};
+use crate::still::StandingStill;
+use crate::{Options, Progress, Summary, commit, preflight};
 
 /// What a killed program may need to be gone when its guardian cannot tell any more.
 const DYING: Duration = Duration::from_millis(200);
@@ -61,13 +54,12 @@ pub(crate) fn run(options: &Options, progress: &mut dyn FnMut(Progress)) -> Resu
     let mut guardian = Guardian::start(pid, &pending, options.freeze_timeout)?;
 
     phases.begin("freeze");
-    let (process, seccomp_filters) = guardian.freeze()?;
-    let written = look_at_frozen(options, process, &mut phases)
+    let told = guardian.freeze()?;
+    let written = StandingStill::look(options, told, &mut |phase| phases.begin(phase))
         .and_then(|frozen| write_pages(options, manifest, frozen, &pending, &mut guardian, &mut phases));
     // What goes wrong with a target that was let go meanwhile goes wrong because of that.
-    let Written { mut image, paused, files_for_writing } =
+    let Written { image, paused, files_for_writing } =
         written.map_err(|error| guardian.let_go_because().unwrap_or(error))?;
-    image.seccomp_filters = seccomp_filters;
     if paused.is_some() {
         drop(stops.take());
     }
@@ -86,7 +78,7 @@ pub(crate) fn run(options: &Options, progress: &mut dyn FnMut(Progress)) -> Resu
     phases.end();
     Ok(Summary {
         dir,
-        pids: 1,
+        pids: image.processes.len(),
         threads: image.thread_count(),
         bytes,
         memory: image.stream.stream_length,
@@ -117,49 +109,8 @@ fn kill(pid: i32, dir: &Path, guardian: &mut Guardian) -> Result<Duration> {
 }
 
 /// Whether a process is gone, or dead and not waited for yet.
-fn has_ended(proc: &Proc) -> bool {
+pub(crate) fn has_ended(proc: &Proc) -> bool {
     proc.stat().map_or_else(|error| error.is_gone(), |stat| matches!(stat.state, 'Z' | 'X'))
-}
-
-/// What the front finds out while the target stands still.
-struct FrozenState {
-    proc: Proc,
-    process: Process,
-    memory: Memory,
-    files: Files,
-    pipes: Vec<Pipe>,
-    plan: Plan,
-}
-
-fn look_at_frozen(options: &Options, mut process: Process, phases: &mut Phases<'_>) -> Result<FrozenState> {
-    let pid = options.pid;
-    let proc = preflight::open(pid)?;
-    let mut findings = Findings::new(pid);
-    let mut contents = Contents::new(options.file_level);
-    phases.begin("files");
-    let files = files::survey(&proc, &mut contents, &mut findings)?;
-    phases.begin("memory");
-    let memory = memory::survey(&proc, &mut contents, &mut findings)?;
-    executable(&proc, &mut process, &mut contents)?;
-    let plan = pages::plan(&proc, &memory, &contents)?;
-    findings.into_result()?;
-    files.removed.tell(&Ids::of(&proc)?, &mut process);
-    let pipes = files.pipes.iter().map(|pipe| pipe.read(&proc)).collect::<Result<_>>()?;
-    Ok(FrozenState { proc, process, memory, files, pipes, plan })
-}
-
-/// The executable's content, where it is kept.
-fn executable(proc: &Proc, process: &mut Process, contents: &mut Contents) -> Result<()> {
-    let link = proc.exe().during("readlink", proc.id(), "exe")?;
-    let content = if link.reachable {
-        contents.named(&link, Source::Exe, false, MAPPED)
-    } else {
-        Some(contents.unlinked(&link, Source::Exe, false))
-    };
-    if let Some(exe) = process.memory.as_mut().and_then(|memory| memory.exe.as_mut()) {
-        exe.content = content;
-    }
-    Ok(())
 }
 
 /// An image whose pages are written.
@@ -174,7 +125,7 @@ struct Written {
 fn write_pages(
     options: &Options,
     mut manifest: Manifest,
-    frozen: FrozenState,
+    frozen: StandingStill,
     pending: &PendingImage,
     guardian: &mut Guardian,
     phases: &mut Phases<'_>,
@@ -188,10 +139,8 @@ fn write_pages(
     (phases.progress)(Progress::Pages { done: 0, total });
     let progress = &mut phases.progress;
     frozen.plan.write(pid, &writer, &mut |done| progress(Progress::Pages { done, total }))?;
-    let vdso = vdso(pid, &frozen.memory)?;
-    if has_ended(&frozen.proc) {
-        return Err(CaptureError::failed("read", pid, "process", "it was killed meanwhile"));
-    }
+    let vdsos = frozen.vdsos()?;
+    frozen.all_live()?;
     let paused = if options.kill {
         guardian.confirm()?;
         None
@@ -200,58 +149,9 @@ fn write_pages(
         Some(guardian.release(false)?)
     };
     let stream = writer.finish().map_err(|error| commit::image_error("write", pid, error))?;
-    let FrozenState { mut process, memory, files, pipes, plan, .. } = frozen;
-    let files_for_writing = for_writing(&files.open);
-    process.descriptors = files.descriptors;
-    process.locks = files.locks;
-    if let Some(record) = &mut process.memory {
-        let policies = std::mem::replace(&mut record.vmas, memory.vmas);
-        memory::add_policies(&mut record.vmas, policies);
-        record.pages = plan.private;
-        record.vdso_crc = if vdso.is_empty() { 0 } else { crc32c::crc32c(&vdso) };
-        record.vdso = vdso;
-    }
-    // As it sees itself.
-    manifest.root_pid = process.pid;
-    let image = Image {
-        manifest,
-        processes: vec![process],
-        mapped_files: memory.files,
-        shared_memory: plan.shared,
-        open_files: files.open,
-        pipes,
-        file_contents: plan.contents,
-        seccomp_filters: Vec::new(),
-        removed_files: files.removed.files,
-        stream,
-        unknown: Vec::new(),
-    };
-    Ok(Written { image, paused, files_for_writing })
-}
-
-/// How many files are open for writing and not in the image.
-fn for_writing(open: &[OpenFile]) -> usize {
-    let written = open.iter().filter_map(|file| match &file.kind {
-        Some(open_file::Kind::Regular(regular))
-            if regular.content.is_none() && file.flags & libc::O_ACCMODE.cast_unsigned() != 0 =>
-        {
-            regular.identity.as_ref().map(|identity| &identity.path)
-        }
-        _ => None,
-    });
-    written.collect::<BTreeSet<_>>().len()
-}
-
-/// The content of the vdso.
-fn vdso(pid: i32, memory: &Memory) -> Result<Vec<u8>> {
-    let Some((address, len)) = memory.vdso else { return Ok(Vec::new()) };
-    let mut bytes = vec![0; usize::try_from(len).during("read", pid, "vdso")?];
-    let target = ProcessMemory::open(pid)
-        .map_err(|error| CaptureError::failed("open", pid, "memory", error.source))?;
-    target
-        .read_exact_at(address, &mut bytes)
-        .map_err(|error| CaptureError::failed("read", pid, "vdso", error.source))?;
-    Ok(bytes)
+    let files_for_writing = frozen.files_for_writing();
+    manifest.root_pid = frozen.told.processes.first().map_or(0, |root| root.pid);
+    Ok(Written { image: frozen.into_image(manifest, stream, vdsos), paused, files_for_writing })
 }
 
 /// Where and how the image is made.

@@ -3,6 +3,7 @@
 //! The same survey serves preflight (for its findings) and the frozen target (for its records).
 
 mod epoll;
+mod fanotify;
 mod fifos;
 mod inotify;
 mod kernel;
@@ -11,9 +12,10 @@ mod locks;
 mod pipes;
 mod removed;
 mod special;
+mod watched;
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use rewake_image::records::{
     Descriptor, Device, Directory, FileLock, OpenFile, OutsideStream, RegularFile, open_file,
@@ -27,30 +29,33 @@ use self::kind::Kind;
 pub(crate) use self::kind::identity;
 pub(crate) use self::pipes::PipeSource;
 use self::removed::Removed;
+use self::watched::Surroundings;
 use crate::contents::Contents;
-use crate::error::{During, Result};
+use crate::error::{CaptureError, During, Result};
 use crate::findings::Findings;
 
-/// Everything about the target's descriptors.
+/// Everything about the descriptors of the target's processes.
 #[derive(Debug, Default)]
 pub(crate) struct Files {
     /// Open file descriptions, by id.
     pub(crate) open: Vec<OpenFile>,
-    /// In order of number.
-    pub(crate) descriptors: Vec<Descriptor>,
+    /// Of each process, in order of number.
+    pub(crate) descriptors: BTreeMap<i32, Vec<Descriptor>>,
     /// Pipes with both ends in the target.
     pub(crate) pipes: Vec<PipeSource>,
-    /// Locks held through the descriptors.
-    pub(crate) locks: Vec<FileLock>,
+    /// Locks that processes hold through their descriptors.
+    pub(crate) locks: BTreeMap<i32, Vec<FileLock>>,
     /// Folders and fifos without a name.
     pub(crate) removed: Removed,
     /// Ids by first descriptor and, for streams outside the tree, which standard stream.
-    ids: HashMap<(i32, Option<u32>), u32>,
+    ids: HashMap<(usize, Option<u32>), u32>,
 }
 
 /// A descriptor as the kernel shows it from outside.
 #[derive(Debug)]
 pub(crate) struct Seen {
+    /// The process.
+    pub(crate) pid: i32,
     pub(crate) fd: i32,
     pub(crate) link: Link,
     pub(crate) info: FdInfo,
@@ -83,30 +88,39 @@ impl Seen {
     }
 }
 
+/// The processes of the target.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Target<'a> {
+    /// Those with descriptors of their own, the root first.
+    pub(crate) procs: &'a [Proc],
+    /// All of them.
+    pub(crate) family: &'a [i32],
+}
+
+impl Target<'_> {
+    fn of(&self, one: &Seen) -> Result<&Proc> {
+        self.procs.iter().find(|proc| proc.id() == one.pid).ok_or_else(|| {
+            CaptureError::failed("look at", one.pid, one.name(), "it is of a process that is not known")
+        })
+    }
+}
+
 /// Looks at every descriptor of the target.
 ///
 /// # Errors
 /// When the target is gone or may not be looked at; what cannot be captured goes to `findings`.
-pub(crate) fn survey(proc: &Proc, contents: &mut Contents, findings: &mut Findings) -> Result<Files> {
-    let pid = proc.id();
+pub(crate) fn survey(target: Target<'_>, contents: &mut Contents, findings: &mut Findings) -> Result<Files> {
     let mut seen = Vec::new();
-    let cwd = proc.link_text("cwd").unwrap_or_default();
-    for Fd { fd, mut link } in proc.fds().during("list descriptors", pid, "fd")? {
-        match proc.fdinfo(fd) {
-            Ok(info) => {
-                link.find_other_name(&[&cwd]);
-                seen.push(Seen { fd, link, info });
-            }
-            // A running target opens and closes: preflight looks at what is still there.
-            Err(error) if error.is_missing() => {}
-            Err(error) => return Err(error).during("read fdinfo", pid, format!("descriptor {fd}")),
-        }
+    for proc in target.procs {
+        look(proc, &mut seen)?;
     }
-    let firsts = descriptions(pid, &seen)?;
-    let removed = Removed::find(proc, &seen, findings)?;
-    let pipes = pipes::inside(proc, &seen, &removed);
+    let firsts = descriptions(&seen)?;
+    let removed = Removed::find(target.procs, &seen, findings)?;
+    let pipes = pipes::inside(target.family, &seen, &removed);
     let mut files = Files { removed, ..Files::default() };
-    for (one, &first) in seen.iter().zip(&firsts) {
+    for (at, (one, &first)) in seen.iter().zip(&firsts).enumerate() {
+        findings.turn_to(one.pid);
+        let proc = target.of(one)?;
         let kind = match kind::classify(proc, one, &seen, &firsts, &pipes, &files.removed) {
             Ok(kind) => kind,
             Err(refusal) => {
@@ -126,50 +140,71 @@ pub(crate) fn survey(proc: &Proc, contents: &mut Contents, findings: &mut Findin
                 }
                 SignalOwner::default()
             }
-            _ if first == one.fd => signal_owner(proc, one, findings)?,
+            _ if first == at => signal_owner(target, one, findings)?,
             _ => SignalOwner::default(),
         };
         let id = files.open_file(one, first, kind, owner, contents);
-        let close_on_exec = one.info.close_on_exec();
-        files.descriptors.push(Descriptor { fd: one.fd, file: id, close_on_exec });
+        let descriptor = Descriptor { fd: one.fd, file: id, close_on_exec: one.info.close_on_exec() };
+        files.descriptors.entry(one.pid).or_default().push(descriptor);
     }
-    files.epolls(proc, &seen, &firsts, findings)?;
-    files.locks = locks::survey(&seen, &firsts, findings);
+    files.watches(target, &seen, &firsts, findings)?;
+    for (pid, lock) in locks::survey(&seen, &firsts, findings) {
+        files.locks.entry(pid).or_default().push(lock);
+    }
     files.pipes = pipes;
     Ok(files)
 }
 
-/// For each descriptor the first one with the same open file description.
-fn descriptions(pid: i32, seen: &[Seen]) -> Result<Vec<i32>> {
-    let mut firsts: Vec<i32> = Vec::with_capacity(seen.len());
+/// The descriptors of one process.
+fn look(proc: &Proc, seen: &mut Vec<Seen>) -> Result<()> {
+    let pid = proc.id();
+    let cwd = proc.link_text("cwd").unwrap_or_default();
+    for Fd { fd, mut link } in proc.fds().during("list descriptors", pid, "fd")? {
+        match proc.fdinfo(fd) {
+            Ok(info) => {
+                link.find_other_name(&[&cwd]);
+                seen.push(Seen { pid, fd, link, info });
+            }
+            // A running target opens and closes: preflight looks at what is still there.
+            Err(error) if error.is_missing() => {}
+            Err(error) => return Err(error).during("read fdinfo", pid, format!("descriptor {fd}")),
+        }
+    }
+    Ok(())
+}
+
+/// For each descriptor the place of the first one with the same open file description.
+fn descriptions(seen: &[Seen]) -> Result<Vec<usize>> {
+    let mut firsts: Vec<usize> = Vec::with_capacity(seen.len());
     // In the order of kcmp: objects without a place in the file tree all have one inode.
-    let mut by_inode: HashMap<(u64, u64), Vec<i32>> = HashMap::new();
-    for one in seen {
+    let mut by_inode: HashMap<(u64, u64), Vec<usize>> = HashMap::new();
+    for (at, one) in seen.iter().enumerate() {
         let known = by_inode.entry(one.inode()).or_default();
         let mut failure = None;
         let found = known.binary_search_by(|&candidate| {
-            kcmp::same_file(pid, candidate, pid, one.fd).unwrap_or_else(|error| {
+            let other = &seen[candidate];
+            kcmp::same_file(other.pid, other.fd, one.pid, one.fd).unwrap_or_else(|error| {
                 failure = Some(error);
                 Ordering::Less
             })
         });
         match (failure, found) {
-            (None, Ok(at)) => firsts.push(known[at]),
-            (None, Err(at)) => {
-                known.insert(at, one.fd);
-                firsts.push(one.fd);
+            (None, Ok(place)) => firsts.push(known[place]),
+            (None, Err(place)) => {
+                known.insert(place, at);
+                firsts.push(at);
             }
             // One of them was closed meanwhile: the target runs.
-            (Some(error), _) if error.raw_os_error() == Some(libc::EBADF) => firsts.push(one.fd),
-            (Some(error), _) => return Err(error).during("kcmp", pid, one.name()),
+            (Some(error), _) if matches!(error.raw_os_error(), Some(libc::EBADF | libc::ESRCH)) => firsts.push(at),
+            (Some(error), _) => return Err(error).during("kcmp", one.pid, one.name()),
         }
     }
     Ok(firsts)
 }
 
 /// Who gets signals about an open file; asked of a duplicate of the descriptor, since `/proc` does not tell.
-fn signal_owner(proc: &Proc, one: &Seen, findings: &mut Findings) -> Result<SignalOwner> {
-    let pid = proc.id();
+fn signal_owner(target: Target<'_>, one: &Seen, findings: &mut Findings) -> Result<SignalOwner> {
+    let pid = one.pid;
     if one.flags().contains(OFlags::PATH) {
         return Ok(SignalOwner::default());
     }
@@ -178,11 +213,16 @@ fn signal_owner(proc: &Proc, one: &Seen, findings: &mut Findings) -> Result<Sign
         Err(error) if error.raw_os_error() == Some(libc::EBADF) => return Ok(SignalOwner::default()),
         owner => owner.during("pidfd_getfd", pid, one.name())?,
     };
+    let any = |test: &dyn Fn(&Proc) -> bool| {
+        target.family.iter().any(|member| Proc::open_living(*member).is_ok_and(|member| test(&member)))
+    };
     let inside = match owner.kind {
         _ if owner.id == 0 => true,
-        SignalOwner::THREAD => proc.threads().is_ok_and(|threads| threads.contains(&owner.id)),
-        SignalOwner::GROUP => proc.stat().is_ok_and(|stat| stat.pgrp == owner.id),
-        _ => owner.id == pid,
+        SignalOwner::THREAD => {
+            any(&|member| member.threads().is_ok_and(|threads| threads.contains(&owner.id)))
+        }
+        SignalOwner::GROUP => any(&|member| member.stat().is_ok_and(|stat| stat.pgrp == owner.id)),
+        _ => target.family.contains(&owner.id),
     };
     if !inside {
         findings.add(
@@ -195,16 +235,40 @@ fn signal_owner(proc: &Proc, one: &Seen, findings: &mut Findings) -> Result<Sign
 }
 
 impl Files {
-    /// Adds what the epoll instances watch, which refers to open files by id.
-    fn epolls(&mut self, proc: &Proc, seen: &[Seen], firsts: &[i32], findings: &mut Findings) -> Result<()> {
-        let file_at: HashMap<i32, u32> = self.descriptors.iter().map(|one| (one.fd, one.file)).collect();
-        for (one, &first) in seen.iter().zip(firsts) {
-            if one.link.target == epoll::LINK
-                && first == one.fd
-                && let Some(file) = file_at.get(&one.fd).and_then(|&id| usize::try_from(id).ok())
-            {
-                let record = epoll::record(proc, one, seen, &file_at, findings)?;
-                self.open[file].kind = Some(open_file::Kind::Epoll(record));
+    /// Adds what epoll and inotify instances and fanotify groups watch: what they refer to as open files by id.
+    fn watches(
+        &mut self,
+        target: Target<'_>,
+        all: &[Seen],
+        firsts: &[usize],
+        findings: &mut Findings,
+    ) -> Result<()> {
+        let numbers = self.descriptors.iter().flat_map(|(pid, descriptors)| {
+            descriptors.iter().map(move |descriptor| ((*pid, descriptor.fd), descriptor.file))
+        });
+        let file_at: HashMap<(i32, i32), u32> = numbers.collect();
+        for (at, one) in all.iter().enumerate().filter(|(at, _)| firsts[*at] == *at) {
+            findings.turn_to(one.pid);
+            let Some(file) = file_at.get(&(one.pid, one.fd)).and_then(|&id| usize::try_from(id).ok()) else {
+                continue;
+            };
+            let proc = target.of(one)?;
+            let around = Surroundings { proc, all, file_at: &file_at };
+            let record = match &self.open[file].kind {
+                Some(open_file::Kind::Epoll(_)) => {
+                    Ok(open_file::Kind::Epoll(epoll::record(one, all, &file_at, findings)?))
+                }
+                Some(open_file::Kind::Inotify(_)) => {
+                    inotify::record(one, around).map(open_file::Kind::Inotify)
+                }
+                Some(open_file::Kind::Fanotify(_)) => {
+                    fanotify::record(one, around).map(open_file::Kind::Fanotify)
+                }
+                _ => continue,
+            };
+            match record {
+                Ok(record) => self.open[file].kind = Some(record),
+                Err(refusal) => findings.add(one.name(), refusal.reason, refusal.remedy),
             }
         }
         Ok(())
@@ -214,7 +278,7 @@ impl Files {
     fn open_file(
         &mut self,
         one: &Seen,
-        first: i32,
+        first: usize,
         kind: Kind,
         owner: SignalOwner,
         contents: &mut Contents,

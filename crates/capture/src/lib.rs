@@ -20,6 +20,7 @@ mod process;
 mod seccomp;
 mod signals;
 mod spaces;
+mod still;
 mod threads;
 mod timers;
 mod waiting;

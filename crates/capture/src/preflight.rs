@@ -8,10 +8,12 @@ use rewake_linux::kcmp::{self, Shared};
 use rewake_linux::proc::{self, Proc, Stat, Status};
 
 use crate::Options;
+use crate::capture::has_ended;
 use crate::contents::Contents;
 use crate::error::{CaptureError, During, Result};
 use crate::findings::Findings;
-use crate::{files, memory, spaces, threads, timers};
+use crate::files::Target;
+use crate::{family, files, memory, spaces, threads, timers};
 
 /// `PF_KTHREAD`: a thread of the kernel.
 const PF_KTHREAD: u32 = 0x0020_0000;
@@ -46,18 +48,40 @@ pub(crate) fn look(options: &Options) -> Result<Findings> {
         return Ok(findings);
     }
     check_not_ourselves(pid, &mut findings)?;
-    if !check_permission(&proc, &mut findings) {
+    let (living, ended) = family::members(pid)?;
+    // Those that end while we look do not count.
+    let procs: Vec<Proc> = living.iter().filter_map(|member| open(*member).ok()).collect();
+    let all: Vec<i32> = living.iter().chain(&ended).copied().collect();
+    let mut permitted = true;
+    for proc in &procs {
+        findings.turn_to(proc.id());
+        permitted &= check_permission(proc, &mut findings);
+    }
+    if !permitted {
         return Ok(findings);
     }
-    check_running(&proc, &mut findings)?;
-    check_others(&proc, &mut findings);
-    check_state(&proc, &mut findings)?;
+    for proc in &procs {
+        findings.turn_to(proc.id());
+        let checked = check_member(proc, &all, &mut findings);
+        // One below may have ended meanwhile.
+        if proc.id() == pid || !has_ended(proc) {
+            checked?;
+        }
+    }
     // What will go into the image counts in the freeze only.
     let mut contents = Contents::new(options.file_level);
-    files::survey(&proc, &mut contents, &mut findings)?;
-    memory::survey(&proc, &mut contents, &mut findings)?;
-    check_namespaces_of_threads(&proc, &mut findings)?;
+    let living: Vec<Proc> = procs.into_iter().filter(|proc| proc.id() == pid || !has_ended(proc)).collect();
+    files::survey(Target { procs: &living, family: &all }, &mut contents, &mut findings)?;
+    memory::survey(&living, &all, &mut contents, &mut findings)?;
     Ok(findings)
+}
+
+/// Everything that can be told of one process of the tree.
+fn check_member(proc: &Proc, all: &[i32], findings: &mut Findings) -> Result<()> {
+    check_running(proc, findings)?;
+    check_others(proc, all, findings);
+    check_state(proc, findings)?;
+    check_namespaces_of_threads(proc, findings)
 }
 
 /// What must hold for the command itself.
@@ -181,15 +205,16 @@ fn check_running(proc: &Proc, findings: &mut Findings) -> Result<()> {
 }
 
 /// A debugger would lose what it traces; and what is shared with a process outside comes back as a copy.
-fn check_others(proc: &Proc, findings: &mut Findings) {
+fn check_others(proc: &Proc, family: &[i32], findings: &mut Findings) {
     const KINDS: &[(Shared, &str)] =
         &[(Shared::Memory, "memory"), (Shared::Files, "descriptors"), (Shared::Fs, "working directory")];
     let pid = proc.id();
-    for other in proc::processes().unwrap_or_default().into_iter().filter(|&other| other != pid) {
+    for other in proc::processes().unwrap_or_default().into_iter().filter(|other| *other != pid) {
+        let inside = family.contains(&other);
         // Processes that end meanwhile and those of others, which we may not ask, do not count.
         let same = |kind| kcmp::compare(kind, proc.living(), other).is_ok_and(std::cmp::Ordering::is_eq);
         let shared: Vec<&str> = KINDS.iter().filter(|(kind, _)| same(*kind)).map(|(_, name)| *name).collect();
-        if !shared.is_empty() {
+        if !shared.is_empty() && !inside {
             let reason = format!("it shares its {} with process {other}", shared.join(" and its "));
             let remedy = format!("wait until process {other} has ended, or end it");
             findings.add(format!("process {pid}"), reason, remedy);
@@ -208,17 +233,6 @@ fn check_others(proc: &Proc, findings: &mut Findings) {
 /// When the target is gone or the look itself fails.
 pub(crate) fn check_state(proc: &Proc, findings: &mut Findings) -> Result<()> {
     let pid = proc.id();
-    let children = proc.children().during("list children", pid, "children")?;
-    if !children.is_empty() {
-        let list: Vec<String> = children.iter().map(ToString::to_string).collect();
-        let list = list.join(", ");
-        let remedy = "wait until the program has no children, or capture the child that does the work";
-        findings.add(
-            format!("children {list}"),
-            "trees of more than one process are not supported yet",
-            remedy,
-        );
-    }
     check_word_size(proc, findings)?;
     spaces::check(proc, findings)?;
     timers::check(proc, pid, findings)?;

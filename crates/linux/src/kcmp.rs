@@ -56,18 +56,23 @@ pub fn same_file(first: i32, first_fd: i32, second: i32, second_fd: i32) -> io::
     kcmp(first, second, KCMP_FILE, number(first_fd)?, number(second_fd)?)
 }
 
-/// Whether descriptor `fd` of process `pid` is what its epoll instance `epoll` watches under number `watched`: the one that comes
-/// `offset` behind the first of that number, in the order of fdinfo.
+/// Whether a descriptor (of a process, by number) is what the epoll instance at another one watches under number `watched`: the one that
+/// comes `offset` behind the first of that number, in the order of fdinfo.
 ///
 /// # Errors
 /// As [`compare`]; `EBADF` when a descriptor is not open, `ENOENT` when there is no such watch.
-pub fn same_as_watched(pid: i32, fd: i32, epoll: i32, watched: i32, offset: usize) -> io::Result<Ordering> {
+pub fn same_as_watched(
+    (holder, fd): (i32, i32),
+    (pid, epoll): (i32, i32),
+    watched: i32,
+    offset: usize,
+) -> io::Result<Ordering> {
     let number = |fd| u32::try_from(fd).map_err(|_| io::Error::from_raw_os_error(libc::EBADF));
     let offset = u32::try_from(offset).map_err(io::Error::other)?;
     let slot = EpollSlot { epoll: number(epoll)?, fd: number(watched)?, offset };
     let address = (&raw const slot).expose_provenance();
     let address = u64::try_from(address).map_err(io::Error::other)?;
-    kcmp(pid, pid, KCMP_EPOLL_TFD, number(fd)?.into(), address)
+    kcmp(holder, pid, KCMP_EPOLL_TFD, number(fd)?.into(), address)
 }
 
 fn kcmp(first: i32, second: i32, what: u8, index1: u64, index2: u64) -> io::Result<Ordering> {
@@ -116,7 +121,7 @@ mod tests {
         epoll::add(&instance, &reader, EventData::new_u64(1), EventFlags::IN).unwrap();
         let (number, epoll) = (reader.as_raw_fd(), instance.as_raw_fd());
         drop(reader);
-        let watched = |fd: i32, offset| same_as_watched(own, fd, epoll, number, offset);
+        let watched = |fd: i32, offset| same_as_watched((own, fd), (own, epoll), number, offset);
         assert_eq!(watched(twin.as_raw_fd(), 0).unwrap(), Ordering::Equal);
         assert_ne!(watched(writer.as_raw_fd(), 0).unwrap(), Ordering::Equal);
         assert_eq!(watched(twin.as_raw_fd(), 1).unwrap_err().raw_os_error(), Some(libc::ENOENT));

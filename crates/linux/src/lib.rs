@@ -9,6 +9,7 @@ pub mod attributes;
 pub mod cpu;
 pub mod executor;
 pub mod fork;
+pub mod handles;
 pub mod host;
 pub mod hugetlb;
 pub mod kcmp;

@@ -113,12 +113,19 @@ impl Init {
     /// When this process has more than one thread, or the kernel makes no process.
     pub fn start(program: i32) -> io::Result<Self> {
         let (reader, writer) = io::pipe()?;
+        let (mut closed, open) = io::pipe()?;
         match fork::fork()? {
             Forked::Child => {
                 drop(writer);
                 serve(reader.into(), program)
             }
-            Forked::Parent(pid) => Ok(Self { pid, control: Some(fs::File::from(OwnedFd::from(writer))) }),
+            Forked::Parent(pid) => {
+                let init = Self { pid, control: Some(fs::File::from(OwnedFd::from(writer))) };
+                drop(open);
+                // Until it has none of our files any more: closing one later would be an event to whoever watches it.
+                closed.read_to_end(&mut Vec::new())?;
+                Ok(init)
+            }
         }
     }
 

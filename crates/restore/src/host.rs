@@ -121,7 +121,7 @@ pub fn check_credentials<'a>(image: &'a Image) -> Result<(), RestoreError> {
     Err(RestoreError::Credentials { pid, differences: differences.join(", ") })
 }
 
-/// Refuses what takes a right that the invoker has not: another root directory, seccomp.
+/// Refuses what takes a right that the invoker has not: another root directory, seccomp, fanotify.
 ///
 /// # Errors
 /// [`RestoreError::Unsupported`], naming it.
@@ -148,6 +148,12 @@ fn check_rights_of(process: &Process) -> Result<(), RestoreError> {
     if filtered && !attributes::can_suspend_seccomp() {
         let reason = "putting the filters back takes CAP_SYS_ADMIN, outside of any sandbox; resume as root";
         return unsupported("seccomp".into(), reason);
+    }
+    let mut kinds = image.open_files.iter().filter_map(|file| file.kind.as_ref());
+    if kinds.any(|kind| matches!(kind, open_file::Kind::Fanotify(_))) && is_privileged_binary() {
+        let reason =
+            "they would have the rights of the file of this command; use one without capabilities of its own";
+        return unsupported("fanotify groups".into(), reason);
     }
     Ok(())
 }
@@ -199,23 +205,37 @@ pub fn check_files(
     Err(RestoreError::Changed { pid, changes: refused, remedies, level: image.manifest.file_level })
 }
 
-/// What inotify instances watch must be there, and on the host of the capture be the very same.
+/// What inotify instances watch and fanotify groups mark must be there, and on the host of the capture be the very same.
 fn watched_elsewhere(image: &Image, the_same: bool) -> Vec<String> {
-    let watches = image.open_files.iter().flat_map(|file| match &file.kind {
-        Some(open_file::Kind::Inotify(inotify)) => &inotify.watches[..],
-        _ => &[],
-    });
     let change = |identity: &FileIdentity| {
         let path = identity.as_path();
         match std::fs::symlink_metadata(path) {
-            Ok(now) if the_same && (now.dev(), now.ino()) != (identity.device, identity.inode) => {
+            // A mount or a whole file system has no inode.
+            Ok(now)
+                if the_same
+                    && identity.inode != 0
+                    && (now.dev(), now.ino()) != (identity.device, identity.inode) =>
+            {
                 Some(format!("{} was watched and was replaced since", path.display()))
             }
             Ok(_) => None,
             Err(error) => Some(format!("{} was watched and cannot be now: {error}", path.display())),
         }
     };
-    watches.filter_map(|watch| change(watch.identity.as_ref()?)).collect()
+    let watched = image.open_files.iter().flat_map(|file| -> Vec<&FileIdentity> {
+        match &file.kind {
+            Some(open_file::Kind::Inotify(inotify)) => {
+                let named = inotify.watches.iter().filter(|watch| !watch.deleted);
+                named.filter_map(|watch| watch.identity.as_ref()).collect()
+            }
+            Some(open_file::Kind::Fanotify(fanotify)) => {
+                let named = fanotify.marks.iter().filter(|mark| !mark.deleted);
+                named.filter_map(|mark| mark.identity.as_ref()).collect()
+            }
+            _ => Vec::new(),
+        }
+    });
+    watched.filter_map(change).collect()
 }
 
 fn another_device(device: &Device) -> Option<String> {

@@ -223,8 +223,7 @@ fn wake(
 ) -> Result<(i32, Vec<String>), RestoreError> {
     let Ready { image, reader, plan, site, pages, note } = *ready;
     phase.run("put back", || transaction.apply(image, reader))?;
-    let mut seed = phase.run("start", || run::start(image, plan, site, pages, &prepared, init))?;
-    drop(prepared);
+    let mut seed = phase.run("start", || run::start(image, plan, site, pages, prepared, init))?;
     phase.begin("memory");
     run::verify(image, reader, &|| transaction.check(), &mut *phase.progress)?;
     phase.run("park", || seed.wait_parked(&|| transaction.check()))?;

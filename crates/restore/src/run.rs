@@ -105,7 +105,7 @@ pub fn start<'a>(
     plan: &'a Plan,
     site: &Site,
     pages: &OwnedFd,
-    prepared: &Prepared,
+    prepared: Prepared,
     init: Option<Init>,
 ) -> Result<Seed<'a>, RestoreError> {
     let pid = image.root().pid;
@@ -116,7 +116,7 @@ pub fn start<'a>(
         source,
     };
     let helpers =
-        helper_descriptors(site, pages, prepared).map_err(|source| system("dup", "descriptors", source))?;
+        helper_descriptors(site, pages, &prepared).map_err(|source| system("dup", "descriptors", source))?;
     let assembled = plan.program.assemble(site.stage);
     let stage = SharedStage::map(site.stage, site.stage_len, &assembled);
     let stage = stage.map_err(|source| system("mmap", "program of the restore", source))?;
@@ -127,7 +127,8 @@ pub fn start<'a>(
         taken.map_err(|errno| system("prctl", "child subreaper", errno.into()))?;
     }
     let pid = clone_seed(&stage, &assembled, plan, pid)?;
-    drop(helpers);
+    // Before it begins: whoever watches one of these files would be told that it was closed.
+    drop((helpers, prepared));
     let options = ptrace::Options { exit_kill: true, suspend_seccomp: plan.traced.is_some() };
     let leader = ptrace::seize(pid, options);
     let threads = u32::try_from(image.thread_count()).expect("image counts are checked");

@@ -335,7 +335,14 @@ const FILES: &[Row] = &[
         "owners of signals about files: thread, process group; O_ASYNC, F_SETSIG",
         &[once("file_owner signals")],
     ),
-    row("inotify: same watch numbers, moved targets, IN_ONESHOT", &[once("file_inotify")]),
+    row(
+        "inotify: same watch numbers, IN_ONESHOT, targets moved or deleted and still open",
+        &[once("file_inotify"), once("file_inotify deleted")],
+    ),
+    row(
+        "fanotify: marks of files, folders, mounts and file systems, what is ignored, names told, targets moved or deleted",
+        &[once("file_fanotify fid"), once("file_fanotify all")],
+    ),
     row(
         "files of /proc and /sys, control groups: one's own and one's threads', position, writing, O_PATH, links, folders",
         &[

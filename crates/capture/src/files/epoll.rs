@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use rewake_image::records::{Epoll, EpollWatch};
-use rewake_linux::proc::{FdInfo, Proc};
+use rewake_linux::proc::FdInfo;
 use rewake_linux::{attributes, kcmp};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
@@ -26,10 +26,9 @@ struct Watched {
 
 /// The record of the instance at `one`; `file_at` says which open file is behind a descriptor.
 pub(super) fn record(
-    proc: &Proc,
     one: &Seen,
     all: &[Seen],
-    file_at: &HashMap<i32, u32>,
+    file_at: &HashMap<(i32, i32), u32>,
     findings: &mut Findings,
 ) -> Result<Epoll> {
     let watched = watches(&one.info);
@@ -37,9 +36,9 @@ pub(super) fn record(
     let in_proc =
         |inode| all.iter().any(|one| one.inode() == inode && one.link.target.starts_with(b"/proc/"));
     let changes = watched.iter().any(|watched| in_proc(watched.inode));
-    let mut epoll = Epoll { watches: Vec::new(), ready: changes || is_ready(proc, one) };
+    let mut epoll = Epoll { watches: Vec::new(), ready: changes || is_ready(one) };
     for watched in watched {
-        let Some(fd) = behind(proc, one, &watched, all)? else {
+        let Some(descriptor) = behind(one, &watched, all)? else {
             let number = watched.watch.fd;
             findings.add(
                 one.name(),
@@ -49,33 +48,34 @@ pub(super) fn record(
             continue;
         };
         // What cannot be captured was refused by its own name.
-        if let Some(&file) = file_at.get(&fd) {
+        if let Some(&file) = file_at.get(&descriptor) {
             epoll.watches.push(EpollWatch { file, ..watched.watch });
         }
     }
     Ok(epoll)
 }
 
-fn is_ready(proc: &Proc, one: &Seen) -> bool {
-    let Ok(own) = attributes::duplicate(proc.id(), one.fd) else { return true };
+fn is_ready(one: &Seen) -> bool {
+    let Ok(own) = attributes::duplicate(one.pid, one.fd) else { return true };
     let mut polled = [PollFd::new(&own, PollFlags::IN)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     !matches!(rustix::event::poll(&mut polled, Some(&now)), Ok(0))
 }
 
-/// A descriptor that leads to what is watched: mostly that of the number it was added by.
-fn behind(proc: &Proc, one: &Seen, watched: &Watched, all: &[Seen]) -> Result<Option<i32>> {
-    let (pid, number) = (proc.id(), watched.watch.fd);
-    let mut candidates: Vec<i32> =
-        all.iter().filter(|other| other.inode() == watched.inode).map(|other| other.fd).collect();
-    candidates.sort_by_key(|fd| *fd != number);
-    for fd in candidates {
-        match kcmp::same_as_watched(pid, fd, one.fd, number, watched.offset) {
-            Ok(order) if order.is_eq() => return Ok(Some(fd)),
+/// A process and its descriptor that leads to what is watched: mostly that of the number it was added by.
+fn behind(one: &Seen, watched: &Watched, all: &[Seen]) -> Result<Option<(i32, i32)>> {
+    let number = watched.watch.fd;
+    let same = all.iter().filter(|other| other.inode() == watched.inode);
+    let mut candidates: Vec<(i32, i32)> = same.map(|other| (other.pid, other.fd)).collect();
+    candidates.sort_by_key(|descriptor| *descriptor != (one.pid, number));
+    for descriptor in candidates {
+        match kcmp::same_as_watched(descriptor, (one.pid, one.fd), number, watched.offset) {
+            Ok(order) if order.is_eq() => return Ok(Some(descriptor)),
             Ok(_) => {}
             // Closed or removed meanwhile: the target runs.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOENT)) => {}
-            Err(error) => return Err(error).during("kcmp", pid, one.name()),
+            Err(error)
+                if matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOENT | libc::ESRCH)) => {}
+            Err(error) => return Err(error).during("kcmp", one.pid, one.name()),
         }
     }
     Ok(None)

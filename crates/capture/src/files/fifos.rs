@@ -4,7 +4,6 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use rewake_linux::attributes;
-use rewake_linux::proc::Proc;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::FileType;
 use rustix::pipe::SpliceFlags;
@@ -23,7 +22,7 @@ pub(super) fn is_one(one: &Seen, removed: &Removed) -> bool {
 }
 
 /// Whether the ends that the target has may be all there are. What another process is seen to hold is asked elsewhere.
-pub(super) fn may_be_inside(proc: &Proc, ends: &[&Seen]) -> bool {
+pub(super) fn may_be_inside(ends: &[&Seen]) -> bool {
     let stream = |one: &&&Seen| one.fd <= HIGHEST_STREAM && (one.reads() || one.writes());
     let stream = ends.iter().find(stream).is_some();
     let reader = ends.iter().find(|one| one.reads());
@@ -31,17 +30,17 @@ pub(super) fn may_be_inside(proc: &Proc, ends: &[&Seen]) -> bool {
     match (reader, writer) {
         (Some(_), Some(_)) | (None, None) => true,
         // A standard stream that nobody reads any more becomes resume's; one that nobody writes to any more keeps what is in it.
-        (Some(reader), None) if stream => polls(proc, reader.fd, PollFlags::HUP),
+        (Some(reader), None) if stream => polls(reader, PollFlags::HUP),
         (None, Some(_)) if stream => false,
-        (Some(reader), None) => has_no_writer(proc, reader.fd),
-        (None, Some(writer)) => polls(proc, writer.fd, PollFlags::ERR),
+        (Some(reader), None) => has_no_writer(reader),
+        (None, Some(writer)) => polls(writer, PollFlags::ERR),
     }
 }
 
 /// Whether a reading end still waits for its first writer. To one that had any, their end is a hang-up.
-pub(super) fn awaits_writer(proc: &Proc, one: &Seen, all: &[Seen]) -> bool {
+pub(super) fn awaits_writer(one: &Seen, all: &[Seen]) -> bool {
     let has_writer = || all.iter().any(|other| other.inode() == one.inode() && other.writes());
-    one.reads() && !has_writer() && !polls(proc, one.fd, PollFlags::HUP)
+    one.reads() && !has_writer() && !polls(one, PollFlags::HUP)
 }
 
 /// Why a fifo cannot be captured.
@@ -59,8 +58,8 @@ pub(super) fn refusal<T>(one: &Seen) -> Result<T, Refusal> {
     )
 }
 
-fn polls(proc: &Proc, fd: i32, what: PollFlags) -> bool {
-    attributes::duplicate(proc.id(), fd).is_ok_and(|own| says(&own, what))
+fn polls(one: &Seen, what: PollFlags) -> bool {
+    attributes::duplicate(one.pid, one.fd).is_ok_and(|own| says(&own, what))
 }
 
 fn says(end: &OwnedFd, what: PollFlags) -> bool {
@@ -71,8 +70,8 @@ fn says(end: &OwnedFd, what: PollFlags) -> bool {
 
 /// A reading end that hangs up tells it. One that does not may never have had a writer: then there is nothing to be had from it,
 /// where with a writer it would be worth waiting.
-fn has_no_writer(proc: &Proc, fd: i32) -> bool {
-    let Ok(own) = attributes::duplicate(proc.id(), fd) else { return false };
+fn has_no_writer(one: &Seen) -> bool {
+    let Ok(own) = attributes::duplicate(one.pid, one.fd) else { return false };
     says(&own, PollFlags::HUP)
         || rustix::io::ioctl_fionread(&own).is_ok_and(|waiting| waiting > 0)
         || nothing_to_come(own.as_fd()).unwrap_or(false)
@@ -94,6 +93,8 @@ mod tests {
 
     use rustix::fs::{CWD, Mode};
 
+    use rewake_linux::proc::Proc;
+
     use super::*;
 
     #[test]
@@ -108,17 +109,17 @@ mod tests {
         let proc = Proc::own().unwrap();
         let seen = |file: &File| {
             let fd = file.as_raw_fd();
-            Seen { fd, link: proc.link(&format!("fd/{fd}")).unwrap(), info: proc.fdinfo(fd).unwrap() }
+            Seen { pid: proc.id(), fd, link: proc.link(&format!("fd/{fd}")).unwrap(), info: proc.fdinfo(fd).unwrap() }
         };
         let reader = open(true, false);
-        let alone = || may_be_inside(&proc, &[&seen(&reader)]);
-        let awaits = || awaits_writer(&proc, &seen(&reader), &[seen(&reader)]);
+        let alone = || may_be_inside(&[&seen(&reader)]);
+        let awaits = || awaits_writer(&seen(&reader), &[seen(&reader)]);
         assert!(alone() && awaits(), "nobody ever wrote");
         let writer = open(false, true);
         assert!(!alone(), "a writer that is not among the ends");
-        assert!(!may_be_inside(&proc, &[&seen(&writer)]), "a reader that is not among the ends");
-        assert!(may_be_inside(&proc, &[&seen(&reader), &seen(&writer)]));
-        assert!(!awaits_writer(&proc, &seen(&reader), &[seen(&reader), seen(&writer)]));
+        assert!(!may_be_inside(&[&seen(&writer)]), "a reader that is not among the ends");
+        assert!(may_be_inside(&[&seen(&reader), &seen(&writer)]));
+        assert!(!awaits_writer(&seen(&reader), &[seen(&reader), seen(&writer)]));
         drop(writer);
         assert!(alone() && !awaits(), "it has hung up");
     }

@@ -3,14 +3,14 @@
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::MetadataExt as _;
 
-use rewake_image::records::{Epoll, FileIdentity, PipeEnd, Symlink, open_file};
+use rewake_image::records::{Epoll, Fanotify, FileIdentity, Inotify, PipeEnd, Symlink, open_file};
 use rewake_linux::proc::{Link, Proc};
 use rewake_linux::virtual_files::Virtual;
 use rustix::fs::{FileType, OFlags};
 
 use super::pipes::PipeSource;
 use super::removed::{Removed, is_removed};
-use super::{Seen, epoll, fifos, inotify, kernel, special};
+use super::{Seen, epoll, fanotify, fifos, inotify, kernel, special};
 use crate::contents::{self, Contents, Source};
 
 /// What can be captured.
@@ -22,7 +22,7 @@ pub(super) enum Kind {
     Pipe(PipeEnd),
     /// Takes the place of this standard stream.
     Outside(u32),
-    /// All that there is to it. What an epoll instance watches is added when all files are known.
+    /// All that there is to it. What it watches is added when all files are known.
     Special(open_file::Kind),
 }
 
@@ -39,7 +39,7 @@ pub(super) enum Place {
 
 /// The id of a regular file's content, if it goes into the image.
 pub(super) fn content(one: &Seen, place: Place, contents: &mut Contents) -> Option<u32> {
-    let (link, source) = (&one.link, Source::Descriptor(one.fd));
+    let (link, source) = (&one.link, Source::descriptor(one.pid, one.fd));
     match place {
         Place::Named => contents.named(link, source, one.writes(), contents::OPEN),
         Place::Unlinked => Some(contents.unlinked(link, source, one.writes())),
@@ -93,7 +93,7 @@ pub(super) fn classify(
     proc: &Proc,
     one: &Seen,
     all: &[Seen],
-    firsts: &[i32],
+    firsts: &[usize],
     pipes: &[PipeSource],
     removed: &Removed,
 ) -> Result<Kind, Refusal> {
@@ -108,7 +108,7 @@ pub(super) fn classify(
         },
         FileType::Directory => named(proc, one).map(|()| Kind::Directory),
         FileType::CharacterDevice => device(proc, one, all, firsts),
-        FileType::Fifo => fifo(proc, one, all, firsts, pipes),
+        FileType::Fifo => fifo(one, all, firsts, pipes),
         FileType::Socket => match standard_stream(one, all, firsts) {
             Some(stream) => Ok(Kind::Outside(stream)),
             None => refuse(
@@ -118,9 +118,6 @@ pub(super) fn classify(
         },
         FileType::BlockDevice => refuse("block devices are not supported", LET_FINISH),
         FileType::Symlink => symlink(one),
-        FileType::Unknown if one.link.target == inotify::LINK => {
-            inotify::record(proc, one, all).map(Kind::Special)
-        }
         FileType::Unknown => without_place(proc, one),
     }
 }
@@ -164,14 +161,19 @@ fn named(proc: &Proc, one: &Seen) -> Result<(), Refusal> {
 
 /// Objects without a place in the file tree.
 fn without_place(proc: &Proc, one: &Seen) -> Result<Kind, Refusal> {
-    if one.link.target == epoll::LINK {
-        return Ok(Kind::Special(open_file::Kind::Epoll(Epoll::default())));
+    let watches = match &one.link.target[..] {
+        epoll::LINK => Some(open_file::Kind::Epoll(Epoll::default())),
+        inotify::LINK => Some(open_file::Kind::Inotify(Inotify::default())),
+        fanotify::LINK => Some(open_file::Kind::Fanotify(Fanotify::default())),
+        _ => None,
+    };
+    if let Some(empty) = watches {
+        return Ok(Kind::Special(empty));
     }
     if let Some(record) = special::record(proc, one) {
         return record.map(Kind::Special);
     }
     const NAMES: &[(&str, &str)] = &[
-        ("anon_inode:[fanotify]", "fanotify groups"),
         ("anon_inode:[pidfd]", "pidfds"),
         ("pidfd:", "pidfds"),
         ("anon_inode:[userfaultfd]", "userfaultfds"),
@@ -225,7 +227,7 @@ fn stateless(rdev: u64) -> bool {
     rustix::fs::major(rdev) == 1 && matches!(rustix::fs::minor(rdev), 3 | 5 | 7 | 8 | 9)
 }
 
-fn device(proc: &Proc, one: &Seen, all: &[Seen], firsts: &[i32]) -> Result<Kind, Refusal> {
+fn device(proc: &Proc, one: &Seen, all: &[Seen], firsts: &[usize]) -> Result<Kind, Refusal> {
     if stateless(one.link.stat.rdev) {
         return named(proc, one).map(|()| Kind::Device);
     }
@@ -241,15 +243,14 @@ fn device(proc: &Proc, one: &Seen, all: &[Seen], firsts: &[i32]) -> Result<Kind,
 }
 
 fn fifo(
-    proc: &Proc,
     one: &Seen,
     all: &[Seen],
-    firsts: &[i32],
+    firsts: &[usize],
     pipes: &[PipeSource],
 ) -> Result<Kind, Refusal> {
     if let Some(pipe) = pipes.iter().find(|pipe| pipe.inode == one.inode()) {
         let (write, both) = (one.writes(), one.writes() && one.reads());
-        let awaits_writer = pipe.is_fifo() && fifos::awaits_writer(proc, one, all);
+        let awaits_writer = pipe.is_fifo() && fifos::awaits_writer(one, all);
         return Ok(Kind::Pipe(PipeEnd { pipe: pipe.id, write, both, awaits_writer }));
     }
     match standard_stream(one, all, firsts) {
@@ -262,20 +263,26 @@ fn fifo(
     }
 }
 
-/// Which standard stream of the target a descriptor is, is a duplicate of, or leads to the same object as, in the same direction.
-fn standard_stream(one: &Seen, all: &[Seen], firsts: &[i32]) -> Option<u32> {
+/// Which standard stream a descriptor is, is a duplicate of, or leads to the same object as, in the same direction: of its own process,
+/// else of the root.
+fn standard_stream(one: &Seen, all: &[Seen], firsts: &[usize]) -> Option<u32> {
     if let Ok(number @ 0..=2) = u32::try_from(one.fd) {
         return Some(number);
     }
-    let first_of = |fd: i32| all.iter().position(|other| other.fd == fd).map(|at| firsts[at]);
+    let root = all.first().map_or(one.pid, |first| first.pid);
+    stream_of(one.pid, one, all, firsts).or_else(|| stream_of(root, one, all, firsts))
+}
+
+fn stream_of(pid: i32, one: &Seen, all: &[Seen], firsts: &[usize]) -> Option<u32> {
+    let place = |pid: i32, fd: i32| all.iter().position(|other| (other.pid, other.fd) == (pid, fd));
+    let own = firsts[place(one.pid, one.fd)?];
     // Output before input: a duplicate of a terminal is mostly kept for messages.
     [1u32, 2, 0].into_iter().find(|&number| {
         let fd = i32::try_from(number).expect("a small number");
-        let Some(stream) = all.iter().find(|other| other.fd == fd) else { return false };
+        let Some(at) = place(pid, fd) else { return false };
+        let stream = &all[at];
         let direction = if number == 0 { one.reads() } else { one.writes() };
-        direction
-            && (first_of(fd) == first_of(one.fd)
-                || (stream.inode() == one.inode() && direction_fits(stream, one)))
+        direction && (firsts[at] == own || (stream.inode() == one.inode() && direction_fits(stream, one)))
     })
 }
 

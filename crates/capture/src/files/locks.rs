@@ -6,9 +6,18 @@ use rewake_linux::proc::{Lock, LockKind};
 use super::Seen;
 use crate::findings::Findings;
 
+/// Whose a lock is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    /// A process's, on a file by device and inode.
+    ByProcess(i32, (u64, u64)),
+    /// An open file description's, by its first descriptor.
+    ByFile(usize),
+}
+
 /// Records of all locks, each once, through a descriptor that may set it again.
-pub(super) fn survey(seen: &[Seen], firsts: &[i32], findings: &mut Findings) -> Vec<FileLock> {
-    let mut known: Vec<((u64, u64), i32, FileLock)> = Vec::new();
+pub(super) fn survey(seen: &[Seen], firsts: &[usize], findings: &mut Findings) -> Vec<(i32, FileLock)> {
+    let mut known: Vec<(Held, i32, FileLock)> = Vec::new();
     for (one, &first) in seen.iter().zip(firsts) {
         for lock in &one.info.locks {
             let kind = match lock.kind {
@@ -39,16 +48,20 @@ pub(super) fn survey(seen: &[Seen], firsts: &[i32], findings: &mut Findings) -> 
             }
             let record = record(one.fd, kind, lock);
             // POSIX locks belong to process and file, all others to the open file description.
-            let owner = if kind == file_lock::Type::Posix { -1 } else { first };
-            let same = known.iter().any(|(inode, other, lock)| {
-                (*inode, *other) == (one.inode(), owner) && FileLock { fd: record.fd, ..*lock } == record
-            });
+            let held = if kind == file_lock::Type::Posix {
+                Held::ByProcess(one.pid, one.inode())
+            } else {
+                Held::ByFile(first)
+            };
+            let same = known
+                .iter()
+                .any(|(other, _, lock)| *other == held && FileLock { fd: record.fd, ..*lock } == record);
             if !same {
-                known.push((one.inode(), owner, record));
+                known.push((held, one.pid, record));
             }
         }
     }
-    known.into_iter().map(|(.., lock)| lock).collect()
+    known.into_iter().map(|(_, pid, lock)| (pid, lock)).collect()
 }
 
 fn record(fd: i32, kind: file_lock::Type, lock: &Lock) -> FileLock {
@@ -74,7 +87,7 @@ mod tests {
             mtime_ns: 0,
         };
         let link = Link { target: b"/x".to_vec(), deleted: false, reachable: true, stat };
-        Seen { fd, link, info: FdInfo { flags, locks, ..FdInfo::default() } }
+        Seen { pid: 1, fd, link, info: FdInfo { flags, locks, ..FdInfo::default() } }
     }
 
     fn lock(kind: LockKind, start: u64) -> Lock {
@@ -87,8 +100,8 @@ mod tests {
         let (read_only, both) = (libc::O_RDONLY.cast_unsigned(), libc::O_RDWR.cast_unsigned());
         let all = [seen(3, read_only, posix()), seen(4, both, posix()), seen(5, both, posix())];
         let mut findings = Findings::new(1);
-        let locks = survey(&all, &[3, 4, 5], &mut findings);
-        assert_eq!(locks.iter().map(|lock| (lock.fd, lock.start)).collect::<Vec<_>>(), [(4, 0), (4, 7)]);
+        let locks = survey(&all, &[0, 1, 2], &mut findings);
+        assert_eq!(locks.iter().map(|(_, lock)| (lock.fd, lock.start)).collect::<Vec<_>>(), [(4, 0), (4, 7)]);
         assert!(findings.into_obstacles().is_empty());
     }
 
@@ -98,8 +111,8 @@ mod tests {
         let broken = Lock { breaking: true, ..lock(LockKind::Lease, 0) };
         let all = [seen(3, 0, flock()), seen(4, 0, flock()), seen(5, 0, vec![broken])];
         let mut findings = Findings::new(1);
-        let locks = survey(&all, &[3, 3, 5], &mut findings);
-        assert_eq!(locks.iter().map(|lock| (lock.fd, lock.start)).collect::<Vec<_>>(), [(3, 0), (3, 4)]);
+        let locks = survey(&all, &[0, 0, 2], &mut findings);
+        assert_eq!(locks.iter().map(|(_, lock)| (lock.fd, lock.start)).collect::<Vec<_>>(), [(3, 0), (3, 4)]);
         assert_eq!(findings.into_obstacles()[0].object, "descriptor 5: /x");
     }
 }

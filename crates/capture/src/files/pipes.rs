@@ -24,7 +24,8 @@ pub(crate) struct PipeSource {
     pub(crate) id: u32,
     /// Device and inode.
     pub(crate) inode: (u64, u64),
-    /// A descriptor of the target that leads to it; a reading one, if there is any.
+    /// A process and its descriptor that leads to it; a reading one, if there is any.
+    pid: i32,
     fd: i32,
     reads: bool,
     /// A named one, where it is or was, and its id if it was removed.
@@ -34,7 +35,7 @@ pub(crate) struct PipeSource {
 }
 
 /// Finds the pipes that have all their ends among `seen` and none anywhere else.
-pub(super) fn inside(proc: &Proc, seen: &[Seen], removed: &Removed) -> Vec<PipeSource> {
+pub(super) fn inside(family: &[i32], seen: &[Seen], removed: &Removed) -> Vec<PipeSource> {
     let ends: Vec<&Seen> = seen
         .iter()
         .filter(|one| {
@@ -51,13 +52,13 @@ pub(super) fn inside(proc: &Proc, seen: &[Seen], removed: &Removed) -> Vec<PipeS
         }
         // A standard stream that nobody reads any more becomes resume's; one that nobody writes to any more keeps what is in it.
         let standard_output = |other: &Seen| other.writes() && other.fd <= HIGHEST_STREAM;
-        let lonely = || !any(standard_output) && other_end_is_closed(proc, one.fd);
+        let lonely = || !any(standard_output) && other_end_is_closed(one);
         if any(Seen::reads) && any(Seen::writes) || lonely() {
-            pipes.push(PipeSource { id: 0, inode, fd: one.fd, reads: true, fifo: None, only_path: false });
+            pipes.push(PipeSource { id: 0, inode, pid: one.pid, fd: one.fd, reads: true, fifo: None, only_path: false });
         }
     }
-    named(proc, seen, removed, &mut pipes);
-    let elsewhere = holders(&pipes.iter().map(|pipe| pipe.inode).collect(), proc.id());
+    named(seen, removed, &mut pipes);
+    let elsewhere = holders(&pipes.iter().map(|pipe| pipe.inode).collect(), family);
     pipes.retain(|pipe| pipe.only_path || !elsewhere.contains_key(&pipe.inode));
     for (id, pipe) in (0..).zip(&mut pipes) {
         pipe.id = id;
@@ -66,8 +67,8 @@ pub(super) fn inside(proc: &Proc, seen: &[Seen], removed: &Removed) -> Vec<PipeS
 }
 
 /// Whether nobody holds the other end any more. Only the target's own description tells; one opened anew would count from now on.
-fn other_end_is_closed(proc: &Proc, fd: i32) -> bool {
-    let Ok(own) = attributes::duplicate(proc.id(), fd) else { return false };
+fn other_end_is_closed(one: &Seen) -> bool {
+    let Ok(own) = attributes::duplicate(one.pid, one.fd) else { return false };
     let mut ends = [PollFd::new(&own, PollFlags::IN | PollFlags::OUT)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     // A reading end without writers hangs up, a writing end without readers is in error.
@@ -76,13 +77,13 @@ fn other_end_is_closed(proc: &Proc, fd: i32) -> bool {
 }
 
 /// Adds the fifos that may have all their ends among `seen`.
-fn named(proc: &Proc, seen: &[Seen], removed: &Removed, pipes: &mut Vec<PipeSource>) {
+fn named(seen: &[Seen], removed: &Removed, pipes: &mut Vec<PipeSource>) {
     for one in seen.iter().filter(|one| fifos::is_one(one, removed)) {
         if pipes.iter().any(|pipe| pipe.inode == one.inode()) {
             continue;
         }
         let ends: Vec<&Seen> = seen.iter().filter(|other| other.inode() == one.inode()).collect();
-        if !fifos::may_be_inside(proc, &ends) {
+        if !fifos::may_be_inside(&ends) {
             continue;
         }
         let reader = ends.iter().find(|end| end.reads());
@@ -90,6 +91,7 @@ fn named(proc: &Proc, seen: &[Seen], removed: &Removed, pipes: &mut Vec<PipeSour
         pipes.push(PipeSource {
             id: 0,
             inode: one.inode(),
+            pid: end.map_or(one.pid, |end| end.pid),
             fd: end.map_or(one.fd, |end| end.fd),
             reads: reader.is_some(),
             fifo: Some((identity(&one.link), removed.id(&one.link))),
@@ -108,8 +110,9 @@ impl PipeSource {
     ///
     /// # Errors
     /// When it cannot be opened, or its content does not fit into a pipe of ours.
-    pub(crate) fn read(&self, proc: &Proc) -> Result<Pipe> {
-        let (pid, object) = (proc.id(), format!("pipe at descriptor {}", self.fd));
+    pub(crate) fn read(&self) -> Result<Pipe> {
+        let (pid, object) = (self.pid, format!("pipe at descriptor {}", self.fd));
+        let proc = Proc::open_living(pid).during("open", pid, "process")?;
         let fifo = || self.fifo.as_ref().map(|(identity, _)| identity.clone());
         let removed = self.fifo.as_ref().and_then(|(_, removed)| *removed);
         if self.only_path {
@@ -203,11 +206,11 @@ mod tests {
         rustix::pipe::fcntl_setpipe_size(&writer, 8192).unwrap();
         writer.write_all(&[7; 5000]).unwrap();
         let proc = Proc::own().unwrap();
-        let files = files::survey(&proc, &mut Contents::default(), &mut Findings::new(proc.id())).unwrap();
+        let files = files::survey(Target { procs: &[proc], family: &own }, &mut Contents::default(), &mut Findings::new(proc.id())).unwrap();
         let stat = rustix::fs::fstat(&reader).unwrap();
         let source = files.pipes.iter().find(|pipe| pipe.inode == (stat.st_dev, stat.st_ino)).unwrap();
         for _ in 0..2 {
-            let record = source.read(&proc).unwrap();
+            let record = source.read().unwrap();
             assert_eq!((record.capacity, record.content.as_slice()), (8192, &[7; 5000][..]));
         }
         let ends = [(reader.as_raw_fd(), false), (writer.as_raw_fd(), true)];
@@ -251,7 +254,7 @@ mod tests {
         let proc = Proc::own().unwrap();
         let stat = rustix::fs::fstat(&writer).unwrap();
         let mut findings = Findings::new(proc.id());
-        let files = files::survey(&proc, &mut Contents::default(), &mut findings).unwrap();
+        let files = files::survey(Target { procs: &[proc], family: &own }, &mut Contents::default(), &mut findings).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(!files.pipes.iter().any(|pipe| pipe.inode == (stat.st_dev, stat.st_ino)));

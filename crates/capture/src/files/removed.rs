@@ -22,8 +22,8 @@ const OPEN: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 #[derive(Debug, Default)]
 pub(crate) struct Removed {
     pub(crate) files: Vec<RemovedFile>,
-    /// The one that is the working folder.
-    pub(crate) cwd: Option<u32>,
+    /// Those that are working folders of processes, by the processes' ids out here.
+    pub(crate) cwd: BTreeMap<i32, u32>,
     /// Those that are working folders of threads on their own, by the threads' ids out here.
     pub(crate) cwds: BTreeMap<i32, u32>,
     /// Ids by device and inode.
@@ -35,23 +35,16 @@ impl Removed {
     ///
     /// # Errors
     /// When the target is gone.
-    pub(super) fn find(proc: &Proc, seen: &[Seen], findings: &mut Findings) -> Result<Self> {
-        let pid = proc.id();
+    pub(super) fn find(procs: &[Proc], seen: &[Seen], findings: &mut Findings) -> Result<Self> {
         let mut removed = Self::default();
-        let cwd = proc.cwd().during("readlink", pid, "working directory")?;
-        removed.cwd = removed.working_folder(proc, &cwd, findings);
-        for tid in proc.threads().during("list threads", pid, "task")? {
-            // One that ends meanwhile does not count, and where it shares that of the process it is the same once more.
-            let Ok(thread) = proc.thread(tid) else { continue };
-            if let Ok(link) = thread.cwd()
-                && let Some(id) = removed.working_folder(&thread, &link, findings)
-            {
-                removed.cwds.insert(tid, id);
-            }
+        for proc in procs {
+            findings.turn_to(proc.id());
+            removed.working_folders(proc, findings)?;
         }
         // Fifos do not know what they were in: by its name, when all folders are known.
         for kind in [FileType::Directory, FileType::Fifo] {
             for one in seen.iter().filter(|one| is_removed(&one.link, kind)) {
+                let Some(proc) = procs.iter().find(|proc| proc.id() == one.pid) else { continue };
                 // Said about the descriptor when it is classified.
                 let _said = removed.add(proc, &format!("fd/{}", one.fd), &one.link);
             }
@@ -59,9 +52,27 @@ impl Removed {
         Ok(removed)
     }
 
+    fn working_folders(&mut self, proc: &Proc, findings: &mut Findings) -> Result<()> {
+        let pid = proc.id();
+        let cwd = proc.cwd().during("readlink", pid, "working directory")?;
+        if let Some(id) = self.working_folder(proc, &cwd, findings) {
+            self.cwd.insert(pid, id);
+        }
+        for tid in proc.threads().during("list threads", pid, "task")? {
+            // One that ends meanwhile does not count, and where it shares that of the process it is the same once more.
+            let Ok(thread) = proc.thread(tid) else { continue };
+            if let Ok(link) = thread.cwd()
+                && let Some(id) = self.working_folder(&thread, &link, findings)
+            {
+                self.cwds.insert(tid, id);
+            }
+        }
+        Ok(())
+    }
+
     /// Says in the record of the process which of them are working folders.
-    pub(crate) fn tell(&self, ids: &Ids, process: &mut Process) {
-        process.cwd_removed = self.cwd;
+    pub(crate) fn tell(&self, pid: i32, ids: &Ids, process: &mut Process) {
+        process.cwd_removed = self.cwd.get(&pid).copied();
         for (tid, id) in self.cwds.iter().map(|(tid, id)| (ids.inner(*tid), *id)) {
             let thread = process.threads.iter_mut().find(|thread| thread.tid == tid);
             if let Some(own) = thread.and_then(|thread| thread.own_fs.as_mut()) {

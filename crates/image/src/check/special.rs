@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::files::identity;
 use super::{ensure, path};
 use crate::records::open_file::Kind;
-use crate::records::{Epoll, Inotify, KernelFile, Pipe, TimerFd};
+use crate::records::{Epoll, Fanotify, Inotify, KernelFile, Pipe, TimerFd};
 use crate::{Image, ImageError};
 
 /// CLOCK_REALTIME, MONOTONIC, BOOTTIME, and those that wake a host that sleeps.
@@ -14,6 +14,11 @@ const CLOCKS: [i32; 5] = [0, 1, 7, 8, 9];
 const TIMER_FLAGS: u32 = 3;
 /// What `PIPE_BUF` bytes of a packet fill.
 const SLOT: u32 = 4096;
+/// Kinds of fanotify marks (mount, file system) and what they are told with: FAN_MARK_IGNORED_SURV_MODIFY, FAN_MARK_EVICTABLE,
+/// FAN_MARK_IGNORE.
+const MARK_FLAGS: u32 = 0x10 | 0x100 | 0x40 | 0x200 | 0x400;
+/// Events that others wait for an answer to: a program that asks for them cannot be captured.
+const PERMISSION: u64 = 0x17_0000;
 /// Most watches of one instance; the kernel's own limits are below.
 const MAX_WATCHES: usize = 1 << 22;
 
@@ -28,6 +33,7 @@ pub(super) fn check(kind: &Kind, record: &str) -> Result<(), ImageError> {
         Kind::Timerfd(timer) => timerfd(timer, record),
         Kind::Epoll(epoll) => watches(epoll, record),
         Kind::Inotify(inotify) => inotify_watches(inotify, record),
+        Kind::Fanotify(fanotify) => fanotify_marks(fanotify, record),
         _ => Ok(()),
     }
 }
@@ -79,6 +85,18 @@ fn inotify_watches(inotify: &Inotify, record: &str) -> Result<(), ImageError> {
     Ok(())
 }
 
+fn fanotify_marks(fanotify: &Fanotify, record: &str) -> Result<(), ImageError> {
+    ensure!(fanotify.marks.len() <= MAX_WATCHES, record, "{} marks", fanotify.marks.len());
+    for mark in &fanotify.marks {
+        let masks = [mark.mask, mark.ignored_mask];
+        let possible = masks.iter().all(|mask| u32::try_from(*mask).is_ok()) && mark.mask & PERMISSION == 0;
+        ensure!(possible, record, "a mark of events {:#x}, not of {:#x}", mark.mask, mark.ignored_mask);
+        ensure!(mark.flags & !MARK_FLAGS == 0, record, "a mark with flags {:#x}", mark.flags);
+        identity(mark.identity.as_ref(), record)?;
+    }
+    Ok(())
+}
+
 pub(super) fn pipe(pipe: &Pipe) -> Result<(), ImageError> {
     let record = &format!("Pipe {}", pipe.id);
     let length = u32::try_from(pipe.content.len()).unwrap_or(u32::MAX);
@@ -118,6 +136,9 @@ pub(super) fn references(image: &Image) -> Result<(), ImageError> {
             }
             Some(Kind::Inotify(inotify)) => {
                 inotify.watches.iter().filter_map(|watch| watch.file).find(|watched| !files.contains(watched))
+            }
+            Some(Kind::Fanotify(fanotify)) => {
+                fanotify.marks.iter().filter_map(|mark| mark.file).find(|marked| !files.contains(marked))
             }
             _ => None,
         };

@@ -8,12 +8,12 @@ use super::{Proc, processes};
 
 /// For each of these inodes (device and number) a process other than `except` that has it open, as far as we may look.
 #[must_use]
-pub fn holders(wanted: &HashSet<(u64, u64)>, except: i32) -> HashMap<(u64, u64), i32> {
+pub fn holders(wanted: &HashSet<(u64, u64)>, except: &[i32]) -> HashMap<(u64, u64), i32> {
     let mut holders = HashMap::new();
     if wanted.is_empty() {
         return holders;
     }
-    for pid in processes().unwrap_or_default().into_iter().filter(|&pid| pid != except) {
+    for pid in processes().unwrap_or_default().into_iter().filter(|pid| !except.contains(pid)) {
         let Ok(other) = Proc::open(pid) else { continue };
         for fd in other.fd_numbers().unwrap_or_default() {
             let name = format!("fd/{fd}");

@@ -42,6 +42,8 @@ sysno! {
     eventfd2 = SYS_eventfd2
     exit = SYS_exit
     exit_group = SYS_exit_group
+    fanotify_init = SYS_fanotify_init
+    fanotify_mark = SYS_fanotify_mark
     fchdir = SYS_fchdir
     fchmod = SYS_fchmod
     fchmodat = SYS_fchmodat

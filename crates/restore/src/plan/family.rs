@@ -32,6 +32,7 @@ pub(super) struct Family {
     born: DataRef,
     grouped: DataRef,
     settled: DataRef,
+    closed: DataRef,
 }
 
 /// A process whose track is there, but has nothing in it yet.
@@ -56,7 +57,7 @@ pub(super) type Waiting<'a> = VecDeque<Growing<'a>>;
 impl Family {
     pub(super) fn new(program: &mut Program, tree: &Tree<'_>) -> Self {
         let mut word = || if tree.is_tree() { program.zeros(4) } else { DataRef { offset: 0, len: 0 } };
-        Self { born: word(), grouped: word(), settled: word() }
+        Self { born: word(), grouped: word(), settled: word(), closed: word() }
     }
 
     /// Where the tracer meets them, and how many they are with him.
@@ -170,7 +171,7 @@ impl<'a> Planner<'a> {
             return;
         }
         let (all, living, track) = (parties(self.tree.nodes.len()), parties(self.tree.living()), self.leader);
-        let Family { born, grouped, settled } = self.family;
+        let Family { born, grouped, settled, .. } = self.family;
         self.program.barrier(track, born, all + 1).note("all are there, and traced");
         let orphan =
             node.maker.and_then(|maker| self.tree.node(maker)).is_some_and(|maker| maker.fate == Fate::Ghost);
@@ -184,6 +185,15 @@ impl<'a> Planner<'a> {
         self.wait_for_the_passing(node);
         if let Fate::Lives(_) = node.fate {
             self.program.barrier(track, settled, living).note("the family is complete");
+        }
+    }
+
+    /// All that have descriptors of their own have closed their helpers.
+    pub(super) fn all_closed(&mut self) {
+        if self.tree.is_tree() {
+            let own = |node: &&Node<'_>| matches!(node.fate, Fate::Lives(process) if process.descriptors_of.is_none());
+            let all = parties(self.tree.nodes.iter().filter(own).count());
+            self.program.barrier(self.leader, self.family.closed, all).note("all have closed their helpers");
         }
     }
 

@@ -88,9 +88,9 @@ impl Planner<'_> {
             Kind::Signalfd(signals) => self.signalfd(spare, file, signals),
             Kind::Epoll(_) => self.epoll(spare),
             Kind::Inotify(_) => self.inotify(spare, file),
+            Kind::Fanotify(fanotify) => self.fanotify(spare, file, fanotify),
             Kind::KernelFile(kernel) => self.kernel_file(spare, file.flags, kernel),
             Kind::Symlink(link) => self.open_path(spare, &link.path, file.flags),
-            _ => return Err(unsupported("of a kind that this version cannot restore")),
         }
         Ok(())
     }
@@ -170,11 +170,17 @@ impl Planner<'_> {
             self.arm_timers();
             self.finish_removed_files();
         }
-        let base = self.site.fd_base;
-        self.program.call(self.leader, Sysno::close_range, args![base, LAST_FD, 0]).note("all helpers");
-        if self.is_root() {
-            self.inotify_watches();
+        let kept = if self.is_root() { self.watchers() } else { Vec::new() };
+        let mut from = self.site.fd_base;
+        for number in kept {
+            if from < number {
+                let args = args![from, number - 1, 0];
+                self.program.call(self.leader, Sysno::close_range, args).note("helpers");
+            }
+            from = number + 1;
         }
+        self.program.call(self.leader, Sysno::close_range, args![from, LAST_FD, 0]).note("all helpers");
+        self.watch_at_last();
     }
 
     /// Where the open file of an id waits for its number.

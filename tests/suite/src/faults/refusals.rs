@@ -22,6 +22,8 @@ const SETTINGS: &[(&str, &[&str])] = &[
     ("keyring", &["keyring"]),
     ("secret", &["memfd_secret"]),
     ("aio", &["io_setup"]),
+    ("permission", &["permission to open files"]),
+    ("queued", &["bytes of events are queued"]),
     ("other-process", &["tells of another process"]),
     ("ended-thread", &["which has ended"]),
 ];

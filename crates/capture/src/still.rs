@@ -1,0 +1,156 @@
+//! What the front finds out while the target stands still, and the image of it.
+
+use std::collections::BTreeSet;
+
+use rewake_image::Image;
+use rewake_image::records::{Manifest, OpenFile, PageStream, Pipe, Process, open_file};
+use rewake_linux::memory::ProcessMemory;
+use rewake_linux::proc::Proc;
+
+use crate::capture::has_ended;
+use crate::contents::{Contents, MAPPED, Source};
+use crate::error::{CaptureError, During, Result};
+use crate::family::Told;
+use crate::files::{self, Files, Target};
+use crate::findings::Findings;
+use crate::memory::{self, Memory, Space};
+use crate::pages::{self, Plan};
+use crate::spaces::Ids;
+use crate::{Options, preflight};
+
+/// All processes, none of which moves.
+pub(crate) struct StandingStill {
+    pub(crate) told: Told,
+    pub(crate) plan: Plan,
+    living: Vec<Proc>,
+    memory: Memory,
+    files: Files,
+    pipes: Vec<Pipe>,
+}
+
+impl StandingStill {
+    /// Looks at everything that the guardian has not told; `phase` hears what is being looked at.
+    ///
+    /// # Errors
+    /// When one of them was killed meanwhile, or holds what cannot be captured.
+    pub(crate) fn look(options: &Options, mut told: Told, phase: &mut dyn FnMut(&'static str)) -> Result<Self> {
+        let family = told.pids.clone();
+        let with = |has: fn(&Process) -> bool| {
+            let those = told.pids.iter().zip(&told.processes).filter(|(_, process)| has(process));
+            those.map(|(pid, _)| preflight::open(*pid)).collect::<Result<Vec<Proc>>>()
+        };
+        let living = with(|process| process.exit_status.is_none())?;
+        let with_files = with(|process| process.exit_status.is_none() && process.descriptors_of.is_none())?;
+        let with_memory = with(|process| process.memory.is_some())?;
+        let mut findings = Findings::new(options.pid);
+        let mut contents = Contents::new(options.file_level);
+        phase("files");
+        let target = Target { procs: &with_files, family: &family };
+        let files = files::survey(target, &mut contents, &mut findings)?;
+        phase("memory");
+        let memory = memory::survey(&with_memory, &family, &mut contents, &mut findings)?;
+        for (pid, process) in told.pids.iter().zip(&mut told.processes) {
+            executable(*pid, process, &mut contents)?;
+        }
+        let plan = pages::plan(&with_memory, &memory, &contents)?;
+        findings.into_result()?;
+        let ids = Ids::of_all(living.iter().map(Proc::id))?;
+        for (pid, process) in told.pids.iter().zip(&mut told.processes) {
+            files.removed.tell(*pid, &ids, process);
+        }
+        let pipes = files.pipes.iter().map(files::PipeSource::read).collect::<Result<_>>()?;
+        Ok(Self { told, plan, living, memory, files, pipes })
+    }
+
+    /// Makes sure that nobody was killed while we looked.
+    ///
+    /// # Errors
+    /// Naming who was.
+    pub(crate) fn all_live(&self) -> Result<()> {
+        match self.living.iter().find(|proc| has_ended(proc)) {
+            Some(proc) => Err(CaptureError::failed("read", proc.id(), "process", "it was killed meanwhile")),
+            None => Ok(()),
+        }
+    }
+
+    /// The content of each process's vdso, in the order of the address spaces.
+    ///
+    /// # Errors
+    /// When one cannot be read.
+    pub(crate) fn vdsos(&self) -> Result<Vec<Vec<u8>>> {
+        self.memory.spaces.iter().map(vdso).collect()
+    }
+
+    /// How many files are open for writing and not in the image.
+    pub(crate) fn files_for_writing(&self) -> usize {
+        for_writing(&self.files.open)
+    }
+
+    /// The image, but for what is written already: its page stream.
+    pub(crate) fn into_image(self, manifest: Manifest, stream: PageStream, vdsos: Vec<Vec<u8>>) -> Image {
+        let Self { told, plan, memory, mut files, pipes, .. } = self;
+        let Told { mut processes, pids, filters } = told;
+        for (pid, process) in pids.iter().zip(&mut processes) {
+            process.descriptors = files.descriptors.remove(pid).unwrap_or_default();
+            process.locks = files.locks.remove(pid).unwrap_or_default();
+        }
+        let records = processes.iter_mut().filter_map(|process| process.memory.as_mut());
+        for (((record, space), pages), vdso) in records.zip(memory.spaces).zip(plan.private).zip(vdsos) {
+            let policies = std::mem::replace(&mut record.vmas, space.vmas);
+            memory::add_policies(&mut record.vmas, policies);
+            record.pages = pages;
+            record.vdso_crc = if vdso.is_empty() { 0 } else { crc32c::crc32c(&vdso) };
+            record.vdso = vdso;
+        }
+        Image {
+            manifest,
+            processes,
+            mapped_files: memory.files,
+            shared_memory: plan.shared,
+            open_files: files.open,
+            pipes,
+            file_contents: plan.contents,
+            seccomp_filters: filters,
+            removed_files: files.removed.files,
+            stream,
+            unknown: Vec::new(),
+        }
+    }
+}
+
+/// The executable's content, where it is kept.
+fn executable(pid: i32, process: &mut Process, contents: &mut Contents) -> Result<()> {
+    let Some(exe) = process.memory.as_mut().and_then(|memory| memory.exe.as_mut()) else { return Ok(()) };
+    let link = preflight::open(pid)?.exe().during("readlink", pid, "exe")?;
+    exe.content = if link.reachable {
+        contents.named(&link, Source::exe(pid), false, MAPPED)
+    } else {
+        Some(contents.unlinked(&link, Source::exe(pid), false))
+    };
+    Ok(())
+}
+
+/// How many files are open for writing and not in the image.
+fn for_writing(open: &[OpenFile]) -> usize {
+    let written = open.iter().filter_map(|file| match &file.kind {
+        Some(open_file::Kind::Regular(regular))
+            if regular.content.is_none() && file.flags & libc::O_ACCMODE.cast_unsigned() != 0 =>
+        {
+            regular.identity.as_ref().map(|identity| &identity.path)
+        }
+        _ => None,
+    });
+    written.collect::<BTreeSet<_>>().len()
+}
+
+/// The content of the vdso.
+fn vdso(space: &Space) -> Result<Vec<u8>> {
+    let Some((address, len)) = memory.vdso else { return Ok(Vec::new()) };
+    let mut bytes = vec![0; usize::try_from(len).during("read", pid, "vdso")?];
+    let target = ProcessMemory::open(pid)
+        .map_err(|error| CaptureError::failed("open", pid, "memory", error.source))?;
+    target
+        .read_exact_at(address, &mut bytes)
+        .map_err(|error| CaptureError::failed("read", pid, "vdso", error.source))?;
+    Ok(bytes)
+}
