@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
-use rewake_image::records::{Cpu, Device, FileIdentity, open_file};
+use rewake_image::records::{Cpu, Device, FileIdentity, OpenFile, open_file};
 use rewake_image::{Image, PageReader};
 use rewake_linux::proc::Proc;
 use rewake_linux::{attributes, cpu, host};
@@ -153,6 +153,28 @@ pub fn check_rights(image: &Image) -> Result<(), RestoreError> {
         return unsupported("fanotify groups".into(), reason);
     }
     Ok(())
+}
+
+/// Refuses a program that has its terminal open (`/dev/tty`), where we have none to give it.
+///
+/// # Errors
+/// [`RestoreError::Unsupported`].
+pub fn check_terminal(image: &Image) -> Result<(), RestoreError> {
+    let own_terminal = rustix::fs::makedev(5, 0);
+    let has_it = |file: &OpenFile| match &file.kind {
+        Some(open_file::Kind::Device(device)) => device.rdev == own_terminal,
+        _ => false,
+    };
+    if !image.open_files.iter().any(has_it) || std::fs::File::open("/dev/tty").is_ok() {
+        return Ok(());
+    }
+    Err(RestoreError::Unsupported {
+        pid: image.process.pid,
+        object: "/dev/tty".into(),
+        reason: "the program has its terminal open, and this command has none to give it; resume in a terminal, or \
+                 under script(1)"
+            .into(),
+    })
 }
 
 /// Whether our capabilities came from the file we were started from (or from a set-user-id bit), not from the invoker.

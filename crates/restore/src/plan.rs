@@ -71,6 +71,8 @@ pub struct Site {
     pub removed: Places,
     /// Who `resume` is.
     pub identity: Identity,
+    /// The login uid that the new process has from us; `None` where the kernel has none.
+    pub login_uid: Option<u32>,
     /// Whether the kernel lets a process choose the ids of its timers.
     pub timer_ids: bool,
     /// What clocks show, in nanoseconds, by number.
@@ -145,6 +147,8 @@ pub struct Plan {
     pub own_proc: Option<CallRef>,
     /// What must not remain, should the program not come so far as to remove it itself; in the order of the making.
     pub made: Vec<Made>,
+    /// The call that gives the program its login uid, where that is another one than ours; it may have failed.
+    pub login_uid: Option<CallRef>,
 }
 
 struct Planner<'a> {
@@ -163,6 +167,7 @@ struct Planner<'a> {
     tids: BTreeMap<TrackRef, i32>,
     own_proc: Option<CallRef>,
     made: Vec<Made>,
+    login_uid: Option<CallRef>,
     /// Where this kernel's vdso comes to lie with its data, if not where the image had its own.
     kernels: Option<(u64, u64)>,
 }
@@ -188,7 +193,7 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
     let meeting = |program: &mut Program| Meeting { traced: program.zeros(4), shared: program.zeros(4) };
     let seccomp = seccomp::is_used(&image.process).then(|| meeting(&mut program));
     let (process, waits, tids) = (&image.process, BTreeMap::new(), BTreeMap::new());
-    let (own_proc, kernels, made) = (None, None, Vec::new());
+    let (own_proc, kernels, made, login_uid) = (None, None, Vec::new(), None);
     let mut planner = Planner {
         image,
         process,
@@ -204,6 +209,7 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
         tids,
         own_proc,
         made,
+        login_uid,
         kernels,
     };
     planner.birth();
@@ -211,6 +217,7 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
         planner.own_proc();
     }
     planner.open_files()?;
+    planner.session();
     planner.memory()?;
     planner.mm_fields();
     planner.dispositions();
@@ -231,6 +238,7 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
         tids: planner.tids,
         own_proc: planner.own_proc,
         made: planner.made,
+        login_uid: planner.login_uid,
     })
 }
 

@@ -252,6 +252,12 @@ impl Seed<'_> {
         mounted != 0
     }
 
+    /// Whether the program keeps our login uid and had another one.
+    pub fn has_our_login_uid(&self) -> bool {
+        let written = self.plan.login_uid.map_or(1, |call| self.stage.result(&self.assembled, call));
+        written.cast_signed() <= 0
+    }
+
     /// The ids out here of the process's threads, by those in the image; nothing where they are the same.
     fn thread_ids(&self) -> Result<BTreeMap<i32, i32>, RestoreError> {
         if self.plan.own_proc.is_none() {

@@ -129,6 +129,10 @@ fn survey(
         same_boot: spaces.keeps_clocks.unwrap_or_else(|| is_same_boot(image)),
         prepared: BTreeMap::new(),
         removed: removed::places(image, &options.dir)?,
+        login_uid: own
+            .read("loginuid")
+            .ok()
+            .and_then(|text| String::from_utf8(text).ok()?.trim().parse().ok()),
     };
     site.prepared = prepared.numbers(site.first_prepared());
     Ok(site)

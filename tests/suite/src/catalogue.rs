@@ -211,13 +211,14 @@ const EXECUTION: &[Row] = &[
         &[probe("credentials dropped"), probe("credentials plain"), probe("credentials exposed")],
     ),
     row(
-        "personality, child subreaper, membarrier registration, score of the out-of-memory killer, core file filter",
+        "personality, child subreaper, membarrier registration, score of the out-of-memory killer, core file filter, login uid",
         &[
             probe("process_settings personality"),
             probe("process_settings subreaper"),
             probe("process_settings membarrier"),
             probe("process_settings oom"),
             probe("process_settings coredump"),
+            probe("process_settings login"),
         ],
     ),
     row("threads with credentials of their own", &[probe("credentials threads")]),
