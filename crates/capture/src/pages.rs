@@ -1,12 +1,13 @@
 //! Which memory is read, where it comes to lie in the page stream, and the threads that carry it there.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 
 use rewake_image::pages::{BLOCK_SIZE, BLOCK_SIZE_U64, block_count};
-use rewake_image::records::{Extent, FileContent, SharedMemory};
+use rewake_image::records::{Extent, FileContent, SharedMemory, Vma};
 use rewake_image::{AlignedBuffer, PageWriter};
 use rewake_linux::addr::{PAGE_SIZE, RemoteAddr, page_up};
 use rewake_linux::hugetlb;
@@ -21,6 +22,9 @@ use crate::memory::{Content, MappedPart, Memory, SharedObject};
 
 /// Threads that read memory and write blocks.
 const WORKERS: usize = 2;
+
+/// Shared objects and files that are kept open, if the others can be read in another way.
+const MOST_OPEN: usize = 256;
 
 /// Everything that goes into the page stream, in order.
 #[derive(Debug, Default)]
@@ -70,21 +74,17 @@ pub(crate) fn plan(proc: &Proc, memory: &Memory, contents: &Contents) -> Result<
     let mut map = PageMap::of(proc).during("open", pid, "pagemap")?;
     let mut plan = Plan::default();
     let mut runs: Vec<Run> = Vec::new();
-    let private =
-        memory.vmas.iter().zip(&memory.contents).filter(|(_, content)| **content == Content::Private);
-    for (vma, _) in private {
-        let range = RemoteAddr::new(vma.start)..RemoteAddr::new(vma.end);
+    // What follows one another is asked for in one go.
+    for vmas in private(memory) {
+        let (Some(first), Some(last)) = (vmas.first(), vmas.last()) else { continue };
+        let range = RemoteAddr::new(first.start)..RemoteAddr::new(last.end);
         runs.clear();
         map.scan_into(range.clone(), Query::ANONYMOUS, &mut runs).during(
             "scan pages",
             pid,
-            format!("mapping {}", range.start),
+            format!("mappings at {}", range.start),
         )?;
-        for run in &runs {
-            let extent = Extent { address: run.start.get(), length: run.len, stream_offset: plan.total };
-            plan.private.push(extent);
-            plan.push(run.len, Place::Memory(run.start));
-        }
+        plan.add_private(vmas, &runs);
     }
     let parts = memory.mapped_parts();
     for object in &memory.shared {
@@ -96,8 +96,70 @@ pub(crate) fn plan(proc: &Proc, memory: &Memory, contents: &Contents) -> Result<
     Ok(plan)
 }
 
+/// Private mappings, together where one begins at the end of the other.
+fn private(memory: &Memory) -> Vec<&[Vma]> {
+    let (vmas, contents) = (&memory.vmas, &memory.contents);
+    let is_private = |at: usize| contents.get(at) == Some(&Content::Private);
+    let mut groups = Vec::new();
+    let mut begin = 0;
+    for end in 1..=vmas.len() {
+        let goes_on = is_private(end - 1) && is_private(end) && vmas[end - 1].end == vmas[end].start;
+        if goes_on {
+            continue;
+        }
+        if is_private(begin) {
+            groups.push(&vmas[begin..end]);
+        }
+        begin = end;
+    }
+    groups
+}
+
+/// Where the target has this run of a shared object mapped, if it has all of it.
+fn mapped(parts: &[MappedPart], run: &Range<u64>) -> Option<Vec<(RemoteAddr, u64)>> {
+    let mut places = Vec::new();
+    let mut at = run.start;
+    let first = parts.partition_point(|part| part.offset + part.len <= run.start);
+    for part in &parts[first..] {
+        if at >= run.end || part.offset > at {
+            break;
+        }
+        let skip = at - part.offset;
+        let len = (part.len - skip).min(run.end - at);
+        places.push((part.address + skip, len));
+        at += len;
+    }
+    (at >= run.end).then_some(places)
+}
+
 impl Plan {
+    /// Adds pages that these mappings hold; both are in order of address. An extent never crosses a mapping.
+    fn add_private(&mut self, vmas: &[Vma], runs: &[Run]) {
+        let mut vmas = vmas.iter().peekable();
+        for run in runs {
+            let (mut at, end) = (run.start.get(), run.end().get());
+            while at < end {
+                while vmas.next_if(|vma| vma.end <= at).is_some() {}
+                let Some(vma) = vmas.peek().filter(|vma| vma.start < end) else { break };
+                let start = at.max(vma.start);
+                let length = vma.end.min(end) - start;
+                self.private.push(Extent { address: start, length, stream_offset: self.total });
+                self.push(length, Place::Memory(RemoteAddr::new(start)));
+                at = start + length;
+            }
+        }
+    }
+
     fn push(&mut self, len: u64, place: Place) {
+        // Neighbours in memory are read as one.
+        if let (Some(last), Place::Memory(address)) = (self.sources.last_mut(), place)
+            && let Place::Memory(before) = last.place
+            && before + last.len == address
+        {
+            last.len += len;
+            self.total += len;
+            return;
+        }
         self.sources.push(Source { stream: self.total, len, place });
         self.total += len;
     }
@@ -116,13 +178,29 @@ impl Plan {
             Ok(file) => {
                 let size = page_up(file.metadata().during("stat", pid, &name)?.len());
                 record.size = record.size.max(size);
-                let place = self.objects.len();
-                for run in pagemap::data_runs(&file, 0..size).during("find data", pid, &name)? {
-                    let len = run.end - run.start;
-                    record.pages.push(Extent { address: run.start, length: len, stream_offset: self.total });
-                    self.push(len, Place::Object(place, run.start));
+                let runs = pagemap::data_runs(&file, 0..size).during("find data", pid, &name)?;
+                let mut stream_offset = self.total;
+                for run in &runs {
+                    let length = run.end - run.start;
+                    record.pages.push(Extent { address: run.start, length, stream_offset });
+                    stream_offset += length;
                 }
-                self.objects.push(Object { file, size });
+                // A process may have more of them than we may have open files.
+                let many = self.objects.len() >= MOST_OPEN;
+                match runs.iter().map(|run| mapped(parts, run)).collect::<Option<Vec<_>>>().filter(|_| many) {
+                    Some(places) => {
+                        for (address, len) in places.into_iter().flatten() {
+                            self.push(len, Place::Memory(address));
+                        }
+                    }
+                    None => {
+                        let place = self.objects.len();
+                        for run in runs {
+                            self.push(run.end - run.start, Place::Object(place, run.start));
+                        }
+                        self.objects.push(Object { file, size });
+                    }
+                }
             }
             Err(error) if error.is_denied() => {
                 for &MappedPart { address, offset, len } in parts {
@@ -289,6 +367,40 @@ mod tests {
             let mut part = vec![0; len];
             plan.read(&memory, u64::try_from(start).unwrap(), &mut part).unwrap();
             assert!(part == whole[start..start + len], "{len} bytes at {start}");
+        }
+    }
+
+    #[test]
+    fn runs_are_cut_where_mappings_meet_and_read_as_one() {
+        let vma = |start, end| Vma { start, end, ..Vma::default() };
+        let run = |start, len| Run { start: RemoteAddr::new(start), len };
+        let mut plan = Plan::default();
+        let vmas = [vma(0x1000, 0x4000), vma(0x4000, 0x6000), vma(0x8000, 0x9000)];
+        plan.add_private(&vmas, &[run(0x2000, 0x3000), run(0x5000, 0x1000), run(0x8000, 0x1000)]);
+        let extents: Vec<_> = plan.private.iter().map(|one| (one.address, one.length)).collect();
+        assert_eq!(extents, [(0x2000, 0x2000), (0x4000, 0x1000), (0x5000, 0x1000), (0x8000, 0x1000)]);
+        let offsets: Vec<_> = plan.private.iter().map(|one| one.stream_offset).collect();
+        assert_eq!((offsets, plan.total), (vec![0, 0x2000, 0x3000, 0x4000], 0x5000));
+        let sources: Vec<_> = plan.sources.iter().map(|source| (source.stream, source.len)).collect();
+        assert_eq!(sources, [(0, 0x4000), (0x4000, 0x1000)]);
+        let mut memory = Memory::default();
+        memory.contents = [Content::Private, Content::Private, Content::None, Content::Private].repeat(2);
+        memory.vmas = [1, 2, 3, 4, 6, 7, 8, 9].map(|at| vma(at << 12, (at + 1) << 12)).to_vec();
+        let groups: Vec<_> = private(&memory).iter().map(|vmas| (vmas[0].start, vmas.len())).collect();
+        assert_eq!(groups, [(0x1000, 2), (0x4000, 1), (0x6000, 2), (0x9000, 1)]);
+    }
+
+    #[test]
+    fn runs_of_objects_are_found_where_they_are_mapped() {
+        let part = |address, offset, len| MappedPart { address: RemoteAddr::new(address), offset, len };
+        let parts = [part(0x9000, 0, 0x2000), part(0x5000, 0x2000, 0x1000), part(0x1000, 0x4000, 0x1000)];
+        let found =
+            |run| mapped(&parts, &run).map(|all| all.iter().map(|(at, len)| (at.get(), *len)).collect());
+        let expected: Vec<(u64, u64)> = vec![(0xa000, 0x1000), (0x5000, 0x1000)];
+        assert_eq!(found(0x1000..0x3000), Some(expected));
+        assert_eq!(found(0x4000..0x5000), Some(vec![(0x1000, 0x1000)]));
+        for lacking in [0x1000..0x4000, 0x3000..0x4000, 0x4000..0x6000] {
+            assert_eq!(found(lacking), None);
         }
     }
 

@@ -350,7 +350,7 @@ impl Seed<'_> {
     }
 
     fn failure(&self) -> Option<RestoreError> {
-        let failure = self.assembled.failure(&self.stage.snapshot())?;
+        let failure = self.stage.failure(&self.assembled)?;
         let call = self.plan.program.get(failure.at);
         if let Action::Spawn(child) = call.action
             && failure.result == -i64::from(libc::EEXIST)
