@@ -1,5 +1,5 @@
 /* Settings of the whole process that other programs have no use for. argument: personality, subreaper, membarrier, oom (score of the
-   out-of-memory killer), coredump (which memory a core file holds). */
+   out-of-memory killer), coredump (which memory a core file holds), login (the login uid of the audit). */
 #include "probe.h"
 #include <sys/personality.h>
 #include <sys/prctl.h>
@@ -27,6 +27,14 @@ static void set(const char *kind) {
     if (!strcmp(kind, "membarrier")) TRY(syscall(SYS_membarrier, REGISTER_PRIVATE_EXPEDITED, 0, 0));
     if (!strcmp(kind, "oom")) write_text("/proc/self/oom_score_adj", "321");
     if (!strcmp(kind, "coredump")) write_text("/proc/self/coredump_filter", "0x5d");
+    if (!strcmp(kind, "login")) {
+        char text[32];
+        snprintf(text, sizeof text, "%u", getuid());
+        int fd = open("/proc/self/loginuid", O_WRONLY);
+        if (fd == -1) skip("this kernel has no login uid: %s", strerror(errno));
+        if (write(fd, text, strlen(text)) == -1) skip("it cannot be set here: %s", strerror(errno));
+        TRY(close(fd));
+    }
 }
 
 static int is_set(const char *kind) {
@@ -37,6 +45,7 @@ static int is_set(const char *kind) {
     if (!strcmp(kind, "membarrier")) return syscall(SYS_membarrier, PRIVATE_EXPEDITED, 0, 0) == 0;
     if (!strcmp(kind, "oom")) return read_number("/proc/self/oom_score_adj", 10) == 321;
     if (!strcmp(kind, "coredump")) return read_number("/proc/self/coredump_filter", 16) == 0x5d;
+    if (!strcmp(kind, "login")) return access("/proc/self/loginuid", F_OK) == 0 && (uid_t)read_number("/proc/self/loginuid", 10) == getuid();
     return 0;
 }
 

@@ -8,6 +8,7 @@ mod settings;
 use std::collections::BTreeMap;
 
 use rewake_image::records::{Process, Thread, Vma};
+use rewake_linux::proc::Mapping;
 use rewake_linux::program::{Accept, CallRef, DataRef, Program, Sysno, TrackRef, Value};
 use rewake_linux::remote::{Outcome, RemoteError, RemoteStage};
 
@@ -122,10 +123,11 @@ impl Frozen {
             leader.ok_or_else(|| CaptureError::failed("ask", pid, "process", "it has no threads"))?;
         let about_process = ProcessAnswers::ask(&mut program, leader);
         let about_timers = timers::ask(&self.proc, pid, &mut program, leader)?;
-        let modes = Modes::ask(&mut program, leader, &self.proc.maps().during("read", pid, "maps")?);
+        let maps = self.proc.maps().during("read", pid, "maps")?;
+        let modes = Modes::ask(&mut program, leader, &maps);
         let about_threads: BTreeMap<i32, ThreadAnswers> =
             tracks.iter().map(|(track, tid)| (*tid, ThreadAnswers::ask(&mut program, *track))).collect();
-        let outcome = self.run(&program, &tracks)?;
+        let outcome = self.run(&program, &tracks, &maps)?;
 
         let mut findings = Findings::new(pid);
         let mut process = process::outside(&self.proc, ids)?;
@@ -150,29 +152,29 @@ impl Frozen {
         process.threads.sort_by_key(|thread| thread.tid);
         process.pending = threads::shared_pending(pid, self.threads.values())?;
         if let Some(memory) = &mut process.memory {
-            memory.vmas = self.policies(&modes.tell(&outcome))?;
+            memory.vmas = self.policies(&modes.tell(&outcome), &maps)?;
         }
         findings.into_result()?;
         Ok(process)
     }
 
     /// Asks for the memory policies of the mappings that begin there, which are few.
-    fn policies(&mut self, starts: &[u64]) -> Result<Vec<Vma>> {
+    fn policies(&mut self, starts: &[u64], maps: &[Mapping]) -> Result<Vec<Vma>> {
         let Some(&tid) = self.threads.keys().next().filter(|_| !starts.is_empty()) else {
             return Ok(Vec::new());
         };
         let mut program = Program::new();
         let track = program.track(format!("thread {tid}"));
         let policies = Policies::ask(&mut program, track, starts);
-        Ok(policies.tell(&self.run(&program, &[(track, tid)])?))
+        Ok(policies.tell(&self.run(&program, &[(track, tid)], maps)?))
     }
 
     /// Runs a program in the target and puts everything back.
-    fn run(&mut self, program: &Program, tracks: &[(TrackRef, i32)]) -> Result<Outcome> {
+    fn run(&mut self, program: &Program, tracks: &[(TrackRef, i32)], maps: &[Mapping]) -> Result<Outcome> {
         let pid = self.proc.id();
         let suspended = seccomp::suspend(&self.proc, &self.threads)?;
         let threads = std::mem::take(&mut self.threads).into_values().collect();
-        let mut stage = match RemoteStage::open(pid, threads) {
+        let mut stage = match RemoteStage::open_with(pid, threads, maps) {
             Ok(stage) => stage,
             Err(error) => {
                 self.keep(error.threads);

@@ -9,10 +9,10 @@ use rewake_linux::proc::{self, Proc};
 
 use crate::error::{CaptureError, During, Result};
 use crate::findings::Findings;
-use crate::freeze::{self, Frozen};
+use crate::freeze::{Frozen, Running};
+use crate::preflight;
 use crate::seccomp::Filters;
 use crate::spaces::{self, Ids};
-use crate::preflight;
 
 /// The tree at rest. Dropping it lets it go on.
 #[derive(Debug)]
@@ -48,28 +48,36 @@ fn has_ended(pid: i32) -> bool {
     stat.is_ok_and(|stat| matches!(stat.state, 'Z' | 'X') && stat.num_threads <= 1)
 }
 
+fn is_gone(pid: i32) -> bool {
+    Proc::open(pid).is_err() || has_ended(pid)
+}
+
 impl Family {
     /// Stops every thread of the tree. Nothing can be born any more of what stands still, so that this comes to an end.
     ///
     /// # Errors
-    /// As [`freeze::freeze`], of any of them.
+    /// As [`Running::freeze`], of any of them.
     pub(crate) fn freeze(root: i32, timeout: Duration) -> Result<Self> {
-        let begin = Instant::now();
-        let mut family = Self { members: BTreeMap::new(), root, begin };
-        loop {
-            let (living, _) = members(root)?;
-            let new: Vec<i32> = living.into_iter().filter(|pid| !family.members.contains_key(pid)).collect();
-            if new.is_empty() {
-                break;
-            }
-            for pid in new {
-                match freeze::freeze(pid, begin, timeout) {
+        let ask = |pids: Vec<i32>| -> Result<Vec<(i32, Running)>> {
+            let asked = pids.into_iter().map(|pid| match Running::ask(pid) {
+                // It ended meanwhile.
+                Err(_) if pid != root && is_gone(pid) => Ok(None),
+                asked => asked.map(|running| Some((pid, running))),
+            });
+            asked.filter_map(Result::transpose).collect()
+        };
+        let mut running = ask(members(root)?.0)?;
+        let mut family = Self { members: BTreeMap::new(), root, begin: Instant::now() };
+        while !running.is_empty() {
+            for (pid, running) in running {
+                match running.freeze(family.begin, timeout) {
                     Ok(frozen) => drop(family.members.insert(pid, frozen)),
-                    // It ended meanwhile.
-                    Err(_) if pid != root && (has_ended(pid) || Proc::open(pid).is_err()) => {}
+                    Err(_) if pid != root && is_gone(pid) => {}
                     Err(error) => return Err(error),
                 }
             }
+            let (living, _) = members(root)?;
+            running = ask(living.into_iter().filter(|pid| !family.members.contains_key(pid)).collect())?;
         }
         let mut findings = Findings::new(root);
         for (pid, frozen) in &family.members {
@@ -79,11 +87,6 @@ impl Family {
         }
         findings.into_result()?;
         Ok(family)
-    }
-
-    /// Whether all stand still since they were asked to.
-    pub(crate) const fn begin(&self) -> Instant {
-        self.begin
     }
 
     /// Asks all of them.

@@ -195,7 +195,9 @@ fn descriptions(seen: &[Seen]) -> Result<Vec<usize>> {
                 firsts.push(at);
             }
             // One of them was closed meanwhile: the target runs.
-            (Some(error), _) if matches!(error.raw_os_error(), Some(libc::EBADF | libc::ESRCH)) => firsts.push(at),
+            (Some(error), _) if matches!(error.raw_os_error(), Some(libc::EBADF | libc::ESRCH)) => {
+                firsts.push(at)
+            }
             (Some(error), _) => return Err(error).during("kcmp", one.pid, one.name()),
         }
     }
@@ -247,7 +249,7 @@ impl Files {
             descriptors.iter().map(move |descriptor| ((*pid, descriptor.fd), descriptor.file))
         });
         let file_at: HashMap<(i32, i32), u32> = numbers.collect();
-        for (at, one) in all.iter().enumerate().filter(|(at, _)| firsts[*at] == *at) {
+        for (_, one) in all.iter().enumerate().filter(|(at, _)| firsts[*at] == *at) {
             findings.turn_to(one.pid);
             let Some(file) = file_at.get(&(one.pid, one.fd)).and_then(|&id| usize::try_from(id).ok()) else {
                 continue;

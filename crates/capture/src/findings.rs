@@ -47,9 +47,11 @@ impl Findings {
     /// Adds an obstacle in a thread; the same one in many threads is told once.
     pub(crate) fn add_thread(&mut self, tid: i32, reason: impl Display, remedy: impl Display) {
         let (reason, remedy) = (reason.to_string(), remedy.to_string());
-        match self.threads.iter_mut().find(|known| {
-            (known.pid, &known.reason, &known.remedy) == (self.pid, &reason, &remedy)
-        }) {
+        match self
+            .threads
+            .iter_mut()
+            .find(|known| (known.pid, &known.reason, &known.remedy) == (self.pid, &reason, &remedy))
+        {
             Some(known) if known.tids.contains(&tid) => {}
             Some(known) => known.tids.push(tid),
             None => self.threads.push(ThreadObstacle { pid: self.pid, reason, remedy, tids: vec![tid] }),

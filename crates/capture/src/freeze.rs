@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use rewake_linux::proc::{MappingKind, Proc};
-use rewake_linux::ptrace::{self, Detached, Event, Poll, PtraceError, Running, StopReason, Stopped};
+use rewake_linux::ptrace::{self, Detached, Event, Poll, PtraceError, StopReason, Stopped};
 
 use crate::error::{CaptureError, During, Result};
 use crate::findings::Findings;
@@ -37,27 +37,50 @@ pub(crate) struct Frozen {
     steps_out: BTreeMap<i32, u32>,
 }
 
-/// Stops every thread of process `pid`, within `timeout` from `begin`.
-///
-/// # Errors
-/// When a thread does not stop in time or may not be traced. Threads that were stopped go on; one that still had to stop is let go when
-/// this process ends.
-pub(crate) fn freeze(pid: i32, begin: Instant, timeout: Duration) -> Result<Frozen> {
-    let proc = preflight::open(pid)?;
-    let before = Before::ask(&proc);
-    let mut frozen = Frozen {
-        proc,
-        threads: BTreeMap::new(),
-        begin,
-        time_left: BTreeMap::new(),
-        stopped_by: None,
-        leader_ended: false,
-    };
-    while frozen.stop_new_threads(begin + timeout)? {}
-    // The thread through which we looked may have ended meanwhile.
-    frozen.proc = preflight::open(pid)?;
-    frozen.time_left = before.time_left(&frozen.proc, &frozen.threads);
-    Ok(frozen)
+/// A process that still runs, and what is known of it that the freeze would change.
+#[derive(Debug)]
+pub(crate) struct Running {
+    proc: Proc,
+    before: Before,
+    vdso: Range<u64>,
+}
+
+impl Running {
+    /// Asks process `pid`.
+    ///
+    /// # Errors
+    /// When it is gone or may not be looked at.
+    pub(crate) fn ask(pid: i32) -> Result<Self> {
+        let proc = preflight::open(pid)?;
+        let before = Before::ask(&proc);
+        let vdso = vdso(&proc)?;
+        Ok(Self { proc, before, vdso })
+    }
+
+    /// Stops every thread, within `timeout` from `begin`.
+    ///
+    /// # Errors
+    /// When a thread does not stop in time or may not be traced. Threads that were stopped go on; one that still had to stop is let go
+    /// when this process ends.
+    pub(crate) fn freeze(self, begin: Instant, timeout: Duration) -> Result<Frozen> {
+        let Self { proc, before, vdso } = self;
+        let pid = proc.id();
+        let mut frozen = Frozen {
+            proc,
+            threads: BTreeMap::new(),
+            begin,
+            time_left: BTreeMap::new(),
+            stopped_by: None,
+            leader_ended: false,
+            vdso,
+            steps_out: BTreeMap::new(),
+        };
+        while frozen.stop_new_threads(begin + timeout)? {}
+        // The thread through which we looked may have ended meanwhile.
+        frozen.proc = preflight::open(pid)?;
+        frozen.time_left = before.time_left(&frozen.proc, &frozen.threads);
+        Ok(frozen)
+    }
 }
 
 impl Frozen {
@@ -86,7 +109,7 @@ impl Frozen {
         Ok(found)
     }
 
-    fn wait_for(&mut self, mut stopping: Vec<Running>, deadline: Instant) -> Result<()> {
+    fn wait_for(&mut self, mut stopping: Vec<ptrace::Running>, deadline: Instant) -> Result<()> {
         let pid = self.proc.id();
         let mut pause = PAUSES.0;
         while !stopping.is_empty() {
@@ -121,7 +144,7 @@ impl Frozen {
     }
 
     /// Keeps a thread that stopped as it should; one that stopped for another reason runs on towards that.
-    fn take(&mut self, event: Event) -> Result<Option<Running>> {
+    fn take(&mut self, event: Event) -> Result<Option<ptrace::Running>> {
         let pid = self.proc.id();
         match event {
             Event::Exited(tid, status) => {
@@ -168,7 +191,7 @@ impl Frozen {
         Ok(*steps <= STEPS_OUT)
     }
 
-    fn too_slow(&self, stopping: &[Running]) -> CaptureError {
+    fn too_slow(&self, stopping: &[ptrace::Running]) -> CaptureError {
         let names: Vec<String> =
             stopping.iter().take(3).map(|running| self.where_it_is(running.tid())).collect();
         let object = format!("thread {}", names.join(", "));

@@ -316,7 +316,8 @@ impl Memory {
         if let (Some(&at), false) = (self.known.get(&key), mapping.deleted) {
             // The first mapping that can be written through may make its content one to be kept.
             if writes && self.files[at].flags & flags != flags {
-                self.files[at].content = stored(mapping, &link(proc, mapping, contents)?, writes, contents)?;
+                self.files[at].content =
+                    stored(proc.id(), mapping, &link(proc, mapping, contents)?, writes, contents)?;
                 self.files[at].flags |= flags;
             }
             return Ok((vma::Backing::File, u32::try_from(at).expect("few files"), content));

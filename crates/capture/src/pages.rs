@@ -5,6 +5,7 @@ mod private;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
@@ -27,6 +28,9 @@ use private::Common;
 
 /// Threads that read memory and write blocks.
 const WORKERS: usize = 2;
+
+/// Shared objects and files that are kept open, if the others can be read in another way.
+const MOST_OPEN: usize = 256;
 
 /// Everything that goes into the page stream, in order.
 #[derive(Debug, Default)]
@@ -88,6 +92,23 @@ pub(crate) fn plan(procs: &[Proc], memory: &Memory, contents: &Contents) -> Resu
     Ok(plan)
 }
 
+/// Where the target has this run of a shared object mapped, if it has all of it.
+fn mapped(parts: &[MappedPart], run: &Range<u64>) -> Option<Vec<(i32, RemoteAddr, u64)>> {
+    let mut places = Vec::new();
+    let mut at = run.start;
+    let first = parts.partition_point(|part| part.offset + part.len <= run.start);
+    for part in &parts[first..] {
+        if at >= run.end || part.offset > at {
+            break;
+        }
+        let skip = at - part.offset;
+        let len = (part.len - skip).min(run.end - at);
+        places.push((part.pid, part.address + skip, len));
+        at += len;
+    }
+    (at >= run.end).then_some(places)
+}
+
 impl Plan {
     fn push(&mut self, len: u64, place: Place) {
         // Neighbours in memory are read as one.
@@ -117,13 +138,29 @@ impl Plan {
             Ok(file) => {
                 let size = page_up(file.metadata().during("stat", pid, &name)?.len());
                 record.size = record.size.max(size);
-                let place = self.objects.len();
-                for run in pagemap::data_runs(&file, 0..size).during("find data", pid, &name)? {
-                    let len = run.end - run.start;
-                    record.pages.push(Extent { address: run.start, length: len, stream_offset: self.total });
-                    self.push(len, Place::Object(place, run.start));
+                let runs = pagemap::data_runs(&file, 0..size).during("find data", pid, &name)?;
+                let mut stream_offset = self.total;
+                for run in &runs {
+                    let length = run.end - run.start;
+                    record.pages.push(Extent { address: run.start, length, stream_offset });
+                    stream_offset += length;
                 }
-                self.objects.push(Object { file, size });
+                // A process may have more of them than we may have open files.
+                let many = self.objects.len() >= MOST_OPEN;
+                match runs.iter().map(|run| mapped(parts, run)).collect::<Option<Vec<_>>>().filter(|_| many) {
+                    Some(places) => {
+                        for (pid, address, len) in places.into_iter().flatten() {
+                            self.push(len, Place::Memory(pid, address));
+                        }
+                    }
+                    None => {
+                        let place = self.objects.len();
+                        for run in runs {
+                            self.push(run.end - run.start, Place::Object(place, run.start));
+                        }
+                        self.objects.push(Object { file, size });
+                    }
+                }
             }
             Err(error) if error.is_denied() => {
                 for &MappedPart { pid, address, offset, len } in parts {
@@ -308,6 +345,21 @@ mod tests {
             let mut part = vec![0; len];
             plan.read(&mut memories, u64::try_from(start).unwrap(), &mut part).unwrap();
             assert!(part == whole[start..start + len], "{len} bytes at {start}");
+        }
+    }
+
+    #[test]
+    fn runs_of_objects_are_found_where_they_are_mapped() {
+        let part =
+            |address, offset, len| MappedPart { pid: 1, address: RemoteAddr::new(address), offset, len };
+        let parts = [part(0x9000, 0, 0x2000), part(0x5000, 0x2000, 0x1000), part(0x1000, 0x4000, 0x1000)];
+        let found =
+            |run| mapped(&parts, &run).map(|all| all.iter().map(|(_, at, len)| (at.get(), *len)).collect());
+        let expected: Vec<(u64, u64)> = vec![(0xa000, 0x1000), (0x5000, 0x1000)];
+        assert_eq!(found(0x1000..0x3000), Some(expected));
+        assert_eq!(found(0x4000..0x5000), Some(vec![(0x1000, 0x1000)]));
+        for lacking in [0x1000..0x4000, 0x3000..0x4000, 0x4000..0x6000] {
+            assert_eq!(found(lacking), None);
         }
     }
 

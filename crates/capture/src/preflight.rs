@@ -11,8 +11,8 @@ use crate::Options;
 use crate::capture::has_ended;
 use crate::contents::Contents;
 use crate::error::{CaptureError, During, Result};
-use crate::findings::Findings;
 use crate::files::Target;
+use crate::findings::Findings;
 use crate::{family, files, memory, spaces, threads, timers};
 
 /// `PF_KTHREAD`: a thread of the kernel.

@@ -41,6 +41,7 @@ pub(crate) fn outside(proc: &Proc, ids: &Ids) -> Result<Process> {
     Ok(Process {
         oom_score_adj: text("oom_score_adj").and_then(|text| text.trim().parse().ok()),
         coredump_filter: text("coredump_filter").and_then(|text| u32::from_str_radix(text.trim(), 16).ok()),
+        login_uid: text("loginuid").and_then(|text| text.trim().parse().ok()),
         pid: own,
         ppid: parent,
         exit_signal: Some(stat.exit_signal).filter(|signal| *signal != libc::SIGCHLD),

@@ -33,7 +33,11 @@ impl StandingStill {
     ///
     /// # Errors
     /// When one of them was killed meanwhile, or holds what cannot be captured.
-    pub(crate) fn look(options: &Options, mut told: Told, phase: &mut dyn FnMut(&'static str)) -> Result<Self> {
+    pub(crate) fn look(
+        options: &Options,
+        mut told: Told,
+        phase: &mut dyn FnMut(&'static str),
+    ) -> Result<Self> {
         let family = told.pids.clone();
         let with = |has: fn(&Process) -> bool| {
             let those = told.pids.iter().zip(&told.processes).filter(|(_, process)| has(process));
@@ -145,12 +149,11 @@ fn for_writing(open: &[OpenFile]) -> usize {
 
 /// The content of the vdso.
 fn vdso(space: &Space) -> Result<Vec<u8>> {
-    let Some((address, len)) = memory.vdso else { return Ok(Vec::new()) };
+    let pid = space.pid;
+    let Some((address, len)) = space.vdso else { return Ok(Vec::new()) };
     let mut bytes = vec![0; usize::try_from(len).during("read", pid, "vdso")?];
-    let target = ProcessMemory::open(pid)
-        .map_err(|error| CaptureError::failed("open", pid, "memory", error.source))?;
-    target
-        .read_exact_at(address, &mut bytes)
-        .map_err(|error| CaptureError::failed("read", pid, "vdso", error.source))?;
+    let failed = |operation, source| CaptureError::failed(operation, pid, "vdso", source);
+    let target = ProcessMemory::open(pid).map_err(|error| failed("open", error.source))?;
+    target.read_exact_at(address, &mut bytes).map_err(|error| failed("read", error.source))?;
     Ok(bytes)
 }

@@ -314,11 +314,11 @@ fn shared_working_folders_are_those_of_other_threads() {
                     ..Default::default()
                 })
             };
-            let (pid, first) = (image.process.pid, image.process.threads[0].clone());
+            let (pid, first) = (image.processes[0].pid, image.processes[0].threads[0].clone());
             let thread = |tid, own_fs| Thread { tid, own_fs, ..first.clone() };
             let threads =
                 [thread(pid, None), thread(pid + 1, own(None)), thread(pid + 2, own(Some(pid + with)))];
-            image.process.threads = threads.into();
+            image.processes[0].threads = threads.into();
         }
     };
     let mut image = sample::image();

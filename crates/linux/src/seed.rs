@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use crate::addr::{PAGE_SIZE, RemoteAddr};
 use crate::executor;
-use crate::program::{Assembled, CallRef, DataRef, TrackRef};
+use crate::program::{Assembled, CallRef, DataRef, Failure, TrackRef};
 
 /// Memory shared with the process being made, holding an assembled program.
 #[derive(Debug)]
@@ -67,6 +67,12 @@ impl SharedStage {
     #[must_use]
     pub fn snapshot(&self) -> Vec<u8> {
         (0..self.len / 8).flat_map(|index| self.load(index * 8).to_le_bytes()).collect()
+    }
+
+    /// The first track that has stopped at an entry by now, if any has.
+    #[must_use]
+    pub fn failure(&self, program: &Assembled) -> Option<Failure> {
+        program.failure_by(|offset| self.load(offset))
     }
 
     /// What a call returned, as it is now.

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
-use rewake_image::records::{Cpu, Device, FileIdentity, Process, open_file};
+use rewake_image::records::{Cpu, Device, FileIdentity, OpenFile, Process, open_file};
 use rewake_image::{Image, PageReader};
 use rewake_linux::proc::Proc;
 use rewake_linux::{attributes, cpu, host};
@@ -126,7 +126,15 @@ pub fn check_credentials<'a>(image: &'a Image) -> Result<(), RestoreError> {
 /// # Errors
 /// [`RestoreError::Unsupported`], naming it.
 pub fn check_rights(image: &Image) -> Result<(), RestoreError> {
-    image.processes.iter().try_for_each(check_rights_of)
+    image.processes.iter().try_for_each(check_rights_of)?;
+    let mut kinds = image.open_files.iter().filter_map(|file| file.kind.as_ref());
+    if kinds.any(|kind| matches!(kind, open_file::Kind::Fanotify(_))) && is_privileged_binary() {
+        let reason =
+            "they would have the rights of the file of this command; use one without capabilities of its own";
+        let (pid, object) = (image.root().pid, "fanotify groups".into());
+        return Err(RestoreError::Unsupported { pid, object, reason: reason.into() });
+    }
+    Ok(())
 }
 
 fn check_rights_of(process: &Process) -> Result<(), RestoreError> {
@@ -149,13 +157,29 @@ fn check_rights_of(process: &Process) -> Result<(), RestoreError> {
         let reason = "putting the filters back takes CAP_SYS_ADMIN, outside of any sandbox; resume as root";
         return unsupported("seccomp".into(), reason);
     }
-    let mut kinds = image.open_files.iter().filter_map(|file| file.kind.as_ref());
-    if kinds.any(|kind| matches!(kind, open_file::Kind::Fanotify(_))) && is_privileged_binary() {
-        let reason =
-            "they would have the rights of the file of this command; use one without capabilities of its own";
-        return unsupported("fanotify groups".into(), reason);
-    }
     Ok(())
+}
+
+/// Refuses a program that has its terminal open (`/dev/tty`), where we have none to give it.
+///
+/// # Errors
+/// [`RestoreError::Unsupported`].
+pub fn check_terminal(image: &Image) -> Result<(), RestoreError> {
+    let own_terminal = rustix::fs::makedev(5, 0);
+    let has_it = |file: &OpenFile| match &file.kind {
+        Some(open_file::Kind::Device(device)) => device.rdev == own_terminal,
+        _ => false,
+    };
+    if !image.open_files.iter().any(has_it) || std::fs::File::open("/dev/tty").is_ok() {
+        return Ok(());
+    }
+    Err(RestoreError::Unsupported {
+        pid: image.root().pid,
+        object: "/dev/tty".into(),
+        reason: "the program has its terminal open, and this command has none to give it; resume in a terminal, or \
+                 under script(1)"
+            .into(),
+    })
 }
 
 /// Whether our capabilities came from the file we were started from (or from a set-user-id bit), not from the invoker.

@@ -89,6 +89,9 @@ pub struct Options {
     pub new_session: bool,
 }
 
+/// Nobody may change it once it is set, but who administers the audit.
+const NOTE_LOGIN: &str = "the program keeps the login uid (audit) of this command: another one takes CAP_AUDIT_CONTROL, outside of any user namespace";
+
 /// How far a restore is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
@@ -171,6 +174,7 @@ pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<R
         host::check_rights(&image)?;
         host::check_cpu(&image)?;
         host::check_memory(&image)?;
+        host::check_terminal(&image)?;
         host::check_files(&image, &reader, options.on_changed)
     })?;
     let prepared =
@@ -228,7 +232,8 @@ fn wake(
     run::verify(image, reader, &|| transaction.check(), &mut *phase.progress)?;
     phase.run("park", || seed.wait_parked(&|| transaction.check()))?;
     let no_proc = seed.has_no_proc().then_some(spaces::NOTE_PROC);
-    note.into_iter().chain(no_proc).for_each(|note| (phase.progress)(Progress::Note(note)));
+    let login_uid = seed.has_our_login_uid().then_some(NOTE_LOGIN);
+    note.into_iter().chain(no_proc).chain(login_uid).for_each(|note| (phase.progress)(Progress::Note(note)));
     phase.begin("release");
     release::release(image, seed, pages, transaction, &mut *phase.progress)
 }

@@ -78,6 +78,8 @@ pub struct Site {
     pub removed: Places,
     /// Who `resume` is.
     pub identity: Identity,
+    /// The login uid that the new process has from us; `None` where the kernel has none.
+    pub login_uid: Option<u32>,
     /// Whether the kernel lets a process choose the ids of its timers.
     pub timer_ids: bool,
     /// What clocks show, in nanoseconds, by number.
@@ -161,6 +163,8 @@ pub struct Plan {
     pub own_proc: Option<CallRef>,
     /// What must not remain, should the program not come so far as to remove it itself; in the order of the making.
     pub made: Vec<Made>,
+    /// The call that gives the program its login uid, where that is another one than ours; it may have failed.
+    pub login_uid: Option<CallRef>,
 }
 
 impl Plan {
@@ -190,6 +194,7 @@ struct Planner<'a> {
     living: BTreeMap<TrackRef, i32>,
     own_proc: Option<CallRef>,
     made: Vec<Made>,
+    login_uid: Option<CallRef>,
     /// Where this kernel's vdso comes to lie with its data, if not where the image had its own.
     kernels: Option<(u64, u64)>,
     /// The process that is being planned, and the track of its first thread.
@@ -231,6 +236,7 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
         living: BTreeMap::new(),
         own_proc: None,
         made: Vec::new(),
+        login_uid: None,
         kernels: None,
         process: root,
         leader,
@@ -252,6 +258,7 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
         threads: threads(image),
         own_proc: planner.own_proc,
         made: planner.made,
+        login_uid: planner.login_uid,
     })
 }
 
@@ -274,6 +281,7 @@ impl<'a> Planner<'a> {
                 self.own_proc();
             }
             self.open_files()?;
+            self.session();
         } else {
             self.birth_of(&growing.node);
         }

@@ -271,6 +271,12 @@ impl Seed<'_> {
         mounted != 0
     }
 
+    /// Whether the program keeps our login uid and had another one.
+    pub fn has_our_login_uid(&self) -> bool {
+        let written = self.plan.login_uid.map_or(1, |call| self.stage.result(&self.assembled, call));
+        written.cast_signed() <= 0
+    }
+
     /// The id out here of a process or thread; 0, which is nobody's, if it has none.
     pub fn outer(&self, id: i32) -> i32 {
         if self.plan.own_proc.is_none() { id } else { self.outer.get(&id).copied().unwrap_or(0) }
@@ -380,7 +386,7 @@ impl Seed<'_> {
     }
 
     fn failure(&self) -> Option<RestoreError> {
-        let failure = self.assembled.failure(&self.stage.snapshot())?;
+        let failure = self.stage.failure(&self.assembled)?;
         let call = self.plan.program.get(failure.at);
         if let Action::Spawn(child) = call.action
             && failure.result == -i64::from(libc::EEXIST)

@@ -132,6 +132,10 @@ fn survey(
         spare_ids: spare_ids(image),
         prepared: BTreeMap::new(),
         removed: removed::places(image, &options.dir)?,
+        login_uid: own
+            .read("loginuid")
+            .ok()
+            .and_then(|text| String::from_utf8(text).ok()?.trim().parse().ok()),
     };
     site.prepared = prepared.numbers(site.first_prepared());
     Ok(site)

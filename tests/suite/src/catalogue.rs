@@ -64,8 +64,36 @@ pub const SECTIONS: &[Section] = &[
     Section { title: "Execution state", rows: EXECUTION },
     Section { title: "Blocked in a system call", rows: BLOCKED },
     Section { title: "Signals and timers", rows: SIGNALS },
+    Section { title: "Processes", rows: PROCESSES },
     Section { title: "Files", rows: FILES },
     Section { title: "Pipes", rows: PIPES },
+];
+
+const PROCESSES: &[Row] = &[
+    row("one parent and many children", &[probe("tree children 3"), probe("tree children 200")]),
+    row("deep trees", &[probe("tree deep 5")]),
+    row("children that run other programs, a shell among them", &[probe("tree programs")]),
+    row("children that ended and were not waited for (zombies): how, each once", &[probe("tree zombies")]),
+    row("wait4 and waitid go on waiting, and tell what they would have", &[probe("tree waiting")]),
+    row("stopped children", &[probe("tree stopped")]),
+    row("8 processes with 5 threads each", &[probe("tree threads 8")]),
+    row("signal at the parent's death inside the tree", &[probe("tree death")]),
+    row("process groups, with their leaders and without", &[probe("tree_ids groups")]),
+    row("sessions, and children from before them", &[probe("tree_ids sessions")]),
+    row("orphans, also of sessions whose leaders are gone", &[probe("tree_ids orphans")]),
+    row("open files in common: one position, one lock", &[once("tree_shared position")]),
+    row(
+        "pipes between processes, with data in them",
+        &[probe("tree_shared pipes"), probe("tree_shared pipeline")],
+    ),
+    row("shared memory across fork, with futexes; memory files", &[probe("tree_shared memory")]),
+    row("copy-on-write memory that both have changed", &[probe("tree_shared copies")]),
+    row(
+        "address space in common (CLONE_VM), with descriptors, working folder or handlers",
+        &[probe("tree_shared vm"), probe("tree_shared vm-files-fs"), probe("tree_shared vm-sighand")],
+    ),
+    row("descriptors in common (CLONE_FILES)", &[probe("tree_shared files")]),
+    row("working folder and umask in common (CLONE_FS)", &[probe("tree_shared fs")]),
 ];
 
 const MEMORY: &[Row] = &[
@@ -151,7 +179,7 @@ const MEMORY: &[Row] = &[
     row("memory policies of mappings (mbind), one node", &[probe("mem_policy")]),
     row(
         "very many mappings: 60,000 of a page each, 5,000 shared objects",
-        &[probe("mem_many 60000"), probe("mem_many 5000 shared")],
+        &[probe("mem_many 60000"), probe("mem_many 20000 shared")],
     ),
     row(
         "programs: dynamic, static, static-pie",
@@ -211,13 +239,14 @@ const EXECUTION: &[Row] = &[
         &[probe("credentials dropped"), probe("credentials plain"), probe("credentials exposed")],
     ),
     row(
-        "personality, child subreaper, membarrier registration, score of the out-of-memory killer, core file filter",
+        "personality, child subreaper, membarrier registration, score of the out-of-memory killer, core file filter, login uid",
         &[
             probe("process_settings personality"),
             probe("process_settings subreaper"),
             probe("process_settings membarrier"),
             probe("process_settings oom"),
             probe("process_settings coredump"),
+            probe("process_settings login"),
         ],
     ),
     row("threads with credentials of their own", &[probe("credentials threads")]),

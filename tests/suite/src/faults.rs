@@ -12,6 +12,7 @@ mod refusals;
 mod removed;
 mod shots;
 mod strangers;
+mod terminals;
 mod users;
 
 use crate::report::Report;
@@ -31,4 +32,5 @@ pub fn run(workshop: &Workshop, report: &mut Report) {
     users::run(workshop, report);
     removed::run(workshop, report);
     fifos::run(workshop, report);
+    terminals::run(workshop, report);
 }

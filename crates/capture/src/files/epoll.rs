@@ -73,8 +73,7 @@ fn behind(one: &Seen, watched: &Watched, all: &[Seen]) -> Result<Option<(i32, i3
             Ok(order) if order.is_eq() => return Ok(Some(descriptor)),
             Ok(_) => {}
             // Closed or removed meanwhile: the target runs.
-            Err(error)
-                if matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOENT | libc::ESRCH)) => {}
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOENT | libc::ESRCH)) => {}
             Err(error) => return Err(error).during("kcmp", one.pid, one.name()),
         }
     }

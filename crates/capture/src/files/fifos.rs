@@ -109,7 +109,12 @@ mod tests {
         let proc = Proc::own().unwrap();
         let seen = |file: &File| {
             let fd = file.as_raw_fd();
-            Seen { pid: proc.id(), fd, link: proc.link(&format!("fd/{fd}")).unwrap(), info: proc.fdinfo(fd).unwrap() }
+            Seen {
+                pid: proc.id(),
+                fd,
+                link: proc.link(&format!("fd/{fd}")).unwrap(),
+                info: proc.fdinfo(fd).unwrap(),
+            }
         };
         let reader = open(true, false);
         let alone = || may_be_inside(&[&seen(&reader)]);

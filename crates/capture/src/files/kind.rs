@@ -227,6 +227,9 @@ fn stateless(rdev: u64) -> bool {
     rustix::fs::major(rdev) == 1 && matches!(rustix::fs::minor(rdev), 3 | 5 | 7 | 8 | 9)
 }
 
+/// `/dev/tty`: the controlling terminal, whichever that is.
+const OWN_TERMINAL: u64 = 5 << 8;
+
 fn device(proc: &Proc, one: &Seen, all: &[Seen], firsts: &[usize]) -> Result<Kind, Refusal> {
     if stateless(one.link.stat.rdev) {
         return named(proc, one).map(|()| Kind::Device);
@@ -234,20 +237,16 @@ fn device(proc: &Proc, one: &Seen, all: &[Seen], firsts: &[usize]) -> Result<Kin
     let terminal = matches!(rustix::fs::major(one.link.stat.rdev), 4 | 5 | 136..=143 | 204 | 229);
     match standard_stream(one, all, firsts) {
         Some(stream) if terminal => Ok(Kind::Outside(stream)),
+        None if one.link.stat.rdev == OWN_TERMINAL => named(proc, one).map(|()| Kind::Device),
         _ if terminal => refuse(
-            "a terminal is only supported as standard input, output or error",
+            "a terminal is only supported as standard input, output or error, or as /dev/tty",
             "let the program close it, or start it with its standard streams on that terminal",
         ),
         _ => refuse("this device is not supported", LET_FINISH),
     }
 }
 
-fn fifo(
-    one: &Seen,
-    all: &[Seen],
-    firsts: &[usize],
-    pipes: &[PipeSource],
-) -> Result<Kind, Refusal> {
+fn fifo(one: &Seen, all: &[Seen], firsts: &[usize], pipes: &[PipeSource]) -> Result<Kind, Refusal> {
     if let Some(pipe) = pipes.iter().find(|pipe| pipe.inode == one.inode()) {
         let (write, both) = (one.writes(), one.writes() && one.reads());
         let awaits_writer = pipe.is_fifo() && fifos::awaits_writer(one, all);

@@ -54,7 +54,15 @@ pub(super) fn inside(family: &[i32], seen: &[Seen], removed: &Removed) -> Vec<Pi
         let standard_output = |other: &Seen| other.writes() && other.fd <= HIGHEST_STREAM;
         let lonely = || !any(standard_output) && other_end_is_closed(one);
         if any(Seen::reads) && any(Seen::writes) || lonely() {
-            pipes.push(PipeSource { id: 0, inode, pid: one.pid, fd: one.fd, reads: true, fifo: None, only_path: false });
+            pipes.push(PipeSource {
+                id: 0,
+                inode,
+                pid: one.pid,
+                fd: one.fd,
+                reads: true,
+                fifo: None,
+                only_path: false,
+            });
         }
     }
     named(seen, removed, &mut pipes);
@@ -196,6 +204,11 @@ mod tests {
     use std::os::fd::AsRawFd as _;
     use std::sync::Mutex;
 
+    fn of(proc: &Proc) -> files::Target<'_> {
+        static OWN: std::sync::OnceLock<[i32; 1]> = std::sync::OnceLock::new();
+        files::Target { procs: std::slice::from_ref(proc), family: OWN.get_or_init(|| [proc.id()]) }
+    }
+
     /// A child that is being started holds all our pipes for a moment.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
@@ -206,7 +219,8 @@ mod tests {
         rustix::pipe::fcntl_setpipe_size(&writer, 8192).unwrap();
         writer.write_all(&[7; 5000]).unwrap();
         let proc = Proc::own().unwrap();
-        let files = files::survey(Target { procs: &[proc], family: &own }, &mut Contents::default(), &mut Findings::new(proc.id())).unwrap();
+        let files =
+            files::survey(of(&proc), &mut Contents::default(), &mut Findings::new(proc.id())).unwrap();
         let stat = rustix::fs::fstat(&reader).unwrap();
         let source = files.pipes.iter().find(|pipe| pipe.inode == (stat.st_dev, stat.st_ino)).unwrap();
         for _ in 0..2 {
@@ -215,7 +229,7 @@ mod tests {
         }
         let ends = [(reader.as_raw_fd(), false), (writer.as_raw_fd(), true)];
         for (fd, write) in ends {
-            let id = files.descriptors.iter().find(|one| one.fd == fd).unwrap().file;
+            let id = files.descriptors[&proc.id()].iter().find(|one| one.fd == fd).unwrap().file;
             let kind = files.open.iter().find(|one| one.id == id).and_then(|one| one.kind.clone());
             let end = rewake_image::records::PipeEnd { pipe: source.id, write, ..Default::default() };
             assert_eq!(kind, Some(rewake_image::records::open_file::Kind::Pipe(end)));
@@ -254,7 +268,7 @@ mod tests {
         let proc = Proc::own().unwrap();
         let stat = rustix::fs::fstat(&writer).unwrap();
         let mut findings = Findings::new(proc.id());
-        let files = files::survey(Target { procs: &[proc], family: &own }, &mut Contents::default(), &mut findings).unwrap();
+        let files = files::survey(of(&proc), &mut Contents::default(), &mut findings).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(!files.pipes.iter().any(|pipe| pipe.inode == (stat.st_dev, stat.st_ino)));

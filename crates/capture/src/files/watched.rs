@@ -120,7 +120,11 @@ impl Surroundings<'_> {
             return gone(&one.link, Some(*self.file_at.get(&(one.pid, one.fd))?));
         }
         // Only the root finds itself in its own.
-        let cwd = self.proc.cwd().ok().filter(|_| self.all.first().is_some_and(|first| first.pid == self.proc.id()))?;
+        let cwd = self
+            .proc
+            .cwd()
+            .ok()
+            .filter(|_| self.all.first().is_some_and(|first| first.pid == self.proc.id()))?;
         let there = nameless(&cwd) && (cwd.stat.device, cwd.stat.inode) == inode;
         there.then(|| gone(&cwd, None)).flatten()
     }

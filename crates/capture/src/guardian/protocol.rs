@@ -247,9 +247,10 @@ mod tests {
     fn a_process_and_a_pause_survive_the_wire() {
         let process = Process { pid: 42, comm: b"x".to_vec(), ..Process::default() };
         let filter = SeccompFilter { id: 1, flags: 2, instructions: vec![3; 8] };
-        let frozen = Reply::Frozen(Box::new(process.clone()), vec![filter.clone()]);
-        let Reply::Frozen(read, filters) = round_trip(&frozen) else { panic!("kind of reply") };
-        assert_eq!((*read, filters), (process, vec![filter]));
+        let told = Told { processes: vec![process], pids: vec![4242], filters: vec![filter] };
+        let frozen = Reply::Frozen(Box::new(told.clone()));
+        let Reply::Frozen(read) = round_trip(&frozen) else { panic!("kind of reply") };
+        assert_eq!(*read, told);
         let Reply::Released(paused) = round_trip(&Reply::Released(Duration::from_micros(7))) else {
             panic!("kind of reply")
         };

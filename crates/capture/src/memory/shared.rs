@@ -131,8 +131,10 @@ mod tests {
             rewake_linux::proc::parse_maps(b"1000-9000 rw-s 00000000 00:01 5 /dev/zero (deleted)\n")
                 .unwrap()
                 .remove(0);
-        let mut memory =
-            Memory { spaces: vec![super::super::Space { pid: 1, ..Default::default() }], ..Memory::default() };
+        let mut memory = Memory {
+            spaces: vec![super::super::Space { pid: 1, ..Default::default() }],
+            ..Memory::default()
+        };
         let at = memory.shared_object(1, &mapping, 0);
         assert_eq!(memory.shared_object(1, &mapping, 0), at, "one object");
         (memory, at)

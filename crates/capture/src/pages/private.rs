@@ -48,7 +48,8 @@ impl Plan {
     pub(super) fn add_space(&mut self, proc: &Proc, space: &Space, common: &mut Common) -> Result<()> {
         let pid = proc.id();
         let mut map = PageMap::of(proc).during("open", pid, "pagemap")?;
-        let mut carrier = Carrier { pid, plan: self, common, memory: None, extents: Vec::new(), begins: true };
+        let mut carrier =
+            Carrier { pid, plan: self, common, memory: None, extents: Vec::new(), begins: true };
         let mut runs: Vec<Run> = Vec::new();
         // What follows one another is asked for in one go.
         for vmas in private(space) {
@@ -102,9 +103,11 @@ impl Carrier<'_> {
         let mut at = start;
         while at < start + len {
             let end = (at + WINDOW).min(start + len);
-            let frames = map
-                .frames(RemoteAddr::new(at)..RemoteAddr::new(end))
-                .during("read frames", self.pid, format!("mapping at {at:#x}"))?;
+            let frames = map.frames(RemoteAddr::new(at)..RemoteAddr::new(end)).during(
+                "read frames",
+                self.pid,
+                format!("mapping at {at:#x}"),
+            )?;
             for frame in frames {
                 match self.known(frame, at)? {
                     Some(stream) => self.note(at, PAGE_SIZE, stream),
@@ -114,7 +117,12 @@ impl Carrier<'_> {
             }
             // The kernel tells of whole address spaces.
             if at < end {
-                return Err(CaptureError::failed("read frames", self.pid, "mapping", "the list is too short"));
+                return Err(CaptureError::failed(
+                    "read frames",
+                    self.pid,
+                    "mapping",
+                    "the list is too short",
+                ));
             }
         }
         Ok(())

@@ -105,8 +105,13 @@ impl Assembled {
     /// track (the target's memory is not trusted) counts as entry 0.
     #[must_use]
     pub fn failure(&self, memory: &[u8]) -> Option<Failure> {
+        self.failure_by(|offset| word(memory, offset))
+    }
+
+    /// The same, with the program's words read one by one: `load` gets offsets from the base address.
+    pub(crate) fn failure_by(&self, load: impl Fn(usize) -> u64) -> Option<Failure> {
         (0..self.first_entries.len()).find_map(|track| {
-            let failed = word(memory, self.contexts + track * CONTEXT_SIZE);
+            let failed = load(self.contexts + track * CONTEXT_SIZE);
             if failed == 0 {
                 return None;
             }
@@ -115,7 +120,7 @@ impl Assembled {
             let count = (end - self.first_entries[track]) / ENTRY_SIZE;
             let index = usize::try_from(failed.wrapping_sub(first)).unwrap_or(usize::MAX) / ENTRY_SIZE;
             let at = CallRef { track: TrackRef(track), index: if index < count { index } else { 0 } };
-            Some(Failure { at, result: self.result(memory, at).cast_signed() })
+            Some(Failure { at, result: load(self.result_offset(at)).cast_signed() })
         })
     }
 }

@@ -8,7 +8,7 @@ use crate::arch::x86_64::restart::{CriticalSection, for_sigreturn, invisible_res
 use crate::arch::x86_64::{AltStack, Registers, SignalFrame};
 use crate::executor;
 use crate::memory::ProcessMemory;
-use crate::proc::{Proc, Status};
+use crate::proc::{Mapping, Proc, Status};
 use crate::program::Sysno;
 use crate::ptrace::{Event, ExitStatus, PtraceError, Stopped};
 use crate::signal::SignalSet;
@@ -73,23 +73,40 @@ impl RemoteStage {
     /// # Panics
     /// When `threads` is empty.
     pub fn open(pid: i32, threads: Vec<Stopped>) -> Result<Self, Box<OpenError>> {
+        match Proc::open_living(pid).and_then(|process| process.maps()) {
+            Ok(maps) => Self::open_with(pid, threads, &maps),
+            Err(error) => Err(Box::new(OpenError { threads, source: error.into() })),
+        }
+    }
+
+    /// The same for who has the target's mappings at hand, as they are now.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    ///
+    /// # Panics
+    /// As [`Self::open`].
+    pub fn open_with(pid: i32, threads: Vec<Stopped>, maps: &[Mapping]) -> Result<Self, Box<OpenError>> {
         assert!(!threads.is_empty(), "a process has a thread");
-        match Self::look(pid, &threads) {
+        match Self::look(pid, &threads, maps) {
             Ok((stage, saved)) => Ok(stage.with_threads(saved, threads)),
             Err(source) => Err(Box::new(OpenError { threads, source })),
         }
     }
 
-    fn look(pid: i32, threads: &[Stopped]) -> Result<(Self, Vec<SavedThread>), RemoteError> {
+    fn look(
+        pid: i32,
+        threads: &[Stopped],
+        maps: &[Mapping],
+    ) -> Result<(Self, Vec<SavedThread>), RemoteError> {
         let process = Proc::open_living(pid)?;
         let memory = ProcessMemory::open(pid)?;
         let saved = threads.iter().map(|thread| save(thread, &memory));
         let saved = saved.collect::<Result<Vec<_>, RemoteError>>()?;
-        let maps = process.maps()?;
-        let gadgets = Gadgets::find(&maps, &memory)?;
+        let gadgets = Gadgets::find(maps, &memory)?;
         let end_signal = end_signal(&process.status()?, threads)?;
         let frame_size = frame_size(&saved[0]);
-        let prepared = Prepared::choose(&maps, &saved, &memory, frame_size)?;
+        let prepared = Prepared::choose(maps, &saved, &memory, frame_size)?;
         let (threads, foreign) = (Vec::new(), Vec::new());
         let stage =
             Self { pid, process, memory, gadgets, prepared, end_signal, threads, scratch: None, foreign };

@@ -107,11 +107,11 @@ impl<'a> Planner<'a> {
         let made = |early| self.tree.made_by(node.id, early).copied().collect::<Vec<Node<'a>>>();
         let (early, late) = (made(true), made(false));
         for child in early {
-            self.spawn(&child, inherited, waiting);
+            self.bring_forth(&child, inherited, waiting);
         }
         self.lead(node);
         for child in late {
-            self.spawn(&child, inherited, waiting);
+            self.bring_forth(&child, inherited, waiting);
         }
     }
 
@@ -128,7 +128,12 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn spawn(&mut self, child: &Node<'a>, inherited: Option<&Inherited<'a>>, waiting: &mut Waiting<'a>) {
+    fn bring_forth(
+        &mut self,
+        child: &Node<'a>,
+        inherited: Option<&Inherited<'a>>,
+        waiting: &mut Waiting<'a>,
+    ) {
         let what = match child.fate {
             Fate::Lives(_) => "process",
             Fate::Zombie(_) => "ended process",

@@ -42,6 +42,11 @@ impl Planner<'_> {
             }
         }
         program.call(*leader, Sysno::set_robust_list, args![0, 24]).note("no robust list");
+    }
+
+    /// Session or group of its own, when what belongs to the terminal of `resume`'s session has been opened.
+    pub(super) fn session(&mut self) {
+        let Self { program, leader, site, .. } = self;
         if self.tree.made_by(self.process.pid, true).next().is_some() {
             // Some are born before.
         } else if site.new_session || self.process.sid == self.process.pid {
@@ -123,10 +128,30 @@ impl Planner<'_> {
         .note(note);
     }
 
+    /// The login id of the audit, which every thread gets from the one that makes it. Where the kernel does not let it be changed, people
+    /// are told.
+    fn login_uid(&mut self) {
+        let Some(uid) =
+            self.process.login_uid.filter(|uid| self.site.login_uid.is_some_and(|own| own != *uid))
+        else {
+            return;
+        };
+        let (text, path) = (uid.to_string(), self.program.string(b"/proc/self/loginuid"));
+        let (data, length) =
+            (self.program.string(text.as_bytes()), u64::try_from(text.len()).unwrap_or_default());
+        let args = args![libc::AT_FDCWD, path, libc::O_WRONLY | libc::O_CLOEXEC, 0];
+        let file =
+            self.program.call(self.leader, Sysno::openat, args).accept(Accept::Any).note("login uid").done();
+        let call = self.program.call(self.leader, Sysno::write, [file.into(), data.into(), length.into()]);
+        self.login_uid = Some(call.accept(Accept::Any).note(format!("login uid {uid}")).done());
+        self.program.call(self.leader, Sysno::close, [file.into()]).accept(Accept::Any);
+    }
+
     pub(super) fn attributes(&mut self) {
         if self.process.folders_of.is_none() {
             self.working_folder();
         }
+        self.login_uid();
         let Self { program, leader, process, .. } = self;
         let leader = *leader;
         if process.folders_of.is_none() {

@@ -44,6 +44,7 @@ impl Site {
             clocks: BTreeMap::from([(libc::CLOCK_MONOTONIC, 1_000_000_000_000)]),
             prepared: BTreeMap::new(),
             removed: BTreeMap::new(),
+            login_uid: Some(u32::MAX),
         }
     }
 }

@@ -58,7 +58,9 @@ impl Planner<'_> {
             self.inotify_watches();
             self.fanotify_marks();
             // Others have them too: nothing is closed for the last time.
-            self.program.call(self.leader, Sysno::close_range, args![*first, *last, 0]).note("the last helpers");
+            self.program
+                .call(self.leader, Sysno::close_range, args![*first, *last, 0])
+                .note("the last helpers");
         }
     }
 
