@@ -49,7 +49,7 @@ static void pipes(void) {
         CHECK(write(back[1], "waiting", 7) == 7, "write");
         tree_set_up();
         tree_wait(pid, parent);
-        CHECK(read(there[0], text, sizeof text) == 5 && !memcmp(text, "first", 5), "what was in the pipe");
+        CHECK(read(there[0], text, 5) == 5 && !memcmp(text, "first", 5), "what was in the pipe");
         while (read(there[0], text, 1) == 1) CHECK(write(back[1], text, 1) == 1, "write");
         _exit(0);
     }
@@ -58,7 +58,7 @@ static void pipes(void) {
     CHECK(write(there[1], "first", 5) == 5, "write");
     tree_ready(1);
     probe_wait();
-    CHECK(read(back[0], text, sizeof text) == 7 && !memcmp(text, "waiting", 7), "what was in the other pipe");
+    CHECK(read(back[0], text, 7) == 7 && !memcmp(text, "waiting", 7), "what was in the other pipe");
     for (int i = 0; i < 1000; i++) {
         char byte = (char)i, answer;
         CHECK(write(there[1], &byte, 1) == 1 && read(back[0], &answer, 1) == 1 && answer == byte, "answer %d", i);
@@ -118,7 +118,6 @@ static void memory(void) {
     char *named = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     CHECK(named != MAP_FAILED, "mmap: %s", strerror(errno));
     probe_fill(named, bytes, 6);
-    TRY(close(file));
     volatile int *turn = (volatile int *)shared, *stop = turn + 1, *count = turn + 2;
     tree_begin();
     pid_t child = tree_fork();
@@ -198,9 +197,9 @@ static void table(int flags) {
     mode_t mask = umask(022);
     umask(mask);
     char folder[4096];
+    CHECK(getcwd(folder, sizeof folder), "getcwd");
     tree_ready(1);
     probe_wait();
-    CHECK(getcwd(folder, sizeof folder), "getcwd");
     tree_ends(child, 0);
     if (flags & CLONE_FILES) CHECK(fcntl(333, F_GETFD) == 0, "the child's descriptor is not ours");
     if (flags & CLONE_FS) {

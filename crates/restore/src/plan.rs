@@ -289,7 +289,8 @@ impl<'a> Planner<'a> {
         let mut inherited = growing.inherited.clone();
         if let Some(memory) = memory {
             let specials = self.memory(memory, inherited.as_ref())?;
-            self.mm_fields(memory);
+            let same_program = inherited.as_ref().is_some_and(|inherited| inherited.memory.exe == memory.exe);
+            self.mm_fields(memory, same_program);
             inherited = Some(Inherited { memory, specials });
         }
         self.end_turn();

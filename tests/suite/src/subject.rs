@@ -140,6 +140,8 @@ impl Subject {
             "--kill, but the program ended with {}",
             process::describe(status)
         );
+        // Those below it are ours now, and keep their ids until somebody waits for them.
+        process::reap_all(&process::children(std::process::id()));
         Ok(())
     }
 

@@ -13,6 +13,7 @@ use super::{Planner, Special, args};
 use crate::error::RestoreError;
 
 const PR_SET_PDEATHSIG: i32 = 1;
+const PR_SET_CHILD_SUBREAPER: i32 = 36;
 const SIGKILL: i32 = 9;
 const CLONE_VM: u64 = 0x100;
 const CLONE_FS: u64 = 0x200;
@@ -104,6 +105,13 @@ impl<'a> Planner<'a> {
         inherited: Option<&Inherited<'a>>,
         waiting: &mut Waiting<'a>,
     ) {
+        if let Fate::Lives(process) = node.fate
+            && process.child_subreaper
+        {
+            // Orphans are left to it.
+            let args = args![PR_SET_CHILD_SUBREAPER, 1];
+            self.program.call(self.leader, Sysno::prctl, args).note("child subreaper");
+        }
         let made = |early| self.tree.made_by(node.id, early).copied().collect::<Vec<Node<'a>>>();
         let (early, late) = (made(true), made(false));
         for child in early {

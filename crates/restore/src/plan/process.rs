@@ -78,12 +78,15 @@ impl Planner<'_> {
         self.own_proc = Some(mounted.done());
     }
 
-    pub(super) fn mm_fields(&mut self, memory: &AddressSpace) {
+    /// What the kernel knows of the address space; the executable too, unless it is that of the parent: it cannot be set while it is
+    /// mapped.
+    pub(super) fn mm_fields(&mut self, memory: &AddressSpace, same_program: bool) {
         let fields = memory.fields.unwrap_or_default();
         let auxv = self.program.bytes(&memory.auxv);
         let auxv_len = u64::try_from(memory.auxv.len()).expect("image lengths are checked");
         // struct prctl_mm_map; the executable waits at descriptor 0, the lowest free.
-        let exe_fd: u64 = if memory.exe.is_some() { 0 } else { u32::MAX.into() };
+        let exe = memory.exe.as_ref().filter(|_| !same_program);
+        let exe_fd: u64 = if exe.is_some() { 0 } else { u32::MAX.into() };
         let map = self.program.words(&[
             fields.start_code,
             fields.end_code,
@@ -100,7 +103,7 @@ impl Planner<'_> {
             auxv_len | exe_fd << 32,
         ]);
         self.program.point(map, 88, auxv);
-        if let Some(exe) = &memory.exe
+        if let Some(exe) = exe
             && let Some(identity) = &exe.identity
         {
             self.open_mapped(exe, identity, libc::O_RDONLY);
@@ -109,7 +112,7 @@ impl Planner<'_> {
         self.program
             .call(self.leader, Sysno::prctl, args)
             .note("fields of the address space and /proc/PID/exe");
-        if memory.exe.is_some() {
+        if exe.is_some() {
             self.program.call(self.leader, Sysno::close, args![0]);
         }
     }
