@@ -120,7 +120,11 @@ static void zombies(void) {
     }
     siginfo_t info;
     pid_t all[] = {zero, code, killed, term};
-    for (int i = 0; i < 4; i++) TRY(waitid(P_PID, (id_t)all[i], &info, WEXITED | WNOWAIT));
+    for (int i = 0; i < 4; i++) {
+        int got;
+        do got = waitid(P_PID, (id_t)all[i], &info, WEXITED | WNOWAIT); while (got == -1 && errno == EINTR);
+        CHECK(got == 0, "waitid: %s", strerror(errno));
+    }
     sig_atomic_t before = told;
     probe_ready();
     probe_wait();

@@ -62,12 +62,13 @@ pub(crate) fn look(options: &Options) -> Result<Findings> {
     }
     for proc in &procs {
         findings.turn_to(proc.id());
-        let checked = check_member(proc, &all, &mut findings);
+        let checked = check_member(proc, &mut findings);
         // One below may have ended meanwhile.
         if proc.id() == pid || !has_ended(proc) {
             checked?;
         }
     }
+    check_others(&procs, &all, &mut findings);
     // What will go into the image counts in the freeze only.
     let mut contents = Contents::new(options.file_level);
     let living: Vec<Proc> = procs.into_iter().filter(|proc| proc.id() == pid || !has_ended(proc)).collect();
@@ -77,9 +78,8 @@ pub(crate) fn look(options: &Options) -> Result<Findings> {
 }
 
 /// Everything that can be told of one process of the tree.
-fn check_member(proc: &Proc, all: &[i32], findings: &mut Findings) -> Result<()> {
+fn check_member(proc: &Proc, findings: &mut Findings) -> Result<()> {
     check_running(proc, findings)?;
-    check_others(proc, all, findings);
     check_state(proc, findings)?;
     check_namespaces_of_threads(proc, findings)
 }
@@ -205,24 +205,31 @@ fn check_running(proc: &Proc, findings: &mut Findings) -> Result<()> {
 }
 
 /// A debugger would lose what it traces; and what is shared with a process outside comes back as a copy.
-fn check_others(proc: &Proc, family: &[i32], findings: &mut Findings) {
+fn check_others(procs: &[Proc], family: &[i32], findings: &mut Findings) {
     const KINDS: &[(Shared, &str)] =
         &[(Shared::Memory, "memory"), (Shared::Files, "descriptors"), (Shared::Fs, "working directory")];
-    let pid = proc.id();
-    for other in proc::processes().unwrap_or_default().into_iter().filter(|other| *other != pid) {
-        let inside = family.contains(&other);
-        // Processes that end meanwhile and those of others, which we may not ask, do not count.
-        let same = |kind| kcmp::compare(kind, proc.living(), other).is_ok_and(std::cmp::Ordering::is_eq);
-        let shared: Vec<&str> = KINDS.iter().filter(|(kind, _)| same(*kind)).map(|(_, name)| *name).collect();
-        if !shared.is_empty() && !inside {
-            let reason = format!("it shares its {} with process {other}", shared.join(" and its "));
-            let remedy = format!("wait until process {other} has ended, or end it");
-            findings.add(format!("process {pid}"), reason, remedy);
-        }
+    for other in proc::processes().unwrap_or_default() {
         let tracer = Proc::open(other).and_then(|other| other.status()).map_or(0, |status| status.tracer_pid);
-        if tracer == pid {
+        if tracer != other && family.contains(&tracer) {
+            findings.turn_to(tracer);
             let reason = format!("it traces process {other}");
-            findings.add(format!("process {pid}"), reason, "end the tracing first");
+            findings.add(format!("process {tracer}"), reason, "end the tracing first");
+        }
+        if family.contains(&other) {
+            continue;
+        }
+        for proc in procs {
+            // Processes that end meanwhile and those of others, which we may not ask, do not count.
+            let same = |kind| kcmp::compare(kind, proc.living(), other).is_ok_and(std::cmp::Ordering::is_eq);
+            let shared: Vec<&str> =
+                KINDS.iter().filter(|(kind, _)| same(*kind)).map(|(_, name)| *name).collect();
+            if !shared.is_empty() {
+                let pid = proc.id();
+                findings.turn_to(pid);
+                let reason = format!("it shares its {} with process {other}", shared.join(" and its "));
+                let remedy = format!("wait until process {other} has ended, or end it");
+                findings.add(format!("process {pid}"), reason, remedy);
+            }
         }
     }
 }
