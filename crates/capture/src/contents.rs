@@ -28,8 +28,19 @@ pub(crate) enum Source {
     Descriptor(i32),
     /// Mapped here.
     Mapping(Mapping),
+    /// Mapped, and this user may not open it through the mapping: what the mappings show.
+    Shown,
     /// As its executable.
     Exe,
+}
+
+/// What a content is read from.
+#[derive(Debug)]
+pub(crate) enum Opened {
+    /// The file itself.
+    File(File),
+    /// The target's mappings of it.
+    Mappings,
 }
 
 /// Files whose content goes into the image.
@@ -74,8 +85,17 @@ impl Contents {
     pub(crate) fn descriptor(&self, device: u64, inode: u64) -> Option<i32> {
         match self.files[*self.known.get(&(device, inode))?].1 {
             Source::Descriptor(fd) => Some(fd),
-            Source::Mapping(_) | Source::Exe => None,
+            Source::Mapping(_) | Source::Shown | Source::Exe => None,
         }
+    }
+
+    /// Whether the target has a descriptor of a file that had this name and has none any more.
+    pub(crate) fn has_unlinked(&self, path: &[u8]) -> bool {
+        self.files.iter().any(|(record, source)| {
+            matches!(source, Source::Descriptor(_))
+                && record.kind() != Kind::Named
+                && record.identity.as_ref().is_some_and(|identity| identity.path == path)
+        })
     }
 
     /// The record and the source of a content.
@@ -108,12 +128,12 @@ impl Contents {
     ///
     /// # Errors
     /// When one cannot be read.
-    pub(crate) fn open(&self, proc: &Proc) -> Result<Vec<(FileContent, File)>> {
+    pub(crate) fn open(&self, proc: &Proc) -> Result<Vec<(FileContent, Opened)>> {
         self.files.iter().map(|(record, source)| open(proc, record, source)).collect()
     }
 }
 
-fn open(proc: &Proc, record: &FileContent, source: &Source) -> Result<(FileContent, File)> {
+fn open(proc: &Proc, record: &FileContent, source: &Source) -> Result<(FileContent, Opened)> {
     let pid = proc.id();
     let path = record.identity.as_ref().map(|identity| identity.path.clone()).unwrap_or_default();
     let name = format!("content of {}", String::from_utf8_lossy(&path));
@@ -132,6 +152,7 @@ fn open(proc: &Proc, record: &FileContent, source: &Source) -> Result<(FileConte
             })?,
             opened => opened.during("open", pid, &name)?,
         },
+        Source::Shown => return Ok((record.clone(), Opened::Mappings)),
         Source::Exe => proc.open_file("exe", OFlags::RDONLY).during("open", pid, &name)?,
     };
     let mut record = record.clone();
@@ -144,7 +165,7 @@ fn open(proc: &Proc, record: &FileContent, source: &Source) -> Result<(FileConte
         let seals = rustix::fs::fcntl_get_seals(&file).unwrap_or(SealFlags::empty());
         record.seals = seals.bits();
     }
-    Ok((record, file))
+    Ok((record, Opened::File(file)))
 }
 
 /// A mapped file under its name, if that is still the same file: for those who may not open it through the mapping.

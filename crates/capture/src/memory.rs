@@ -3,6 +3,7 @@
 //! The same survey serves preflight (for its findings) and the frozen target (for its records).
 
 mod guards;
+mod hidden;
 mod shared;
 
 use std::collections::HashMap;
@@ -282,18 +283,22 @@ impl Memory {
         if let (Some(&at), false) = (self.known.get(&key), mapping.deleted) {
             // The first mapping that can be written through may make its content one to be kept.
             if writes && self.files[at].flags & flags != flags {
-                self.files[at].content = stored(mapping, &link(proc, mapping, contents)?, writes, contents)?;
+                self.files[at].content = stored(mapping, link(proc, mapping, contents)?, writes, contents)?;
                 self.files[at].flags |= flags;
             }
             return Ok((vma::Backing::File, u32::try_from(at).expect("few files"), content));
         }
-        let link = link(proc, mapping, contents)?;
+        let (link, source) = link(proc, mapping, contents)?;
         if link.stat.file_type() != libc::S_IFREG {
             return Err(("memory of a device is not supported".to_owned(), LATER));
         }
-        let stored = stored(mapping, &link, writes, contents)?;
+        if matches!(source, Source::Shown) {
+            hidden::check(proc, mapping)?;
+        }
+        let identity = identity(&link);
+        let stored = stored(mapping, (link, source), writes, contents)?;
         let at = self.files.len();
-        self.files.push(MappedFile { identity: Some(identity(&link)), flags, content: stored });
+        self.files.push(MappedFile { identity: Some(identity), flags, content: stored });
         if !mapping.deleted {
             self.known.insert(key, at);
         }
@@ -304,16 +309,15 @@ impl Memory {
 /// The id of a mapped file's content, if it goes into the image.
 fn stored(
     mapping: &Mapping,
-    link: &Link,
+    (link, source): (Link, Source),
     writes: bool,
     contents: &mut Contents,
 ) -> Result<Option<u32>, Refusal> {
-    let source = Source::Mapping(mapping.clone());
     if let MappingKind::Memfd(name) = mapping.kind() {
-        return Ok(Some(contents.memfd(link, name, source)));
+        return Ok(Some(contents.memfd(&link, name, source)));
     }
     if link.reachable {
-        return Ok(contents.named(link, source, writes, contents::MAPPED));
+        return Ok(contents.named(&link, source, writes, contents::MAPPED));
     }
     if !link.deleted {
         let reason = "the mapped file cannot be found under its name".to_owned();
@@ -323,15 +327,17 @@ fn stored(
         let reason = "the mapped file lives on under another name (a hard link) that cannot be found";
         return Err((reason.to_owned(), "put a link to it back under its old name: ln OTHER-NAME OLD-NAME"));
     }
-    Ok(Some(contents.unlinked(link, source, writes)))
+    Ok(Some(contents.unlinked(&link, source, writes)))
 }
 
-/// The file behind a mapping, by the kernel's own link where that is permitted, else by a descriptor of it or by the name shown.
-fn link(proc: &Proc, mapping: &Mapping, contents: &Contents) -> Result<Link, Refusal> {
+/// The file behind a mapping, by the kernel's own link where that is permitted, else by a descriptor of it or by the name shown; and
+/// from what its content is read.
+fn link(proc: &Proc, mapping: &Mapping, contents: &Contents) -> Result<(Link, Source), Refusal> {
+    let source = || Source::Mapping(mapping.clone());
     match proc.mapped_file(mapping) {
         Ok(mut link) => {
             link.find_other_name(&[]);
-            return Ok(link);
+            return Ok((link, source()));
         }
         Err(error) if error.is_denied() => {}
         Err(error) => return Err((error.to_string(), "try again")),
@@ -339,13 +345,17 @@ fn link(proc: &Proc, mapping: &Mapping, contents: &Contents) -> Result<Link, Ref
     if let Some(fd) = contents.descriptor(mapping.device, mapping.inode)
         && let Ok(link) = proc.link(&format!("fd/{fd}"))
     {
-        return Ok(link);
+        return Ok((link, source()));
+    }
+    if mapping.deleted && !contents.has_unlinked(&mapping.name) {
+        return Ok(hidden::link(mapping));
     }
     let unreachable = |_| {
         ("the mapped file cannot be found under its name".to_owned(), "make it reachable under that name")
     };
     let stat = FileStat::from_stat(&rustix::fs::stat(&mapping.name[..]).map_err(unreachable)?);
-    Ok(Link { target: mapping.name.clone(), deleted: mapping.deleted, reachable: !mapping.deleted, stat })
+    let (deleted, reachable) = (mapping.deleted, !mapping.deleted);
+    Ok((Link { target: mapping.name.clone(), deleted, reachable, stat }, source()))
 }
 
 #[cfg(test)]

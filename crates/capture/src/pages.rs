@@ -16,7 +16,7 @@ use rewake_linux::pagemap::{self, PageMap, Query, Run};
 use rewake_linux::proc::Proc;
 use rustix::fs::OFlags;
 
-use crate::contents::Contents;
+use crate::contents::{Contents, Opened};
 use crate::error::{CaptureError, During, Result};
 use crate::memory::{Content, MappedPart, Memory, SharedObject};
 
@@ -90,8 +90,11 @@ pub(crate) fn plan(proc: &Proc, memory: &Memory, contents: &Contents) -> Result<
     for object in &memory.shared {
         plan.add_object(proc, parts.of(object), object)?;
     }
-    for (record, file) in contents.open(proc)? {
-        plan.add_content(pid, record, file)?;
+    for (record, opened) in contents.open(proc)? {
+        match opened {
+            Opened::File(file) => plan.add_content(pid, record, file)?,
+            Opened::Mappings => plan.add_shown(pid, memory, record, &mut map)?,
+        }
     }
     Ok(plan)
 }
@@ -211,6 +214,29 @@ impl Plan {
             Err(error) => return Err(error).during("open", pid, name),
         }
         self.shared.push(record);
+        Ok(())
+    }
+
+    /// Adds the content of a file as far as the target's mappings show it.
+    fn add_shown(
+        &mut self,
+        pid: i32,
+        memory: &Memory,
+        mut record: FileContent,
+        map: &mut PageMap,
+    ) -> Result<()> {
+        let name = format!("content {}", record.id);
+        let target = ProcessMemory::open(pid)
+            .map_err(|error| CaptureError::failed("open", pid, "memory", error.source))?;
+        let (parts, size) = memory.shown(record.id, &target, map).during("scan pages", pid, name)?;
+        for MappedPart { address, offset, len } in parts {
+            record.pages.push(Extent { address: offset, length: len, stream_offset: self.total });
+            self.push(len, Place::Memory(address));
+        }
+        if let Some(identity) = &mut record.identity {
+            identity.size = size;
+        }
+        self.contents.push(record);
         Ok(())
     }
 

@@ -11,7 +11,8 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use rewake_image::pages::BLOCK_SIZE_U64;
-use rewake_image::records::{FileContent, file_content::Kind, path_of};
+use rewake_image::records::vma::Backing;
+use rewake_image::records::{FileContent, Vma, file_content::Kind, path_of};
 use rewake_image::{Image, PageReader};
 use rewake_linux::hugetlb;
 use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, SealFlags};
@@ -99,7 +100,11 @@ fn make(image: &Image, content: &FileContent, dir: &Path) -> io::Result<File> {
             if content.huge_page_shift != 0 {
                 return huge(folder, content).or_else(|_| memfd(content));
             }
-            nameless(folder).or_else(|_| nameless(&std::env::temp_dir())).or_else(|_| nameless(dir))
+            // A file system for temporary files may forbid to run what is on it.
+            let ours =
+                || if is_run(image, content.id) { memfd(content) } else { Err(io::ErrorKind::Other.into()) };
+            let elsewhere = || nameless(&std::env::temp_dir()).or_else(|_| nameless(dir));
+            nameless(folder).or_else(|_| ours()).or_else(|_| elsewhere())
         }
         // A file system that holds images may forbid to run what is on it.
         Kind::Named if is_mapped(image, content.id) || content.huge_page_shift != 0 => memfd(content),
@@ -139,6 +144,16 @@ fn memfd(content: &FileContent) -> io::Result<File> {
 fn is_mapped(image: &Image, id: u32) -> bool {
     let exe = image.process.memory.iter().filter_map(|memory| memory.exe.as_ref());
     image.mapped_files.iter().chain(exe).any(|file| file.content == Some(id))
+}
+
+/// Whether the program runs code of the file.
+fn is_run(image: &Image, id: u32) -> bool {
+    const EXECUTABLE: u32 = libc::PROT_EXEC.cast_unsigned();
+    let Some(memory) = &image.process.memory else { return false };
+    let file = |vma: &Vma| image.mapped_files.get(usize::try_from(vma.object).ok()?)?.content;
+    let runs = |vma: &&Vma| vma.backing() == Backing::File && vma.protection & EXECUTABLE != 0;
+    memory.exe.as_ref().and_then(|exe| exe.content) == Some(id)
+        || memory.vmas.iter().filter(runs).any(|vma| file(vma) == Some(id))
 }
 
 /// Size, owner and mode.

@@ -84,6 +84,7 @@ const MEMORY: &[Row] = &[
         &[
             once("mem_file_truncated named"),
             once("mem_file_truncated deleted"),
+            probe("mem_file_truncated private"),
             once("mem_file_truncated shm"),
         ],
     ),

@@ -23,6 +23,7 @@ const SOON: Duration = Duration::from_secs(5);
 
 pub(super) fn run(workshop: &Workshop, report: &mut Report) {
     report.test("an ordinary user saves, and wakes if the binary may choose ids", || ordinary_user(workshop));
+    report.test("an ordinary user's program, its library upgraded while it runs", || upgraded(workshop));
     report.test("a hostile image gives nobody what only the binary may", || hostile(workshop));
 }
 
@@ -88,6 +89,24 @@ fn open_instead(image: &mut Image, flags: OFlags) {
             });
         }
     }
+}
+
+/// Nothing but the mappings has the old library any more, and it was where the user may make nothing.
+fn upgraded(workshop: &Workshop) -> Result<()> {
+    let user = workshop.as_user()?;
+    let compile = |options: &[&str]| user.compile("answer", &[&["-shared", "-fPIC"], options].concat());
+    let (ours, other) = (compile(&[])?, compile(&["-DANSWER=7"])?);
+    let folder = user.folder("library-of-root")?;
+    let library = folder.join("lib").join("libanswer.so");
+    fs::create_dir(folder.join("lib"))?;
+    fs::copy(&ours, &library)?;
+    let program = user.compile("mem_dlopen", &[])?;
+    let mut subject = Subject::start_in(&user, &program, &[&library.display().to_string()], folder)?;
+    fs::copy(&other, subject.folder.join("lib/new"))?;
+    fs::rename(subject.folder.join("lib/new"), &library)?;
+    subject.save_and_kill(&user)?;
+    subject.resume_and_pass(&user, &[])?;
+    process::nothing_left(&[], SOON)
 }
 
 fn hostile(workshop: &Workshop) -> Result<()> {
