@@ -212,9 +212,14 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
         login_uid,
         kernels,
     };
-    planner.birth();
-    if site.inside {
-        planner.own_proc();
+    if image.removed_files.is_empty() {
+        planner.birth();
+        planner.before_files();
+    } else {
+        // Until what is made for a moment is removed again the new process outlives `resume`.
+        planner.before_files();
+        planner.make_removed_files();
+        planner.birth();
     }
     planner.open_files()?;
     planner.session();

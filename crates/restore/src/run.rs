@@ -121,10 +121,17 @@ pub fn start<'a>(
     // Before it begins: whoever watches one of these files would be told that it was closed.
     drop((helpers, prepared));
     let options = ptrace::Options { exit_kill: true, suspend_seccomp: plan.traced.is_some() };
-    let leader = ptrace::seize(pid, options);
     let threads = u32::try_from(image.process.threads.len()).expect("image counts are checked");
     let mut seed = Seed { pid, plan, options, threads, assembled, stage, leader: None, others: None, init };
-    seed.leader = Some(leader.map_err(|error| system("PTRACE_SEIZE", "new process", error.source))?);
+    seed.wait_made();
+    match ptrace::seize(pid, options) {
+        Ok(leader) => seed.leader = Some(leader),
+        // It may have failed before it was to be traced.
+        Err(error) => {
+            let error = || system("PTRACE_SEIZE", "new process", error.source);
+            return Err(seed.failure().unwrap_or_else(error));
+        }
+    }
     seed.stage.arrive(&seed.assembled, plan.gate);
     Ok(seed)
 }
@@ -230,6 +237,15 @@ impl Seed<'_> {
             std::thread::sleep(POLL);
         }
         Ok(())
+    }
+
+    /// Waits until it has removed what it makes for a moment: traced by us, it would die with us between.
+    fn wait_made(&self) {
+        let waiting = || self.stage.arrived(&self.assembled, self.plan.gate) == 0 && self.failure().is_none();
+        let lives = || Proc::open(self.pid).and_then(|proc| proc.stat()).is_ok_and(|stat| stat.state != 'Z');
+        while !self.plan.made.is_empty() && waiting() && lives() {
+            std::thread::sleep(POLL);
+        }
     }
 
     /// What it made for a moment and did not come to remove again.

@@ -17,7 +17,7 @@ const PERMISSIONS: u32 = 0o7777;
 
 impl Planner<'_> {
     /// Makes all of them. Their numbers stay open until the helpers are closed.
-    pub(super) fn make_removed_files(&mut self) {
+    pub(in super::super) fn make_removed_files(&mut self) {
         let image = self.image;
         if image.removed_files.is_empty() {
             return;
