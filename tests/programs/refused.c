@@ -1,6 +1,6 @@
 /* Things that must be refused by name.
    argument: child, socket, reading (a regular file held open for reading: not refused), zombie, sharer (a process that is no
-   child has the same memory), ldt (modify_ldt), keyring, secret (memfd_secret), aio (io_setup), other-process and ended-thread
+   child has the same memory), memory-file (one maps a memfd too), ldt (modify_ldt), keyring, secret (memfd_secret), aio (io_setup), other-process and ended-thread
    (open files of /proc that tell of those), permission (fanotify), queued (events of inotify). */
 #include "probe.h"
 #include <asm/ldt.h>
@@ -35,6 +35,12 @@ static void *open_own(void *none) {
     return none;
 }
 
+static int share_file(void) {
+    int fd = TRY(memfd_create("shared", MFD_CLOEXEC));
+    TRY(ftruncate(fd, 4096));
+    return fd;
+}
+
 static void set_up(const char *kind) {
     if (!strcmp(kind, "permission")) {
         GET(mkdir("guarded", 0700));
@@ -57,6 +63,19 @@ static void set_up(const char *kind) {
     if (!strcmp(kind, "sharer")) {
         pid_t between = GET(clone(share_from_afar, stacks[0] + sizeof stacks[0], CLONE_VM | SIGCHLD, NULL));
         CHECK(waitpid(between, NULL, 0) == between && sharer > 0, "clone");
+    }
+    if (!strcmp(kind, "memory-file")) {
+        volatile pid_t *told = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, share_file(), 0);
+        CHECK(told != MAP_FAILED, "mmap");
+        pid_t between = TRY(fork());
+        if (between == 0) {
+            pid_t afar = fork();
+            if (afar == 0) for (;;) pause();
+            *told = afar;
+            _exit(0);
+        }
+        CHECK(waitpid(between, NULL, 0) == between && *told > 0, "fork");
+        sharer = *told;
     }
     if (!strcmp(kind, "ldt")) {
         struct user_desc entry = {.entry_number = 3, .base_addr = 4096, .limit = 4095, .seg_32bit = 1, .useable = 1};

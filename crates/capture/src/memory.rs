@@ -47,6 +47,8 @@ pub(crate) struct Memory {
     /// Places in `files` by path, device and inode.
     known: HashMap<(Vec<u8>, u64, u64), usize>,
     known_objects: shared::Known,
+    /// Mappings shared of files without a name, whose content goes into the image, by device and inode.
+    nameless: (shared::Known, Vec<Mapping>),
 }
 
 /// Looks at every mapping of the target.
@@ -95,6 +97,13 @@ fn check_shared(proc: &Proc, memory: &Memory, findings: &mut Findings) {
         findings.add(
             name(&memory.shared[object].mapping),
             "another process maps this shared memory too",
+            "end the other process first, or capture the program before it starts one",
+        );
+    }
+    for at in shared::mapped_elsewhere(proc.id(), &memory.nameless.0) {
+        findings.add(
+            name(&memory.nameless.1[at]),
+            "another process maps this file without a name too",
             "end the other process first, or capture the program before it starts one",
         );
     }
@@ -293,7 +302,11 @@ impl Memory {
             return Err(("memory of a device is not supported".to_owned(), LATER));
         }
         if matches!(source, Source::Shown) {
-            hidden::check(proc, mapping)?;
+            hidden::check(mapping)?;
+        }
+        if mapping.shared && !link.reachable {
+            self.nameless.0.insert((mapping.device, mapping.inode), self.nameless.1.len());
+            self.nameless.1.push(mapping.clone());
         }
         let identity = identity(&link);
         let stored = stored(mapping, (link, source), writes, contents)?;

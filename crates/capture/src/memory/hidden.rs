@@ -5,9 +5,9 @@ use rewake_image::records::vma;
 use rewake_linux::addr::{PAGE_SIZE, RemoteAddr};
 use rewake_linux::memory::ProcessMemory;
 use rewake_linux::pagemap::{PageMap, Query, Run};
-use rewake_linux::proc::{FileStat, Link, Mapping, MappingKind, Proc, ProcError, VmFlags};
+use rewake_linux::proc::{FileStat, Link, Mapping, MappingKind, ProcError, VmFlags};
 
-use super::shared::{self, apart};
+use super::shared::apart;
 use super::{MappedPart, Memory, Refusal};
 use crate::contents::Source;
 
@@ -39,23 +39,15 @@ pub(super) fn link(mapping: &Mapping) -> (Link, Source) {
 }
 
 /// Refuses what would come back as a copy of something that others see.
-pub(super) fn check(proc: &Proc, mapping: &Mapping) -> Result<(), Refusal> {
+pub(super) fn check(mapping: &Mapping) -> Result<(), Refusal> {
     if mapping.flags.contains(VmFlags::HUGETLB) {
         return Err(("this user may not open the huge pages behind it".to_owned(), AS_ROOT));
     }
-    if !mapping.shared {
-        return Ok(());
-    }
-    if !matches!(mapping.kind(), MappingKind::Memfd(_)) {
+    if mapping.shared && !matches!(mapping.kind(), MappingKind::Memfd(_)) {
         let reason = "the deleted file may live on under another name, which this user is not told";
         return Err((reason.to_owned(), AS_ROOT));
     }
-    let known = shared::Known::from([((mapping.device, mapping.inode), 0)]);
-    if shared::mapped_elsewhere(proc.id(), &known).is_empty() {
-        return Ok(());
-    }
-    let remedy = "end the other process first, or capture the program before it starts one";
-    Err(("another process maps this memory file too".to_owned(), remedy))
+    Ok(())
 }
 
 impl Memory {

@@ -18,6 +18,7 @@ const SOON: Duration = Duration::from_secs(5);
 /// Kinds of state that a resumed program would not have, and a word of the refusal. Those that need no special rights.
 const SETTINGS: &[(&str, &[&str])] = &[
     ("sharer", &["shares its memory"]),
+    ("memory-file", &["another process maps this file without a name"]),
     ("ldt", &["local descriptor table"]),
     ("keyring", &["keyring"]),
     ("secret", &["memfd_secret"]),
