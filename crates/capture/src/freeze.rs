@@ -14,8 +14,9 @@ use crate::waiting::Before;
 
 /// Between looks at threads that have not stopped yet: at first, and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(1));
-/// How often a thread that was stopped inside the vdso may run on, to be stopped outside.
-const STEPS_OUT: u32 = 20;
+/// For how long threads that are stopped inside the vdso are let run on, to be stopped outside. A program that asks for nothing but the
+/// time is found there 24 times of 25.
+const STEPPING_OUT: Duration = Duration::from_millis(30);
 /// How long a killed target may take to vanish.
 const DEATH_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -33,8 +34,6 @@ pub(crate) struct Frozen {
     /// The first thread had ended before it could be stopped.
     leader_ended: bool,
     vdso: Range<u64>,
-    /// By thread id, how often it was let run on out of the vdso.
-    steps_out: BTreeMap<i32, u32>,
 }
 
 /// Stops every thread of process `pid`.
@@ -55,7 +54,6 @@ pub(crate) fn freeze(pid: i32, timeout: Duration) -> Result<Frozen> {
         stopped_by: None,
         leader_ended: false,
         vdso,
-        steps_out: BTreeMap::new(),
     };
     while frozen.stop_new_threads(begin + timeout)? {}
     // The thread through which we looked may have ended meanwhile.
@@ -97,6 +95,7 @@ impl Frozen {
     fn wait_for(&mut self, mut stopping: Vec<Running>, deadline: Instant) -> Result<()> {
         let pid = self.proc.id();
         let mut pause = PAUSES.0;
+        let mut stepping_out: Vec<Running> = Vec::new();
         while !stopping.is_empty() {
             let mut still = Vec::with_capacity(stopping.len());
             for running in stopping {
@@ -107,18 +106,28 @@ impl Frozen {
                         self.leader_ended = true;
                     }
                     Poll::Pending(running) => still.push(running),
+                    Poll::Ready(Event::Stopped(stopped, StopReason::EventStop))
+                        if self.may_step_out(&stopped)? =>
+                    {
+                        stepping_out.push(stopped.cont(0).during("continue", pid, &object)?);
+                    }
                     Poll::Ready(event) => still.extend(self.take(event)?),
                 }
             }
             stopping = still;
-            if stopping.is_empty() {
+            if stopping.is_empty() && stepping_out.is_empty() {
                 break;
             }
             if Instant::now() > deadline {
                 return Err(self.too_slow(&stopping));
             }
-            std::thread::sleep(pause);
+            // Those that step out run on in this time.
+            std::thread::sleep(if stepping_out.is_empty() { pause } else { PAUSES.0 });
             pause = (pause * 2).min(PAUSES.1);
+            for running in stepping_out.drain(..) {
+                running.interrupt().during("interrupt", pid, format!("thread {}", running.tid()))?;
+                stopping.push(running);
+            }
         }
         Ok(())
     }
@@ -135,12 +144,6 @@ impl Frozen {
             Event::Exited(tid, status) => {
                 tracing::debug!(tid, ?status, "thread ended during the freeze");
                 Ok(None)
-            }
-            Event::Stopped(stopped, StopReason::EventStop) if self.may_step_out(&stopped)? => {
-                let object = format!("thread {}", stopped.tid());
-                let running = stopped.cont(0).during("continue", pid, &object)?;
-                running.interrupt().during("interrupt", pid, &object)?;
-                Ok(Some(running))
             }
             Event::Stopped(stopped, StopReason::EventStop) => {
                 self.threads.insert(stopped.tid(), stopped);
@@ -162,18 +165,16 @@ impl Frozen {
         }
     }
 
-    /// Whether a thread is inside the vdso, where it spends some nanoseconds, and has not been let run on too often. Inside, it could not
-    /// go on under another kernel, which has another vdso.
-    fn may_step_out(&mut self, stopped: &Stopped) -> Result<bool> {
+    /// Whether a thread is inside the vdso, where it spends some nanoseconds, and there is time to let it run on. Inside, it could not go
+    /// on under another kernel, which has another vdso.
+    fn may_step_out(&self, stopped: &Stopped) -> Result<bool> {
+        if self.begin.elapsed() > STEPPING_OUT {
+            return Ok(false);
+        }
         let tid = stopped.tid();
         let registers = stopped.registers();
         let at = registers.during("read registers", self.proc.id(), format!("thread {tid}"))?.rip();
-        if !self.vdso.contains(&at) {
-            return Ok(false);
-        }
-        let steps = self.steps_out.entry(tid).or_default();
-        *steps += 1;
-        Ok(*steps <= STEPS_OUT)
+        Ok(self.vdso.contains(&at))
     }
 
     fn too_slow(&self, stopping: &[Running]) -> CaptureError {
