@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use rewake_linux::arch::x86_64::restart;
 use rewake_linux::proc::{MappingKind, Proc};
 use rewake_linux::ptrace::{self, Detached, Event, Poll, PtraceError, Running, StopReason, Stopped};
 
 use crate::error::{CaptureError, During, Result};
 use crate::findings::Findings;
 use crate::preflight;
-use crate::waiting::Before;
+use crate::waiting::{Before, monotonic};
 
 /// Between looks at threads that have not stopped yet: at first, and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(1));
@@ -29,6 +30,8 @@ pub(crate) struct Frozen {
     pub(crate) begin: Instant,
     /// By thread id, the nanoseconds that were left of an interrupted call's time-out, where that is known.
     pub(crate) time_left: BTreeMap<i32, u64>,
+    /// When that was so, in nanoseconds of `CLOCK_MONOTONIC`.
+    asked: u64,
     /// The signal that stopped the process, if it is stopped by job control. It stays so whoever lets it go.
     pub(crate) stopped_by: Option<i32>,
     /// The first thread had ended before it could be stopped.
@@ -51,6 +54,7 @@ pub(crate) fn freeze(pid: i32, timeout: Duration) -> Result<Frozen> {
         threads: BTreeMap::new(),
         begin,
         time_left: BTreeMap::new(),
+        asked: before.asked(),
         stopped_by: None,
         leader_ended: false,
         vdso,
@@ -262,8 +266,23 @@ impl Frozen {
         self.threads.extend(threads.into_iter().map(|thread| (thread.tid(), thread)));
     }
 
+    /// A wait of epoll that is made again is not made for longer than it had still to last.
+    fn shorten_wait(&self, thread: &Stopped) -> std::result::Result<(), PtraceError> {
+        let Some(left) = self.time_left.get(&thread.tid()) else { return Ok(()) };
+        let registers = thread.registers()?;
+        if restart::is_epoll_again(&registers) {
+            let left = self.asked.saturating_add(*left).saturating_sub(monotonic());
+            thread.set_registers(&restart::with_epoll_time_left(&registers, left))?;
+        }
+        Ok(())
+    }
+
     fn detach(&mut self) {
         for (tid, thread) in std::mem::take(&mut self.threads) {
+            // Else it waits longer.
+            if let Err(error) = self.shorten_wait(&thread) {
+                tracing::debug!(tid, %error, "shorten a wait");
+            }
             if let Err(error) = thread.detach(0) {
                 tracing::debug!(tid, %error, "detach");
             }

@@ -2,13 +2,15 @@
 //!
 //! A thread that sleeps with a time-out is interrupted with -ERESTART_RESTARTBLOCK, and the kernel keeps the end of the time-out to
 //! itself. A program that asked for the rest of its sleep has it written to its memory; for the others the scheduler tells since
-//! when the thread was asleep, if it is asked before the freeze wakes the thread.
+//! when the thread was asleep, if it is asked before the freeze wakes the thread. That goes for waits of epoll too, which are made again
+//! in any case.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rewake_linux::addr::RemoteAddr;
-use rewake_linux::arch::x86_64::{Interruption, Registers};
+use rewake_linux::arch::x86_64::forgets::forgets_r10;
+use rewake_linux::arch::x86_64::{Interruption, Registers, restart};
 use rewake_linux::memory::ProcessMemory;
 use rewake_linux::proc::{Proc, Sched};
 use rewake_linux::program::Sysno;
@@ -54,12 +56,19 @@ impl Before {
         Self { threads: tids.into_iter().filter_map(tell).collect(), clocks, asked: monotonic() }
     }
 
+    /// When that was, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub(crate) const fn asked(&self) -> u64 {
+        self.asked
+    }
+
     /// The time left, in nanoseconds, for each thread that was interrupted in a call with a time-out. `proc`'s threads are stopped,
     /// and have not run since they were asked to.
     pub(crate) fn time_left(mut self, proc: &Proc, threads: &BTreeMap<i32, Stopped>) -> BTreeMap<i32, u64> {
         let interrupted = threads.iter().filter_map(|(tid, thread)| {
             let registers = thread.registers().ok()?;
-            (Interruption::of(&registers) == Interruption::RestartBlock).then_some((*tid, registers))
+            let waits = Interruption::of(&registers) == Interruption::RestartBlock
+                || restart::epoll_timeout(&registers).is_some();
+            waits.then_some((*tid, registers))
         });
         let interrupted: Vec<(i32, Registers)> = interrupted.collect();
         if interrupted.is_empty() {
@@ -113,7 +122,8 @@ fn measure_lag(cpu: usize) -> Option<i64> {
     now.cast_signed().checked_sub(own.ok()?.accounted_ns.cast_signed())
 }
 
-fn monotonic() -> u64 {
+/// `CLOCK_MONOTONIC` now, in nanoseconds.
+pub(crate) fn monotonic() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     let now = Duration::try_from(now).unwrap_or_default();
     u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
@@ -144,7 +154,11 @@ impl Timeout {
             // The other waits of futex(2) are until an absolute time: called again, they end when they should.
             timespec(memory, registers.r10()).map(Self::Whole)
         } else {
-            None
+            // The call is made again with another argument, in a register: only if that is nothing to the program.
+            let ms = restart::epoll_timeout(registers)?;
+            let read = |at, bytes: &mut [u8]| memory.read_at(RemoteAddr::new(at), bytes).unwrap_or(0);
+            let forgotten = forgets_r10(registers.rip(), &read);
+            forgotten.then_some(Self::Whole(u64::from(ms) * NANOSECONDS_PER_MS))
         }
     }
 

@@ -252,8 +252,25 @@ const BLOCKED: &[Row] = &[
         &[sleeps("blocked nanosleep"), sleeps("blocked nanosleep_null"), sleeps("blocked clock_nanosleep")],
     ),
     row(
-        "time-outs go on with the time that was left (poll, select, futex)",
-        &[sleeps("blocked poll_timeout"), sleeps("blocked select_timeout"), sleeps("blocked futex_timeout")],
+        "time-outs go on with the time that was left (poll, ppoll, select, pselect, futex; epoll through the C library)",
+        &[
+            sleeps("blocked poll_timeout"),
+            sleeps("blocked ppoll_timeout"),
+            sleeps("blocked select_timeout"),
+            sleeps("blocked pselect_timeout"),
+            sleeps("blocked futex_timeout"),
+            sleeps("blocked epoll_timeout"),
+            sleeps("blocked epoll_pwait_timeout"),
+        ],
+    ),
+    row(
+        "time-outs of other calls may begin anew (epoll_pwait2, sigtimedwait, semtimedop, calls made by the program itself)",
+        &[
+            sleeps("blocked epoll_pwait2_timeout_anew"),
+            sleeps("blocked epoll_register_timeout_anew"),
+            sleeps("blocked sigtimedwait_timeout_anew"),
+            Probe { again: false, ..sleeps("blocked semtimedop_timeout_anew") },
+        ],
     ),
     row(
         "sleeps and waits until an absolute time",
