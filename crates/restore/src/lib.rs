@@ -190,6 +190,7 @@ pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<R
     let woken = wake(&ready, prepared, init, &mut transaction, &mut phase);
     let (pid, mut notes) = transaction.end(woken)?;
     notes.extend(removed::notes(image, &site.removed));
+    notes.extend(spaces::clock_note(image, &spaces));
     phase.end();
     Ok(Restored {
         pid,

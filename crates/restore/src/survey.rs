@@ -160,7 +160,8 @@ fn clocks(shift: ClockOffsets) -> BTreeMap<i32, u64> {
     clocks.into_iter().filter_map(|(number, clock)| Some((number, nanoseconds(clock)?))).collect()
 }
 
-fn is_same_boot(image: &Image) -> bool {
+/// Whether the image was made on this host since it was started.
+pub fn is_same_boot(image: &Image) -> bool {
     let then = image.manifest.host.as_ref().map(|host| &host.boot_id);
     let now = rewake_linux::host::Host::here().ok().map(|host| host.boot_id);
     now.is_some_and(|now| !now.is_empty() && then == Some(&now))

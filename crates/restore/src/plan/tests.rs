@@ -37,6 +37,12 @@ fn the_sample_image_is_planned_as_it_was() {
 }
 
 #[test]
+fn an_image_with_everything_has_a_plan() {
+    let plan = Plan::sample(&sample::everything()).expect("no refusal").expect("all rules kept");
+    assert!(plan.program.assembled_size() > 0);
+}
+
+#[test]
 fn a_vdso_of_another_size_is_refused_by_name() {
     let image = sample::image();
     let mut site = sample_site(&image);

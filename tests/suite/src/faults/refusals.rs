@@ -36,10 +36,10 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
     report.test("folder that is not there", || missing_folder(workshop));
     report.test("image folder that exists", || existing_image(workshop));
     report.test("tree of two processes is refused", || {
-        refused(workshop, "child", &["process", "child", "tree"])
+        refused(workshop, "child", &["children", "trees of more than one process"])
     });
     report.test("process with a zombie child is refused", || {
-        refused(workshop, "zombie", &["process", "child", "zombie"])
+        refused(workshop, "zombie", &["children", "trees of more than one process"])
     });
     report.test("network socket is refused by name", || refused(workshop, "socket", &["socket"]));
     for (kind, words) in SETTINGS {
@@ -120,7 +120,7 @@ fn read_only_mount(workshop: &Workshop) -> Result<()> {
     let place = subject.folder.join("closed");
     fs::create_dir(&place)?;
     let _mounted = Mounted::new(&["-t", "tmpfs", "-o", "ro", "tmpfs"], &place)?;
-    fails(workshop, subject, &place.join("image"), &["read-only", "writ", "permi"])?;
+    fails(workshop, subject, &place.join("image"), &["read-only"])?;
     no_entries(&place)
 }
 
@@ -128,13 +128,13 @@ fn below_a_file(workshop: &Workshop) -> Result<()> {
     let subject = start(workshop, "below-a-file", "busy", &[])?;
     let file = subject.folder.join("file");
     fs::write(&file, "")?;
-    fails(workshop, subject, &file.join("image"), &["directory", "folder"])
+    fails(workshop, subject, &file.join("image"), &["directory|folder"])
 }
 
 fn missing_folder(workshop: &Workshop) -> Result<()> {
     let subject = start(workshop, "missing-folder", "busy", &[])?;
     let folder = subject.folder.join("nowhere");
-    fails(workshop, subject, &folder.join("image"), &["no such", "not exist", "nowhere"])?;
+    fails(workshop, subject, &folder.join("image"), &["there is no folder|no such file"])?;
     ensure!(!folder.exists(), "the missing folder was made");
     Ok(())
 }
@@ -202,7 +202,7 @@ fn zombie(workshop: &Workshop) -> Result<()> {
     let mut child = Command::new("true").spawn().context("starting true")?;
     let dead = process::await_some(SOON, || process::glimpse(child.id()).filter(|seen| seen.state == 'Z'));
     ensure!(dead.is_some(), "true does not end");
-    let result = refuses_pid(workshop, &folder, child.id(), &["zombie", "ended", "dead", "exited"]);
+    let result = refuses_pid(workshop, &folder, child.id(), &["it has ended (a zombie"]);
     child.wait()?;
     result
 }

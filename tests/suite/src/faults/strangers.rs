@@ -64,7 +64,8 @@ fn others_process(workshop: &Workshop) -> Result<()> {
     let ended = process::run(save_command(&user, subject.pid(), &folder.join("image")), &folder, "save")?;
     ended.expect_code("save", 1)?;
     ended.expect_words("save", &[&subject.pid().to_string()])?;
-    ended.expect_words("save", &["permi", "denied", "owner"])?;
+    ended
+        .expect_words("save", &["belongs to user|does not let this user", "run the command as the owner"])?;
     ensure!(!folder.join("image").exists(), "an image is left");
     let mut subject = subject;
     subject.pass().context("the target after the refusal")
@@ -101,7 +102,11 @@ fn unreadable(workshop: &Workshop) -> Result<()> {
     subject.save_and_kill(&user)?;
     for (path, name) in [(subject.image(), "image"), (subject.image().join("records"), "records")] {
         fs::set_permissions(&path, Permissions::from_mode(0o000)).context(name)?;
-        refuses(subject.resume_command(&user), &subject.folder, &["permission denied", "image"])?;
+        refuses(
+            subject.resume_command(&user),
+            &subject.folder,
+            &["permission denied", &format!("{}", path.display())],
+        )?;
         fs::set_permissions(&path, Permissions::from_mode(0o700)).context(name)?;
     }
     process::nothing_left(&[], SOON)
