@@ -175,7 +175,7 @@ fn no_image(workshop: &Workshop) -> Result<()> {
     fs::remove_dir_all(subject.image())?;
     refuses(workshop, &subject, &["no such directory"])?;
     fs::create_dir(subject.image())?;
-    refuses(workshop, &subject, &["not a rewake image: it has no file"])
+    refuses(workshop, &subject, &["no complete image in this store"])
 }
 
 fn pid_taken(workshop: &Workshop) -> Result<()> {
