@@ -26,6 +26,7 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
     report.test("traced process is refused, its tracer named", || traced(workshop));
     report.test("save into a folder of another user", || others_folder(workshop));
     report.test("resume of an image that may not be read", || unreadable(workshop));
+    report.test("resume of an image of somebody else, also by root", || somebody_elses(workshop));
     report.test("resume while the pid is a stranger's", || pid_of_a_stranger(workshop));
     report.test("resume while the pid is a zombie's", || pid_of_a_zombie(workshop));
     report.test("resume waits for a zombie to be reaped", || zombie_is_reaped(workshop));
@@ -109,6 +110,22 @@ fn unreadable(workshop: &Workshop) -> Result<()> {
         )?;
         fs::set_permissions(&path, Permissions::from_mode(0o700)).context(name)?;
     }
+    process::nothing_left(&[], SOON)
+}
+
+fn somebody_elses(workshop: &Workshop) -> Result<()> {
+    let user = another_user(workshop)?;
+    let account = user.account().context("the user's account")?;
+    let subject = captured(workshop, "somebody-elses")?;
+    let (image, records) = (subject.image(), subject.image().join("records"));
+    for path in [&image, &records] {
+        account.give(path)?;
+        let words = [&format!("{}", path.display()), "it belongs to user", "chown"];
+        refuses(subject.resume_command(workshop), &subject.folder, &words)?;
+        std::os::unix::fs::chown(path, Some(0), Some(0)).context("taking it back")?;
+    }
+    fs::set_permissions(&records, Permissions::from_mode(0o666)).context("records for all")?;
+    refuses(subject.resume_command(workshop), &subject.folder, &["others may write it", "chmod"])?;
     process::nothing_left(&[], SOON)
 }
 
