@@ -1,9 +1,13 @@
 /* Things that must be refused by name.
    argument: child, socket, reading (a regular file held open for reading: not refused), zombie, sharer (a process that is no
    child has the same memory), memory-file (one maps a memfd too), ldt (modify_ldt), keyring, secret (memfd_secret), aio (io_setup), other-process and ended-thread
-   (open files of /proc that tell of those), permission (fanotify), queued (events of inotify). */
+   (open files of /proc that tell of those), permission (fanotify), queued (events of inotify); what is no stream to the outside, though
+   it is a standard stream: socket-at-0 (it listens), idle-at-0 (not connected), datagrams-at-0, socketpair-at-0 (the program has both
+   sides), ptmx-at-0. */
 #include "probe.h"
+#include <arpa/inet.h>
 #include <asm/ldt.h>
+#include <netinet/in.h>
 #include <sched.h>
 #include <sys/fanotify.h>
 #include <sys/inotify.h>
@@ -39,6 +43,37 @@ static int share_file(void) {
     int fd = TRY(memfd_create("shared", MFD_CLOEXEC));
     TRY(ftruncate(fd, 4096));
     return fd;
+}
+
+static void put_at_0(int fd) {
+    TRY(dup2(fd, 0));
+    if (fd != 0) TRY(close(fd));
+}
+
+static void standard_input(const char *kind) {
+    struct sockaddr_in here = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr *address = (struct sockaddr *)&here;
+    if (!strcmp(kind, "socket-at-0")) {
+        put_at_0(GET(socket(AF_INET, SOCK_STREAM, 0)));
+        GET(bind(0, address, sizeof here));
+        TRY(listen(0, 1));
+    }
+    if (!strcmp(kind, "idle-at-0")) put_at_0(GET(socket(AF_UNIX, SOCK_STREAM, 0)));
+    if (!strcmp(kind, "datagrams-at-0")) {
+        put_at_0(GET(socket(AF_INET, SOCK_DGRAM, 0)));
+        here.sin_port = htons(9);
+        GET(connect(0, address, sizeof here));
+    }
+    if (!strcmp(kind, "socketpair-at-0")) {
+        int pair[2];
+        TRY(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+        /* The output goes on at 1. */
+        TRY(dup2(pair[0], 0));
+        TRY(dup2(pair[1], 2));
+        TRY(close(pair[0]));
+        TRY(close(pair[1]));
+    }
+    if (!strcmp(kind, "ptmx-at-0")) put_at_0(GET(posix_openpt(O_RDWR | O_NOCTTY)));
 }
 
 static void set_up(const char *kind) {
@@ -122,6 +157,7 @@ int main(int argc, char **argv) {
         CHECK(read(fd, &byte, 1) == 1, "read");
     }
     set_up(kind);
+    standard_input(kind);
     probe_ready();
     while (!probe_resumed()) usleep(5000);
     if (sharer) TRY(kill(sharer, SIGKILL));

@@ -15,6 +15,15 @@ use crate::workshop::Workshop;
 
 const SOON: Duration = Duration::from_secs(5);
 
+/// Standard streams that no stream of `resume` can take the place of, and a word of the refusal.
+const STANDARD_INPUT: &[(&str, &[&str])] = &[
+    ("socket-at-0", &["listens for connections"]),
+    ("idle-at-0", &["not connected"]),
+    ("datagrams-at-0", &["socket of a kind"]),
+    ("socketpair-at-0", &["other side is the program's own"]),
+    ("ptmx-at-0", &["ptmx"]),
+];
+
 /// Kinds of state that a resumed program would not have, and a word of the refusal. Those that need no special rights.
 const SETTINGS: &[(&str, &[&str])] = &[
     ("sharer", &["shares its memory"]),
@@ -42,6 +51,12 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
         refused(workshop, "zombie", &["children", "trees of more than one process"])
     });
     report.test("network socket is refused by name", || refused(workshop, "socket", &["socket"]));
+    for (kind, words) in STANDARD_INPUT {
+        report.test(
+            &format!("standard input that is no stream from outside is refused by name: {kind}"),
+            || refused(workshop, kind, words),
+        );
+    }
     for (kind, words) in SETTINGS {
         report.test(&format!("setting that would be lost is refused by name: {kind}"), || {
             refused(workshop, kind, words)
