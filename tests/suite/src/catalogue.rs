@@ -151,7 +151,7 @@ const MEMORY: &[Row] = &[
     ),
     row("memory policies of mappings (mbind), one node", &[probe("mem_policy")]),
     row(
-        "very many mappings: 60,000 of a page each, 5,000 shared objects",
+        "very many mappings: 60,000 of a page each, 20,000 shared objects",
         &[probe("mem_many 60000"), probe("mem_many 20000 shared")],
     ),
     row(
