@@ -118,15 +118,28 @@ fn check_shared(proc: &Proc, memory: &Memory, findings: &mut Findings) {
     }
 }
 
-/// Whether a mapping has another protection key than 0; processors without keys have no such lines.
+/// Whether a mapping has a protection key that the program gave it; processors without keys have no such lines. Memory that can only be
+/// executed has one of the kernel's, and will again.
 fn uses_protection_keys(smaps: &[u8]) -> bool {
     const LINE: &[u8] = b"ProtectionKey:";
+    const ONLY_EXECUTED: &[u8] = b"--x";
     let first_mapping = &smaps[..smaps.len().min(4096)];
-    first_mapping.windows(LINE.len()).any(|part| part == LINE)
-        && smaps
-            .split(|byte| *byte == b'\n')
-            .filter_map(|line| line.strip_prefix(LINE))
-            .any(|key| key.trim_ascii() != b"0")
+    if !first_mapping.windows(LINE.len()).any(|part| part == LINE) {
+        return false;
+    }
+    let mut kernels = false;
+    for line in smaps.split(|byte| *byte == b'\n') {
+        if let Some(key) = line.strip_prefix(LINE) {
+            if key.trim_ascii() != b"0" && !kernels {
+                return true;
+            }
+        } else if line.first().is_some_and(|first| first.is_ascii_hexdigit() && !first.is_ascii_uppercase()) {
+            // The first line of a mapping: only there an address comes first.
+            let rights = line.split(|byte| *byte == b' ').nth(1);
+            kernels = rights.is_some_and(|rights| rights.starts_with(ONLY_EXECUTED));
+        }
+    }
+    false
 }
 
 /// Whether a mapping is no longer there.
@@ -382,6 +395,9 @@ mod tests {
         assert!(!uses_protection_keys(smaps("0").as_bytes()));
         assert!(uses_protection_keys((smaps("0") + &smaps("1")).as_bytes()));
         assert!(!uses_protection_keys(b"1000-2000 rw-p 0 00:00 0\nVmFlags: rd wr\n"));
+        let executed = smaps("1").replace("rw-p", "--xp");
+        assert!(!uses_protection_keys(executed.as_bytes()));
+        assert!(uses_protection_keys((executed + &smaps("1")).as_bytes()));
     }
 
     #[test]
