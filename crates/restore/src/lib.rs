@@ -187,7 +187,9 @@ pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<R
     let put_back = transaction.paths();
     let (image, plan, site, pages) = (&image, &plan, &site, &pages);
     let ready = Ready { image, reader: &reader, plan, site, pages, note: spaces.note };
-    let woken = wake(&ready, prepared, init, &mut transaction, &mut phase);
+    let left = removed::Left::default();
+    let woken = wake(&ready, prepared, init, &left, &mut transaction, &mut phase);
+    let woken = left.name(woken);
     let (pid, mut notes) = transaction.end(woken)?;
     notes.extend(removed::notes(image, &site.removed));
     notes.extend(spaces::clock_note(image, &spaces));
@@ -220,12 +222,13 @@ fn wake(
     ready: &Ready<'_>,
     prepared: contents::Prepared,
     init: Option<Init>,
+    left: &removed::Left,
     transaction: &mut Transaction,
     phase: &mut Phases<'_>,
 ) -> Result<(i32, Vec<String>), RestoreError> {
     let Ready { image, reader, plan, site, pages, note } = *ready;
     phase.run("put back", || transaction.apply(image, reader))?;
-    let mut seed = phase.run("start", || run::start(image, plan, site, pages, prepared, init))?;
+    let mut seed = phase.run("start", || run::start(image, plan, site, pages, prepared, init, left))?;
     phase.begin("memory");
     run::verify(image, reader, &|| transaction.check(), &mut *phase.progress)?;
     phase.run("park", || seed.wait_parked(&|| transaction.check()))?;

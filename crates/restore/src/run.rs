@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rewake_image::records::page_stream::Compression;
@@ -19,6 +20,7 @@ use crate::Progress;
 use crate::contents::Prepared;
 use crate::error::RestoreError;
 use crate::plan::{Plan, Site};
+use crate::removed::Left;
 use crate::spaces;
 
 /// How long a dead process may keep its id before its parent takes note of it.
@@ -31,6 +33,10 @@ const POLL: Duration = Duration::from_micros(100);
 pub struct Seed<'a> {
     pid: i32,
     plan: &'a Plan,
+    /// Those that it makes things in.
+    folders: &'a [Arc<OwnedFd>],
+    /// Where is remembered what it made and we could not remove.
+    left: &'a Left,
     options: ptrace::Options,
     threads: u32,
     assembled: Assembled,
@@ -100,10 +106,11 @@ pub fn verify(
 pub fn start<'a>(
     image: &Image,
     plan: &'a Plan,
-    site: &Site,
+    site: &'a Site,
     pages: &OwnedFd,
     prepared: Prepared,
     init: Option<Init>,
+    left: &'a Left,
 ) -> Result<Seed<'a>, RestoreError> {
     let pid = image.process.pid;
     let system = |operation, object: &str, source| RestoreError::System {
@@ -122,7 +129,9 @@ pub fn start<'a>(
     drop((helpers, prepared));
     let options = ptrace::Options { exit_kill: true, suspend_seccomp: plan.traced.is_some() };
     let threads = u32::try_from(image.process.threads.len()).expect("image counts are checked");
-    let mut seed = Seed { pid, plan, options, threads, assembled, stage, leader: None, others: None, init };
+    let (folders, leader, others) = (&site.removed.folders[..], None, None);
+    let mut seed =
+        Seed { pid, plan, folders, left, options, threads, assembled, stage, leader, others, init };
     seed.wait_made();
     match ptrace::seize(pid, options) {
         Ok(leader) => seed.leader = Some(leader),
@@ -136,7 +145,7 @@ pub fn start<'a>(
     Ok(seed)
 }
 
-/// Our standard streams, the page stream and prepared files at the numbers the plan expects them at; the seed inherits them.
+/// Our standard streams, the page stream, prepared files and folders of removed ones at the numbers the plan expects them at; the seed inherits them.
 fn helper_descriptors(site: &Site, pages: &OwnedFd, prepared: &Prepared) -> io::Result<Vec<OwnedFd>> {
     let null = File::options().read(true).write(true).open("/dev/null")?;
     let streams =
@@ -155,6 +164,9 @@ fn helper_descriptors(site: &Site, pages: &OwnedFd, prepared: &Prepared) -> io::
     helpers.push(rustix::io::fcntl_dupfd_cloexec(pages, site.pages())?);
     for (file, number) in prepared.descriptors().zip(site.first_prepared()..) {
         helpers.push(rustix::io::fcntl_dupfd_cloexec(file, number)?);
+    }
+    for (folder, number) in site.removed.folders.iter().zip(site.first_folder()..) {
+        helpers.push(rustix::io::fcntl_dupfd_cloexec(folder, number)?);
     }
     for (helper, expected) in helpers.iter().zip(site.fd_base..) {
         if helper.as_raw_fd() != expected {
@@ -254,10 +266,9 @@ impl Seed<'_> {
         for made in self.plan.made.iter().rev() {
             if happened(made.made) && !made.gone.is_some_and(happened) {
                 let path = rewake_image::records::path_of(&made.path);
-                // Whatever else is in its place by now stays.
-                let removed =
-                    if made.folder { std::fs::remove_dir(path) } else { std::fs::remove_file(path) };
-                tracing::debug!(path = %path.display(), ?removed, "left by a restore that failed");
+                if let Some(outside) = self.folders.get(made.outside) {
+                    self.left.remove(outside, &made.names, made.folder, path);
+                }
             }
         }
     }

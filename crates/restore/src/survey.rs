@@ -19,7 +19,7 @@ use crate::contents::Prepared;
 use crate::credentials::Identity;
 use crate::error::RestoreError;
 use crate::plan::{Plan, Site, Special, check, free_gap, plan};
-use crate::removed;
+use crate::removed::{self, Places};
 use crate::spaces::Spaces;
 
 /// Descriptors below this are left to the image and to ourselves in any case.
@@ -91,6 +91,8 @@ fn survey(
     let vdso = another_vdso(image, &specials)?;
     raise_descriptor_limit();
     let limits = own.limits().map_err(|source| proc_error(image, source))?;
+    // They are among our descriptors.
+    let removed = removed::places(image, &options.dir)?;
     let own_fds = own.fd_numbers().map_err(|source| proc_error(image, source))?;
     let highest = numbers(image).chain(own_fds).max().unwrap_or(0);
     if highest >= HIGHEST_FD {
@@ -101,7 +103,7 @@ fn survey(
         });
     }
     let fd_base = (highest + 1).max(LOWEST_FD_BASE);
-    check_descriptor_limit(image, fd_base, prepared)?;
+    check_descriptor_limit(image, fd_base, prepared, &removed)?;
     let mut identity = Identity::own().map_err(|source| RestoreError::System {
         operation: "survey",
         pid: image.process.pid,
@@ -128,7 +130,7 @@ fn survey(
         clocks: clocks(spaces.shift),
         same_boot: spaces.keeps_clocks.unwrap_or_else(|| is_same_boot(image)),
         prepared: BTreeMap::new(),
-        removed: removed::places(image, &options.dir)?,
+        removed,
         login_uid: own
             .read("loginuid")
             .ok()
@@ -203,9 +205,16 @@ fn raise_descriptor_limit() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
-fn check_descriptor_limit(image: &Image, fd_base: i32, prepared: &Prepared) -> Result<(), RestoreError> {
-    let files = u64::try_from(image.open_files.len() + image.removed_files.len() + prepared.ids().count())
-        .unwrap_or(u64::MAX);
+fn check_descriptor_limit(
+    image: &Image,
+    fd_base: i32,
+    prepared: &Prepared,
+    removed: &Places,
+) -> Result<(), RestoreError> {
+    // The number of a folder around a removed one counts all that were made before.
+    let made = 2 * image.removed_files.len() + removed.folders.len() + removed.around(image);
+    let files = image.open_files.len() + made + prepared.ids().count();
+    let files = u64::try_from(files).unwrap_or(u64::MAX);
     let needed = files.saturating_add(HELPERS).saturating_add(fd_base.unsigned_abs().into());
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     if needed <= limit {

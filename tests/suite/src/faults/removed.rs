@@ -29,6 +29,7 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
             Ok(std::os::unix::fs::chown(subject.folder.join("a"), Some(0), Some(0))?)
         })
     });
+    report.test("a removed working folder, and a link leads elsewhere where it was", || linked(workshop));
     report.test(&format!("SIGKILL to resume at {KILLS} instants leaves no removed folder"), || {
         killed(workshop)
     });
@@ -45,6 +46,18 @@ fn elsewhere(workshop: &Workshop, name: &str, change: impl Fn(&Subject) -> Resul
     resumed.expect_code("resume", 0)?;
     resumed.expect_words("resume", &["which was removed, comes back as if it had been"])?;
     process::nothing_left(&[], SOON)
+}
+
+/// Nothing is made, not for a moment, where the link leads.
+fn linked(workshop: &Workshop) -> Result<()> {
+    let victim = workshop.folder("removed-victim")?;
+    let before = fs::metadata(&victim)?.modified()?;
+    elsewhere(workshop, "removed-linked", |subject| {
+        fs::remove_dir(subject.folder.join("a"))?;
+        Ok(std::os::unix::fs::symlink(&victim, subject.folder.join("a"))?)
+    })?;
+    ensure!(fs::metadata(&victim)?.modified()? == before, "something was made where the link leads");
+    Ok(())
 }
 
 /// Whatever `resume` had begun, the process it was making finishes.
