@@ -1,12 +1,15 @@
 /* Things that must be refused by name.
    argument: child, socket, reading (a regular file held open for reading: not refused), zombie, sharer (a process that is no
-   child has the same memory), memory-file (one maps a memfd too), ldt (modify_ldt), keyring, secret (memfd_secret), aio (io_setup), other-process and ended-thread
+   child has the same memory), memory-file (one maps a memfd too), ldt (modify_ldt), keyring, secret (memfd_secret), aio (a thread
+   waits for a request that is in flight), other-process and ended-thread
    (open files of /proc that tell of those), permission (fanotify), queued (events of inotify); what is no stream to the outside, though
    it is a standard stream: socket-at-0 (it listens), idle-at-0 (not connected), datagrams-at-0, socketpair-at-0 (the program has both
    sides), ptmx-at-0. */
 #include "probe.h"
 #include <arpa/inet.h>
 #include <asm/ldt.h>
+#include <linux/aio_abi.h>
+#include <poll.h>
 #include <netinet/in.h>
 #include <sched.h>
 #include <sys/fanotify.h>
@@ -76,6 +79,27 @@ static void standard_input(const char *kind) {
     if (!strcmp(kind, "ptmx-at-0")) put_at_0(GET(posix_openpt(O_RDWR | O_NOCTTY)));
 }
 
+static aio_context_t context;
+static pthread_t waiter;
+static int ends[2], told;
+
+static void *wait_for_event(void *none) {
+    struct io_event event;
+    long got = syscall(SYS_io_getevents, context, 1L, 1L, &event, NULL);
+    CHECK(got == 1 && event.data == 7 && __atomic_load_n(&told, __ATOMIC_SEQ_CST), "io_getevents %ld: %s", got, strerror(errno));
+    return none;
+}
+
+static void wait_in_flight(void) {
+    GET(syscall(SYS_io_setup, 1, &context));
+    TRY(pipe(ends));
+    struct iocb request = {.aio_lio_opcode = IOCB_CMD_POLL, .aio_fildes = (uint32_t)ends[0], .aio_buf = POLLIN, .aio_data = 7};
+    struct iocb *all[1] = {&request};
+    GET(syscall(SYS_io_submit, context, 1L, all));
+    PTRY(pthread_create(&waiter, NULL, wait_for_event, NULL));
+    usleep(100000);
+}
+
 static void set_up(const char *kind) {
     if (!strcmp(kind, "permission")) {
         GET(mkdir("guarded", 0700));
@@ -118,8 +142,7 @@ static void set_up(const char *kind) {
     }
     if (!strcmp(kind, "keyring")) GET(syscall(SYS_keyctl, 0, -2, 1));
     if (!strcmp(kind, "aio")) {
-        unsigned long context = 0;
-        GET(syscall(SYS_io_setup, 1, &context));
+        wait_in_flight();
     }
     if (!strcmp(kind, "secret")) {
         int fd = GET(syscall(447, 0));
@@ -160,6 +183,11 @@ int main(int argc, char **argv) {
     standard_input(kind);
     probe_ready();
     while (!probe_resumed()) usleep(5000);
+    if (waiter) {
+        __atomic_store_n(&told, 1, __ATOMIC_SEQ_CST);
+        CHECK(write(ends[1], "x", 1) == 1, "write");
+        PTRY(pthread_join(waiter, NULL));
+    }
     if (sharer) TRY(kill(sharer, SIGKILL));
     if (child && !strcmp(kind, "child")) TRY(kill(child, SIGKILL));
     if (child) CHECK(waitpid(child, NULL, 0) == child, "waitpid: %s", strerror(errno));

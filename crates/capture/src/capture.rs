@@ -92,6 +92,7 @@ pub(crate) fn run(options: &Options, progress: &mut dyn FnMut(Progress)) -> Resu
         memory: image.stream.stream_length,
         files_for_writing,
         files_stored: image.file_contents.len(),
+        aio_contexts: image.process.aio_contexts.len(),
         paused,
         total: begin.elapsed(),
     })
@@ -140,6 +141,8 @@ fn look_at_frozen(options: &Options, mut process: Process, phases: &mut Phases<'
     let files = files::survey(&proc, &mut contents, &mut findings)?;
     phases.begin("memory");
     let memory = memory::survey(&proc, &mut contents, &mut findings)?;
+    // What requests on their way read belongs to the pages.
+    memory::aio::settle(pid, &mut process, &memory.vmas, &mut findings)?;
     executable(&proc, &mut process, &mut contents)?;
     let plan = pages::plan(&proc, &memory, &contents)?;
     findings.into_result()?;

@@ -2,6 +2,7 @@
 //!
 //! The same survey serves preflight (for its findings) and the frozen target (for its records).
 
+pub(crate) mod aio;
 mod guards;
 mod hidden;
 mod shared;
@@ -279,11 +280,8 @@ impl Memory {
             }
             MappingKind::File(_) | MappingKind::Memfd(_) => self.file(proc, mapping, contents),
             MappingKind::Special(name) if name.starts_with(b"/[aio]") => {
-                // Nobody is told whether requests are on their way, not even the program itself: one of them would be lost, and whoever
-                // waits for it would wait for ever.
-                let reason = "asynchronous I/O contexts (io_setup) are not supported: requests on their way cannot be seen";
-                let remedy = "let the program do without them: databases and the like have a setting for native asynchronous I/O";
-                Err((reason.to_owned(), remedy))
+                aio::check(proc, mapping)?;
+                Ok((vma::Backing::Aio, 0, Content::None))
             }
             MappingKind::Special(name) if name.starts_with(b"anon_inode:[io_uring]") => {
                 refuse("io_uring is not supported yet")

@@ -4,6 +4,7 @@
 //! doubt numbers: every reference leads somewhere, every length is bounded, everything that is ordered is in order. Whether
 //! *this host* can wake the image is not asked here.
 
+mod aio;
 mod contents;
 mod files;
 mod memory;
@@ -52,6 +53,7 @@ pub(crate) fn image(image: &Image) -> Result<(), ImageError> {
     removed::check(image)?;
     memory::check(image)?;
     memory::registrations(&image.process)?;
+    aio::check(image)?;
     ensure!(
         image.manifest.root_pid == image.process.pid,
         "Manifest",

@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod aio;
 pub mod check;
 pub mod container;
 pub mod describe;

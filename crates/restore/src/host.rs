@@ -1,5 +1,6 @@
 //! What the host must offer, checked before anything is created.
 
+mod aio;
 mod fifos;
 mod kernel;
 mod memory;

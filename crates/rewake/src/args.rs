@@ -82,7 +82,7 @@ pub struct Chkpnt {
     pub engine: Engine,
 
     /// Print one JSON object instead of the summary line, on standard output: image, pid, processes, threads, image_bytes,
-    /// memory_bytes (before compression), killed, paused_ms, total_ms, mb_per_s
+    /// memory_bytes (before compression), killed, paused_ms, total_ms, mb_per_s, notes
     #[arg(long)]
     pub json: bool,
 

@@ -355,6 +355,10 @@ const FILES: &[Row] = &[
         &[once("file_owner signals")],
     ),
     row(
+        "contexts of asynchronous I/O: their ids, events not read yet in their places, rings moved and read-only",
+        &[probe("file_aio")],
+    ),
+    row(
         "inotify: same watch numbers, IN_ONESHOT, targets moved or deleted and still open",
         &[once("file_inotify"), once("file_inotify deleted")],
     ),

@@ -1,5 +1,6 @@
 //! The address space: everything of the seed goes, the image's mappings come, are filled ([`fill`]) and finished ([`finish`]).
 
+mod aio;
 mod fill;
 mod finish;
 mod kernels;
@@ -40,6 +41,7 @@ impl Planner<'_> {
         self.shared_memory(memory)?;
         self.mappings(memory)?;
         self.fill(&memory.pages, 0);
+        self.contexts(memory);
         self.guards(memory);
         self.protect(memory);
         self.seal_files();
@@ -97,11 +99,8 @@ impl Planner<'_> {
                     }
                     self.map(vma, filled, 0, 0);
                 }
-                Backing::SharedMemory
-                | Backing::Vdso
-                | Backing::Vvar
-                | Backing::VvarVclock
-                | Backing::Aio => {}
+                Backing::Aio => self.reserve(vma),
+                Backing::SharedMemory | Backing::Vdso | Backing::Vvar | Backing::VvarVclock => {}
             }
         }
         if open.is_some() {

@@ -308,3 +308,24 @@ fn what_mappings_are_beside_their_content_is_planned_in_order() {
     let places = ["mbind(", "in 4 parts", "guard at", "mseal("].map(|what| listing.find(what).expect(what));
     assert!(places.is_sorted(), "{listing}");
 }
+
+#[test]
+fn contexts_of_asynchronous_io_are_made_moved_and_filled_in_their_place() {
+    let image = sample::everything();
+    let ring = image.process.aio_contexts[0].address;
+    let plan = Plan::sample(&image).expect("not refused").expect("by the rules");
+    let listing = plan.program.listing();
+    let lines: Vec<&str> = listing.lines().collect();
+    let place = |what: String| lines.iter().position(|line| line.contains(&what)).expect(&what);
+    let places = [
+        place(format!("mmap({ring:#x}, 4096, 0")),
+        place("io_setup(1, ".to_owned()),
+        place(format!("munmap({ring:#x}")),
+        place("mremap(*&[".to_owned()),
+        place(format!("io_getevents({ring:#x}, 31, 31")),
+        place(format!("io_submit({ring:#x}, 2")),
+        place(format!("events, context {ring:#x}")),
+    ];
+    assert!(places.is_sorted(), "{listing}");
+    assert!(lines[place(format!("events, context {ring:#x}"))].contains(", 2, 0, 0) = 64"), "{listing}");
+}

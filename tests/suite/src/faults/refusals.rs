@@ -31,7 +31,7 @@ const SETTINGS: &[(&str, &[&str])] = &[
     ("ldt", &["local descriptor table"]),
     ("keyring", &["keyring"]),
     ("secret", &["memfd_secret"]),
-    ("aio", &["io_setup"]),
+    ("aio", &["io_getevents"]),
     ("permission", &["permission to open files"]),
     ("queued", &["bytes of events are queued"]),
     ("other-process", &["tells of another process"]),
