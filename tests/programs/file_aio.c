@@ -1,7 +1,11 @@
 /* Contexts of asynchronous I/O (io_setup): rings of different sizes, events that were not read yet in one (in the middle of its ring,
-   and around its end), another that is empty, moved and read-only ones. */
+   and around its end), another that is empty, moved and read-only ones.
+   argument: late (requests come to their end during the capture). */
 #include "probe.h"
 #include <linux/aio_abi.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/timerfd.h>
 
 #define FEW 3
 #define AROUND 20
@@ -84,8 +88,32 @@ static void work(aio_context_t context, const char *what) {
     CHECK(get(context, 0, 1, &event) == -1 && errno == EINVAL, "%s: there after its end", what);
 }
 
+/* There is always a request in flight, that comes to its end while the program stands still, and tells an eventfd. */
+static int late(void) {
+    aio_context_t context = set_up(1);
+    int timer = TRY(timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK)), told = TRY(eventfd(0, EFD_NONBLOCK));
+    struct itimerspec soon = {.it_value = {0, 30000000}};
+    for (uint64_t round = 1, last = 0; !last || round < last + 3; round++) {
+        TRY(timerfd_settime(timer, 0, &soon, NULL));
+        struct iocb request = {.aio_data = round, .aio_lio_opcode = IOCB_CMD_POLL, .aio_fildes = (uint32_t)timer, .aio_buf = POLLIN,
+            .aio_flags = IOCB_FLAG_RESFD, .aio_resfd = (uint32_t)told};
+        struct iocb *all[1] = {&request};
+        if (syscall(SYS_io_submit, context, 1L, all) != 1) skip("IOCB_CMD_POLL: %s", strerror(errno));
+        if (round == 1) probe_ready();
+        struct pollfd one = {.fd = told, .events = POLLIN};
+        CHECK(poll(&one, 1, 5000) == 1, "round %lu: the eventfd was not told", round);
+        uint64_t count = 0;
+        CHECK(read(told, &count, 8) == 8 && count == 1, "round %lu: told %lu times", round, count);
+        struct io_event event;
+        CHECK(get(context, 1, 1, &event) == 1 && event.data == round && event.res == POLLIN, "round %lu: its event", round);
+        if (!last && probe_resumed()) last = round;
+    }
+    return probe_pass();
+}
+
 int main(int argc, char **argv) {
     probe_start(argc, argv);
+    if (argc > 2 && !strcmp(argv[2], "late")) return late();
     data = TRY(open("data", O_RDWR | O_CREAT | O_TRUNC, 0600));
     probe_fill(file_data, sizeof file_data, 3);
     CHECK(write(data, file_data, sizeof file_data) == (ssize_t)sizeof file_data, "write");

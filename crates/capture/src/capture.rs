@@ -137,12 +137,12 @@ fn look_at_frozen(options: &Options, mut process: Process, phases: &mut Phases<'
     let proc = preflight::open(pid)?;
     let mut findings = Findings::new(pid);
     let mut contents = Contents::new(options.file_level);
+    memory::aio::wait(pid, &mut process)?;
     phases.begin("files");
     let files = files::survey(&proc, &mut contents, &mut findings)?;
     phases.begin("memory");
     let memory = memory::survey(&proc, &mut contents, &mut findings)?;
-    // What requests on their way read belongs to the pages.
-    memory::aio::settle(pid, &mut process, &memory.vmas, &mut findings)?;
+    memory::aio::read(pid, &mut process, &memory.vmas, &mut findings)?;
     executable(&proc, &mut process, &mut contents)?;
     let plan = pages::plan(&proc, &memory, &contents)?;
     findings.into_result()?;
@@ -192,6 +192,7 @@ fn write_pages(
     let progress = &mut phases.progress;
     frozen.plan.write(pid, &writer, &mut |done| progress(Progress::Pages { done, total }))?;
     let vdso = vdso(pid, &frozen.memory)?;
+    memory::aio::still(pid, &frozen.process.aio_contexts)?;
     if has_ended(&frozen.proc) {
         return Err(CaptureError::failed("read", pid, "process", "it was killed meanwhile"));
     }

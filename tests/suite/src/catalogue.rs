@@ -355,8 +355,8 @@ const FILES: &[Row] = &[
         &[once("file_owner signals")],
     ),
     row(
-        "contexts of asynchronous I/O: their ids, events not read yet in their places, rings moved and read-only",
-        &[probe("file_aio")],
+        "contexts of asynchronous I/O: their ids, events not read yet in their places, rings moved and read-only, requests that end late",
+        &[probe("file_aio"), probe("file_aio late")],
     ),
     row(
         "inotify: same watch numbers, IN_ONESHOT, targets moved or deleted and still open",

@@ -41,47 +41,87 @@ pub(super) fn check(proc: &Proc, mapping: &Mapping) -> Result<(), Refusal> {
     Ring::parse(&header, mapping.length()).map(|_| ()).map_err(|reason| (reason, whole))
 }
 
-/// Waits until requests have come to their end, as far as can be seen, and reads the rings of the target's contexts, which stands still
-/// since it told which they are.
+/// Waits until requests have come to their end, as far as can be seen, and notes the rings' headers. What they read, and whom they tell
+/// (eventfds), is looked at afterwards. The target stands still since it told its contexts.
 ///
 /// # Errors
-/// When its memory cannot be read any more. Rings that are no contexts and threads that wait for requests go to `findings`.
-pub(crate) fn settle(pid: i32, process: &mut Process, vmas: &[Vma], findings: &mut Findings) -> Result<()> {
+/// When its memory cannot be read any more.
+pub(crate) fn wait(pid: i32, process: &mut Process) -> Result<()> {
+    let contexts = &mut process.aio_contexts;
+    if contexts.is_empty() {
+        return Ok(());
+    }
+    let failed = |error| failed(pid, error);
+    let memory = ProcessMemory::open(pid).map_err(failed)?;
+    let begin = Instant::now();
+    let mut changed = begin;
+    loop {
+        for context in contexts.iter_mut() {
+            let now = header(&memory, RemoteAddr::new(context.address)).map_err(failed)?;
+            if now[..] != context.ring[..] {
+                (context.ring, changed) = (now.to_vec(), Instant::now());
+            }
+        }
+        if changed.elapsed() >= QUIET || begin.elapsed() >= LONGEST {
+            break;
+        }
+        std::thread::sleep(PAUSE);
+    }
+    tracing::debug!(elapsed = ?begin.elapsed(), "waited for asynchronous I/O");
+    Ok(())
+}
+
+/// Reads the rings of the contexts.
+///
+/// # Errors
+/// When the target's memory cannot be read any more, or a request came to its end since [`wait`]. Rings that are no contexts and threads
+/// that wait for requests go to `findings`.
+pub(crate) fn read(pid: i32, process: &mut Process, vmas: &[Vma], findings: &mut Findings) -> Result<()> {
+    still(pid, &process.aio_contexts)?;
     let known = std::mem::take(&mut process.aio_contexts);
     let rings: Vec<&Vma> = vmas.iter().filter(|vma| vma.backing() == Backing::Aio).collect();
     if rings.is_empty() {
         return Ok(());
     }
-    for vma in rings.iter().filter(|vma| known.iter().all(|context| context.address != vma.start)) {
-        let object = format!("mapping {:#x}-{:#x} /[aio]", vma.start, vma.end);
-        let reason = "it is the ring of an asynchronous I/O context (io_setup) of another process";
-        findings.add(object, reason, "let the program unmap what it has inherited from its parent");
-    }
-    let failed =
-        |error: MemoryError| CaptureError::failed("read", pid, "asynchronous I/O contexts", error.source);
-    let memory = ProcessMemory::open(pid).map_err(failed)?;
-    let begin = Instant::now();
-    let look = || -> std::result::Result<Vec<[u8; EVENT]>, MemoryError> {
-        rings.iter().map(|vma| header(&memory, RemoteAddr::new(vma.start))).collect()
-    };
-    let mut last = look().map_err(failed)?;
-    let mut changed = begin;
-    while changed.elapsed() < QUIET && begin.elapsed() < LONGEST {
-        std::thread::sleep(PAUSE);
-        let now = look().map_err(failed)?;
-        if now != last {
-            (last, changed) = (now, Instant::now());
-        }
-    }
-    tracing::debug!(elapsed = ?begin.elapsed(), "waited for asynchronous I/O");
-    for (vma, header) in rings.iter().zip(&last) {
-        let ring = Ring::parse(header, vma.length());
+    let memory = ProcessMemory::open(pid).map_err(|error| failed(pid, error))?;
+    for vma in rings {
+        let Some(known) = known.iter().find(|context| context.address == vma.start) else {
+            let object = format!("mapping {:#x}-{:#x} /[aio]", vma.start, vma.end);
+            let reason = "it is the ring of an asynchronous I/O context (io_setup) of another process";
+            findings.add(object, reason, "let the program unmap what it has inherited from its parent");
+            continue;
+        };
+        let ring = Ring::parse(&known.ring, vma.length());
         let ring = ring.map_err(|reason| CaptureError::failed("read", pid, "ring of events", reason))?;
-        let context = context(&memory, vma, header, &ring).map_err(failed)?;
+        let context = context(&memory, vma, &known.ring, &ring).map_err(|error| failed(pid, error))?;
         process.aio_contexts.push(context);
     }
     waiting(process, &memory, findings);
     Ok(())
+}
+
+/// Makes sure that no request has come to its end since: what it read might be in the image in parts only, and its event is not.
+///
+/// # Errors
+/// When one has.
+pub(crate) fn still(pid: i32, contexts: &[AioContext]) -> Result<()> {
+    if contexts.is_empty() {
+        return Ok(());
+    }
+    let memory = ProcessMemory::open(pid).map_err(|error| failed(pid, error))?;
+    for context in contexts {
+        let now = header(&memory, RemoteAddr::new(context.address)).map_err(|error| failed(pid, error))?;
+        if !context.ring.starts_with(&now) {
+            let object = format!("asynchronous I/O context {:#x}", context.address);
+            let reason = "a request came to its end only while the image was made";
+            return Err(CaptureError::failed("capture", pid, object, reason).advise(LATER));
+        }
+    }
+    Ok(())
+}
+
+fn failed(pid: i32, error: MemoryError) -> CaptureError {
+    CaptureError::failed("read", pid, "asynchronous I/O contexts", error.source)
 }
 
 fn header(memory: &ProcessMemory, start: RemoteAddr) -> std::result::Result<[u8; EVENT], MemoryError> {
@@ -94,7 +134,7 @@ fn header(memory: &ProcessMemory, start: RemoteAddr) -> std::result::Result<[u8;
 fn context(
     memory: &ProcessMemory,
     vma: &Vma,
-    header: &[u8; EVENT],
+    header: &[u8],
     ring: &Ring,
 ) -> std::result::Result<AioContext, MemoryError> {
     let mut bytes = header.to_vec();
