@@ -178,7 +178,8 @@ fn wanted(registers: &Registers) -> Option<(u64, u64)> {
     }
     let least = registers.rsi();
     match registers.rax().cast_signed() {
-        // It was interrupted, and is made again.
+        // It was interrupted, and is made again: its registers may have been set to that already.
+        again if again == call.cast_signed() => Some((registers.rdi(), least)),
         result if result == -i64::from(libc::EINTR) || result == -ERESTARTNOHAND => {
             Some((registers.rdi(), least))
         }
@@ -203,6 +204,7 @@ mod tests {
             wanted(&registers)
         };
         assert_eq!(stopped(IO_GETEVENTS, 2, -4), Some((0x1000, 2)));
+        assert_eq!(stopped(IO_GETEVENTS, 2, 208), Some((0x1000, 2)), "to be made again");
         assert_eq!(stopped(IO_PGETEVENTS, 2, -514), Some((0x1000, 2)));
         assert_eq!(stopped(IO_GETEVENTS, 2, 1), Some((0x1000, u64::MAX)));
         assert_eq!(stopped(IO_GETEVENTS, 2, 2), None);
