@@ -19,6 +19,7 @@ pub mod credentials;
 pub mod error;
 pub mod host;
 pub mod interrupted;
+mod notes;
 mod owner;
 pub mod plan;
 pub mod putback;
@@ -89,16 +90,13 @@ pub struct Options {
     pub new_session: bool,
 }
 
-/// Nobody may change it once it is set, but who administers the audit.
-const NOTE_LOGIN: &str = "the program keeps the login uid (audit) of this command: another one takes CAP_AUDIT_CONTROL, outside of any user namespace";
-
 /// How far a restore is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// A phase begins.
     Phase(&'static str),
-    /// Something people should know.
-    Note(&'static str),
+    /// What could not come back just as it was, for people: before the process is let go, and in [`Restored::notes`] then.
+    Note(String),
     /// Bytes of the page stream that are verified.
     Pages {
         /// So many.
@@ -130,7 +128,7 @@ pub struct Restored {
     pub put_back: Vec<PathBuf>,
     /// Files that changed since and were left alone: the program has their saved content for itself.
     pub private: Vec<PathBuf>,
-    /// What could not come back just as it was, for people.
+    /// What could not come back just as it was: all that [`Progress::Note`] told.
     pub notes: Vec<String>,
 }
 
@@ -155,6 +153,17 @@ pub fn listing(options: &Options) -> Result<String, RestoreError> {
 /// # Errors
 /// One cause; nothing of the new process is left, and files are as they were before.
 pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Restored, RestoreError> {
+    let mut notes = Vec::new();
+    let restored = restore(options, &mut |event| {
+        if let Progress::Note(note) = &event {
+            notes.push(note.clone());
+        }
+        progress(event);
+    })?;
+    Ok(Restored { notes, ..restored })
+}
+
+fn restore(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Restored, RestoreError> {
     let started = Instant::now();
     let mut phase = Phases::new(progress);
     let image = phase.run("open", || {
@@ -186,13 +195,12 @@ pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<R
         phase.run("files", || Transaction::begin(&options.dir, &image, &reader, &decisions))?;
     let put_back = transaction.paths();
     let (image, plan, site, pages) = (&image, &plan, &site, &pages);
-    let ready = Ready { image, reader: &reader, plan, site, pages, note: spaces.note };
+    let clocks = spaces::clock_note(image, &spaces);
+    let notes = spaces.note.map(str::to_owned).into_iter().chain(clocks).collect();
+    let ready = Ready { image, reader: &reader, plan, site, pages, notes };
     let left = removed::Left::default();
     let woken = wake(&ready, prepared, init, &left, &mut transaction, &mut phase);
-    let woken = left.name(woken);
-    let (pid, mut notes) = transaction.end(woken)?;
-    notes.extend(removed::notes(image, &site.removed));
-    notes.extend(spaces::clock_note(image, &spaces));
+    let pid = transaction.end(left.name(woken))?;
     phase.end();
     Ok(Restored {
         pid,
@@ -202,7 +210,7 @@ pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<R
         total: started.elapsed(),
         put_back,
         private: decisions.private_paths(image),
-        notes,
+        notes: Vec::new(),
     })
 }
 
@@ -213,7 +221,8 @@ struct Ready<'a> {
     plan: &'a plan::Plan,
     site: &'a plan::Site,
     pages: &'a OwnedFd,
-    note: Option<&'static str>,
+    /// What is told when the process is there.
+    notes: Vec<String>,
 }
 
 /// Puts the files back, makes the process and lets it go. After a failure nothing is left of the process; the files are the caller's
@@ -225,16 +234,16 @@ fn wake(
     left: &removed::Left,
     transaction: &mut Transaction,
     phase: &mut Phases<'_>,
-) -> Result<(i32, Vec<String>), RestoreError> {
-    let Ready { image, reader, plan, site, pages, note } = *ready;
+) -> Result<i32, RestoreError> {
+    let &Ready { image, reader, plan, site, pages, ref notes } = ready;
     phase.run("put back", || transaction.apply(image, reader))?;
     let mut seed = phase.run("start", || run::start(image, plan, site, pages, prepared, init, left))?;
     phase.begin("memory");
     run::verify(image, reader, &|| transaction.check(), &mut *phase.progress)?;
     phase.run("park", || seed.wait_parked(&|| transaction.check()))?;
-    let no_proc = seed.has_no_proc().then_some(spaces::NOTE_PROC);
-    let login_uid = seed.has_our_login_uid().then_some(NOTE_LOGIN);
-    note.into_iter().chain(no_proc).chain(login_uid).for_each(|note| (phase.progress)(Progress::Note(note)));
+    for note in notes.iter().cloned().chain(notes::of(image, site, &seed)) {
+        (phase.progress)(Progress::Note(note));
+    }
     phase.begin("release");
     let memory = release::PageMemory::new(image, pages);
     release::release(image, seed, &memory, transaction, &mut *phase.progress)

@@ -2,7 +2,7 @@
 //!
 //! Until the leader is detached, last of all, our death is the new process's too (`PTRACE_O_EXITKILL`).
 
-mod affinity;
+pub mod affinity;
 mod positions;
 mod registers;
 mod stopped;
@@ -56,7 +56,7 @@ pub fn release(
     pages: &PageMemory<'_>,
     last: &mut dyn LastSteps,
     progress: &mut dyn FnMut(Progress),
-) -> Result<(i32, Vec<String>), RestoreError> {
+) -> Result<i32, RestoreError> {
     let pid = seed.pid();
     let (leader, others) = (seed.take_leader()?, seed.take_others()?);
     let memory = ProcessMemory::open(pid).map_err(|error| seed.died(&error.to_string()))?;
@@ -87,7 +87,6 @@ pub fn release(
     positions::set(image, pid)?;
     work.seed.keep_namespace()?;
     last.let_signals_through()?;
-    let notes = affinity::note(&image.process).into_iter().collect();
     progress(Progress::Ready { pid });
     last.commit()?;
     for other in parked {
@@ -95,7 +94,7 @@ pub fn release(
     }
     tracee.detach(0).map_err(|error| work.refused(error))?;
     seed.let_go();
-    Ok((pid, notes))
+    Ok(pid)
 }
 
 struct Release<'a> {

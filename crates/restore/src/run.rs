@@ -305,10 +305,19 @@ impl Seed<'_> {
         Ok(())
     }
 
-    fn trace_others(&mut self) -> Result<(), RestoreError> {
+    /// What id out here a thread of the image has.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn outer_id(&self) -> Result<impl Fn(i32) -> i32 + use<>, RestoreError> {
+        /// Nobody's; 0 would be our own for some calls.
+        const NOBODY: i32 = -1;
         let ids = self.thread_ids()?;
-        // Id 0 is nobody's.
-        let outer = |tid| if ids.is_empty() { tid } else { ids.get(&tid).copied().unwrap_or(0) };
+        Ok(move |tid| if ids.is_empty() { tid } else { ids.get(&tid).copied().unwrap_or(NOBODY) })
+    }
+
+    fn trace_others(&mut self) -> Result<(), RestoreError> {
+        let outer = self.outer_id()?;
         let seize = |tid: i32| match ptrace::seize(outer(tid), self.options) {
             Ok(running) => Ok((tid, running)),
             Err(error) => Err(RestoreError::System {
