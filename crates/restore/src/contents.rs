@@ -22,7 +22,7 @@ use crate::error::RestoreError;
 /// Where the flags of a memfd tell the size of its huge pages (`MFD_HUGE_SHIFT`).
 const MEMFD_HUGE_SHIFT: u32 = 26;
 /// Permission bits.
-const PERMISSIONS: u32 = 0o7777;
+pub const PERMISSIONS: u32 = 0o7777;
 
 /// The files made, in the order of their descriptors' numbers.
 #[derive(Debug, Default)]
@@ -156,7 +156,7 @@ fn is_run(image: &Image, id: u32) -> bool {
         || memory.vmas.iter().filter(runs).any(|vma| file(vma) == Some(id))
 }
 
-/// Size, owner and mode.
+/// Size and owner. The mode is set last of all, by the new process: it may forbid to open the file once more as the program had it.
 fn finish(file: &File, content: &FileContent) -> io::Result<()> {
     let Some(identity) = &content.identity else { return Ok(()) };
     file.set_len(identity.size)?;
@@ -165,7 +165,10 @@ fn finish(file: &File, content: &FileContent) -> io::Result<()> {
         // What we may not give away stays ours: the program sees it through its descriptors all the same.
         let _ = std::os::unix::fs::fchown(file, Some(content.uid), Some(content.gid));
     }
-    rustix::fs::fchmod(file, Mode::from_raw_mode(identity.mode & PERMISSIONS))?;
+    let ours = rustix::fs::fstat(file)?.st_uid == rustix::process::geteuid().as_raw();
+    // What was given away is not the new process's to change, should it live in a user namespace.
+    let mode = if ours { Mode::RWXU } else { Mode::from_raw_mode(identity.mode & PERMISSIONS) };
+    rustix::fs::fchmod(file, mode)?;
     Ok(())
 }
 

@@ -336,6 +336,7 @@ const FILES: &[Row] = &[
             probe("file_unlinked replaced"),
             probe("file_unlinked mapped"),
             probe("file_unlinked folder"),
+            probe("file_unlinked read-only"),
             once("file_unlinked linked"),
         ],
     ),

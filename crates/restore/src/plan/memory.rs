@@ -11,6 +11,7 @@ use rewake_linux::addr::{PAGE_SIZE, RemoteAddr, page_up};
 use rewake_linux::program::{Accept, Sysno};
 
 use super::{Planner, Site, TASK_SIZE, args};
+use crate::contents::PERMISSIONS;
 use crate::error::RestoreError;
 
 const PROT_WRITE: u32 = libc::PROT_WRITE.cast_unsigned();
@@ -44,7 +45,7 @@ impl Planner<'_> {
         self.contexts(memory);
         self.guards(memory);
         self.protect(memory);
-        self.seal_files();
+        self.finish_contents();
         Ok(())
     }
 
@@ -64,10 +65,18 @@ impl Planner<'_> {
         program.call(*leader, Sysno::munmap, args![behind, TASK_SIZE - behind]).note("all behind it");
     }
 
-    /// Memfds are sealed when their mappings are there: some seals forbid to make them.
-    fn seal_files(&mut self) {
-        for content in self.image.file_contents.iter().filter(|content| content.seals != 0) {
-            if let Some(prepared) = self.site.prepared.get(&content.id) {
+    /// Files made anew get their modes, and memfds their seals, when they are open and mapped: some of both forbid that. Modes come
+    /// first, since a seal may forbid to change them, and brings others with it where the file may be run.
+    fn finish_contents(&mut self) {
+        for content in &self.image.file_contents {
+            let Some(prepared) = self.site.prepared.get(&content.id) else { continue };
+            if let Some(identity) = &content.identity {
+                let args = args![*prepared, identity.mode & PERMISSIONS];
+                let call = self.program.call(self.leader, Sysno::fchmod, args);
+                // That of another user has it already.
+                call.accept(Accept::SuccessOr(libc::EPERM)).note(format!("mode of content {}", content.id));
+            }
+            if content.seals != 0 {
                 let args = args![*prepared, libc::F_ADD_SEALS, content.seals];
                 let call = self.program.call(self.leader, Sysno::fcntl, args);
                 // One made without the right to be sealed has this seal already.

@@ -26,6 +26,9 @@ const SOON: Duration = Duration::from_secs(5);
 pub(super) fn run(workshop: &Workshop, report: &mut Report) {
     report.test("an ordinary user saves, and wakes if the binary may choose ids", || ordinary_user(workshop));
     report.test("an ordinary user's program, its library upgraded while it runs", || upgraded(workshop));
+    report.test("an ordinary user's nameless file that he may not open for writing again", || {
+        read_only_file(workshop)
+    });
     report.test("a hostile image gives nobody what only the binary may", || hostile(workshop, CHOOSES_IDS));
     report.test("nor one what the binary may besides choosing ids", || {
         hostile(workshop, READS_EVERYTHING)?;
@@ -113,6 +116,23 @@ fn upgraded(workshop: &Workshop) -> Result<()> {
     subject.save_and_kill(&user)?;
     subject.resume_and_pass(&user, &[])?;
     process::nothing_left(&[], SOON)
+}
+
+/// The binary may choose ids, and nothing else: a mode is in its way as in the user's.
+fn read_only_file(workshop: &Workshop) -> Result<()> {
+    let user = workshop.as_user()?;
+    let capable = capable_binary(&user, CHOOSES_IDS)?;
+    let program = user.compile("file_unlinked", &[])?;
+    for kind in ["read-only", "mapped"] {
+        let mut subject = Subject::start_in(&user, &program, &[kind], user.folder("nameless-file")?)?;
+        subject.save_and_kill(&user)?;
+        let resumed = Running::start(resume_with(&user, &capable, &subject), &subject.folder, "resume")?;
+        subject.go()?;
+        let finished = resumed.finish(PATIENCE).context(kind)?;
+        subject.expect_pass(finished.status, &finished.errors).context(kind)?;
+        process::nothing_left(&[], SOON)?;
+    }
+    Ok(())
 }
 
 fn hostile(workshop: &Workshop, capabilities: [u32; 5]) -> Result<()> {
