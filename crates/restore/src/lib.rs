@@ -166,14 +166,16 @@ pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<R
 fn restore(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Restored, RestoreError> {
     let started = Instant::now();
     let mut phase = Phases::new(progress);
-    let image = phase.run("open", || {
+    let (image, reader) = phase.run("open", || {
         transaction::refuse_waiting(&options.dir)?;
-        let image = Image::open(&options.dir)?;
-        owner::check(image.process.pid, &options.dir)?;
-        Ok(image)
+        // One directory is looked at and read, whatever gets its name meanwhile.
+        let directory = rewake_image::open_directory(&options.dir)?;
+        let image = Image::open_at(&directory, &options.dir)?;
+        owner::check(image.process.pid, &directory, &options.dir)?;
+        let reader = PageReader::open_at(&directory, &options.dir, &image.stream)?;
+        Ok((image, reader))
     })?;
     survey::allow_tracing();
-    let reader = PageReader::open(&options.dir, &image.stream)?;
     let decisions = phase.run("host", || {
         host::check_architecture(&image)?;
         host::check_limits(&image)?;
