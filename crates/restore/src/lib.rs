@@ -39,6 +39,7 @@ use rewake_image::{Image, PageReader};
 use rewake_linux::namespaces::Init;
 
 pub use error::RestoreError;
+use putback::decide::Decisions;
 use spaces::Spaces;
 use transaction::Transaction;
 
@@ -137,13 +138,44 @@ pub struct Restored {
 /// # Errors
 /// As [`resume`], up to the plan.
 pub fn listing(options: &Options) -> Result<String, RestoreError> {
-    let image = Image::open(&options.dir)?;
+    let Examined { image, reader, decisions } = examine(options, &mut Phases::new(&mut |_| ()))?;
     let spaces = Spaces::decide(options, &image)?;
-    let reader = PageReader::open(&options.dir, &image.stream)?;
-    let decisions = host::check_files(&image, &reader, options.on_changed).unwrap_or_default();
     let prepared = contents::prepare(&image, &reader, &options.dir, &decisions.private)?;
-    let (plan, _) = survey::plan_here(&image, options, &prepared, &spaces)?;
+    let (plan, site) = survey::plan_here(&image, options, &prepared, &spaces)?;
+    transaction::refuse_unprepared(&image, &site, &decisions)?;
     Ok(plan.program.listing())
+}
+
+/// An image that may be woken here.
+struct Examined {
+    image: Image,
+    reader: PageReader,
+    decisions: Decisions,
+}
+
+/// All checks for which nothing has to be made.
+fn examine(options: &Options, phase: &mut Phases<'_>) -> Result<Examined, RestoreError> {
+    let (image, reader) = phase.run("open", || {
+        transaction::refuse_waiting(&options.dir)?;
+        // One directory is looked at and read, whatever gets its name meanwhile.
+        let directory = rewake_image::open_directory(&options.dir)?;
+        let image = Image::open_at(&directory, &options.dir)?;
+        owner::check(image.process.pid, &directory, &options.dir)?;
+        let reader = PageReader::open_at(&directory, &options.dir, &image.stream)?;
+        Ok((image, reader))
+    })?;
+    survey::allow_tracing();
+    let decisions = phase.run("host", || {
+        host::check_architecture(&image)?;
+        host::check_limits(&image)?;
+        host::check_credentials(&image)?;
+        host::check_rights(&image)?;
+        host::check_cpu(&image)?;
+        host::check_memory(&image)?;
+        host::check_terminal(&image)?;
+        host::check_files(&image, &reader, options.on_changed)
+    })?;
+    Ok(Examined { image, reader, decisions })
 }
 
 /// Makes the image's process live again, as our child.
@@ -166,26 +198,7 @@ pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<R
 fn restore(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Restored, RestoreError> {
     let started = Instant::now();
     let mut phase = Phases::new(progress);
-    let (image, reader) = phase.run("open", || {
-        transaction::refuse_waiting(&options.dir)?;
-        // One directory is looked at and read, whatever gets its name meanwhile.
-        let directory = rewake_image::open_directory(&options.dir)?;
-        let image = Image::open_at(&directory, &options.dir)?;
-        owner::check(image.process.pid, &directory, &options.dir)?;
-        let reader = PageReader::open_at(&directory, &options.dir, &image.stream)?;
-        Ok((image, reader))
-    })?;
-    survey::allow_tracing();
-    let decisions = phase.run("host", || {
-        host::check_architecture(&image)?;
-        host::check_limits(&image)?;
-        host::check_credentials(&image)?;
-        host::check_rights(&image)?;
-        host::check_cpu(&image)?;
-        host::check_memory(&image)?;
-        host::check_terminal(&image)?;
-        host::check_files(&image, &reader, options.on_changed)
-    })?;
+    let Examined { image, reader, decisions } = examine(options, &mut phase)?;
     let prepared =
         phase.run("contents", || contents::prepare(&image, &reader, &options.dir, &decisions.private))?;
     let mut spaces = Spaces::decide(options, &image)?;

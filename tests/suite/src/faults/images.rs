@@ -196,6 +196,15 @@ fn file_changed(workshop: &Workshop) -> Result<()> {
     let input = subject.folder.join("input");
     fs::write(&input, "something else, and longer\n")?;
     refuses(workshop, &subject, &[&input.display().to_string()])?;
+    let plan = |options: &[&str]| {
+        let mut command = subject.resume_command(workshop);
+        command.arg("--plan").args(options);
+        process::run(command, &subject.folder, "resume")
+    };
+    let refused = plan(&[])?;
+    refused.expect_code("resume --plan", 125)?;
+    refused.expect_words("resume --plan", &[&input.display().to_string()])?;
+    plan(&["--on-changed", "as-is"])?.expect_code("resume --plan", 0)?;
     subject.resume_and_pass(workshop, &["--on-changed", "as-is"]).context("as it is")
 }
 

@@ -122,6 +122,9 @@ fn somebody_elses(workshop: &Workshop) -> Result<()> {
         account.give(path)?;
         let words = [&format!("{}", path.display()), "it belongs to user", "chown"];
         refuses(subject.resume_command(workshop), &subject.folder, &words)?;
+        let mut planned = subject.resume_command(workshop);
+        planned.arg("--plan");
+        refuses(planned, &subject.folder, &words).context("--plan")?;
         std::os::unix::fs::chown(path, Some(0), Some(0)).context("taking it back")?;
     }
     fs::set_permissions(&records, Permissions::from_mode(0o666)).context("records for all")?;
