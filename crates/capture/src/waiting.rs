@@ -23,6 +23,9 @@ const FUTEX_COMMAND: u64 = 0x7f;
 const FUTEX_WAIT: u64 = 0;
 const NANOSECONDS: u64 = 1_000_000_000;
 const NANOSECONDS_PER_MS: u64 = 1_000_000;
+/// How often two clocks are looked at until there is no wait between the looks, and what counts as none.
+const LOOKS: u32 = 8;
+const AT_ONCE: u64 = 2 * NANOSECONDS_PER_MS;
 
 /// What the scheduler told of every thread before the freeze.
 #[derive(Debug)]
@@ -109,17 +112,23 @@ impl Clocks {
     }
 }
 
-/// Goes to the CPU for a moment: yielding makes the scheduler account our own time by its clock.
+/// Goes to the CPU for a moment: yielding makes the scheduler account our own time by its clock. Whoever is made to wait between the
+/// looks at both clocks knows nothing, and looks again.
 fn measure_lag(cpu: usize) -> Option<i64> {
     let home = rustix::thread::sched_getaffinity(None).ok()?;
     let mut there = CpuSet::new();
     there.set(cpu);
     rustix::thread::sched_setaffinity(None, &there).ok()?;
-    rustix::thread::sched_yield();
-    let now = monotonic();
-    let own = Proc::own().and_then(|own| own.sched());
+    let lag = (0..LOOKS).find_map(|_| {
+        rustix::thread::sched_yield();
+        let before = monotonic();
+        let own = Proc::own().and_then(|own| own.sched()).ok()?;
+        let waited = monotonic().checked_sub(before)?;
+        let lag = before.cast_signed().checked_sub(own.accounted_ns.cast_signed())?;
+        (waited < AT_ONCE).then_some(lag)
+    });
     rustix::thread::sched_setaffinity(None, &home).ok()?;
-    now.cast_signed().checked_sub(own.ok()?.accounted_ns.cast_signed())
+    lag
 }
 
 /// `CLOCK_MONOTONIC` now, in nanoseconds.
