@@ -85,7 +85,11 @@ static void wait_measuring(void) {
         double busy_now = ran_and_waited(NULL), now = probe_now(), gap = now - last - (busy_now - busy);
         if (gap > 0.003) {
             unsigned long long start_now = began();
-            if (start_now != start) gap = now - last;
+            if (start_now != start) {
+                gap = now - last;
+                /* What was read just before the checkpoint is of the process that was. */
+                busy_now = ran_and_waited(NULL);
+            }
             start = start_now;
         }
         if (woke == 0 || last < woke) still += gap;
