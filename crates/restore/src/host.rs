@@ -102,12 +102,7 @@ fn missing(wanted: &Cpu, own: &Cpu, used: u64) -> Vec<String> {
 /// [`RestoreError::Credentials`] with everything that differs.
 pub fn check_credentials(image: &Image) -> Result<(), RestoreError> {
     let pid = image.process.pid;
-    let own = Identity::own().map_err(|source| RestoreError::System {
-        operation: "survey",
-        pid,
-        object: "our own credentials".into(),
-        source,
-    })?;
+    let own = Identity::own_for(pid)?;
     let invoker_has_ours = !is_privileged_binary();
     let mut differences = Vec::new();
     for thread in &image.process.threads {

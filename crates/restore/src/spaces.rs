@@ -63,12 +63,7 @@ impl Spaces {
         }
         let admin = CapabilitySet::own_effective().is_ok_and(|own| own.has(Capability::SysAdmin));
         let user = inside && !admin;
-        let own = Identity::own().map_err(|source| RestoreError::System {
-            operation: "survey",
-            pid,
-            object: "our own credentials".into(),
-            source,
-        })?;
+        let own = Identity::own_for(pid)?;
         let others = |thread| Identity::of(&image.process, thread).has_other_ids(&own);
         if user && image.process.threads.iter().any(others) {
             let differences = "ids that are not ours, and a user namespace of our own has no others".into();

@@ -104,12 +104,7 @@ fn survey(
     }
     let fd_base = (highest + 1).max(LOWEST_FD_BASE);
     check_descriptor_limit(image, fd_base, prepared, &removed)?;
-    let mut identity = Identity::own().map_err(|source| RestoreError::System {
-        operation: "survey",
-        pid: image.process.pid,
-        object: "our own credentials".into(),
-        source,
-    })?;
+    let mut identity = Identity::own_for(image.process.pid)?;
     // In a user namespace they have no numbers any more, but are still ours.
     identity.groups.clone_from(&spaces.groups);
     let mut site = Site {
