@@ -1,6 +1,6 @@
 /* Files that have no name any more, and some that never had one: content, position, one inode behind several descriptors.
    argument: plain, sparse (5 GB of hole with a little data), tmpfile, replaced, mapped, folder (its folder is gone too), linked (a hard link
-   is left under another name: the same file). */
+   is left under another name: the same file), read-only (of a mode that would not let it be opened for writing again). */
 #include "probe.h"
 
 static void expect(int fd, off_t at, const char *what, size_t bytes, uint64_t seed) {
@@ -17,28 +17,39 @@ static void put(int fd, off_t at, size_t bytes, uint64_t seed) {
     free(buffer);
 }
 
-int main(int argc, char **argv) {
-    probe_start(argc, argv);
-    const char *kind = argc > 2 ? argv[2] : "plain";
-    int sparse = !strcmp(kind, "sparse"), tmpfile_ = !strcmp(kind, "tmpfile"), replaced = !strcmp(kind, "replaced");
-    int linked = !strcmp(kind, "linked");
-    int mapped = !strcmp(kind, "mapped"), folder = !strcmp(kind, "folder");
-    const char *name = folder ? "gone/unlinked" : "unlinked";
+/* Not whole pages: the last one ends in the middle. */
+static const size_t size = 300000;
+static int sparse, tmpfile_, replaced, linked, mapped, folder, read_only;
+static const char *name = "unlinked";
+static int fd = -1, reader = -1, appender = -1, twin = -1;
+static char *memory;
+
+static void choose(const char *kind) {
+    sparse = !strcmp(kind, "sparse");
+    tmpfile_ = !strcmp(kind, "tmpfile");
+    replaced = !strcmp(kind, "replaced");
+    linked = !strcmp(kind, "linked");
+    mapped = !strcmp(kind, "mapped");
+    folder = !strcmp(kind, "folder");
+    read_only = !strcmp(kind, "read-only");
+    if (folder) name = "gone/unlinked";
+}
+
+static mode_t mode(void) { return read_only ? 0400 : 0640; }
+
+static void set_up(void) {
     if (folder) TRY(mkdir("gone", 0700));
-    int fd = tmpfile_ ? TRY(open(".", O_TMPFILE | O_RDWR, 0640)) : TRY(open(name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0640));
-    /* Not whole pages: the last one ends in the middle. */
-    size_t size = 300000;
+    fd = tmpfile_ ? TRY(open(".", O_TMPFILE | O_RDWR, 0640)) : TRY(open(name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0640));
     put(fd, 0, size, 1);
     if (sparse) {
         put(fd, 5000000000, 8192, 2);
         TRY(ftruncate(fd, 5100000001));
     }
-    int reader = -1, appender = -1;
     if (!tmpfile_) {
         TRY(reader = open(name, O_RDONLY));
         TRY(appender = open(name, O_WRONLY | O_APPEND));
     }
-    char *memory = NULL;
+    TRY(fchmod(fd, mode()));
     if (mapped) memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     CHECK(memory != MAP_FAILED, "mmap");
     if (replaced) {
@@ -51,23 +62,22 @@ int main(int argc, char **argv) {
         TRY(unlink(name));
     }
     if (folder) TRY(rmdir("gone"));
-    int twin = TRY(dup(fd));
+    twin = TRY(dup(fd));
     TRY(lseek(fd, 12345, SEEK_SET));
     if (reader >= 0) TRY(lseek(reader, 777, SEEK_SET));
+}
 
-    probe_ready();
-    probe_wait();
-
-    struct stat now, other;
-    TRY(fstat(fd, &now));
-    CHECK(now.st_nlink == (linked ? 1 : 0), "it has %ld names", (long)now.st_nlink);
+static void check_file(struct stat *now) {
+    struct stat other;
+    TRY(fstat(fd, now));
+    CHECK(now->st_nlink == (linked ? 1 : 0), "it has %ld names", (long)now->st_nlink);
     if (linked) {
         TRY(stat("other-name", &other));
-        CHECK(other.st_ino == now.st_ino, "no longer the file of that name");
+        CHECK(other.st_ino == now->st_ino, "no longer the file of that name");
     }
-    CHECK((now.st_mode & 07777) == 0640, "mode %o", now.st_mode);
-    CHECK(now.st_size == (sparse ? 5100000001 : (off_t)size), "size %lld", (long long)now.st_size);
-    CHECK(now.st_blocks * 512 < 20000000, "%lld blocks: the holes are filled", (long long)now.st_blocks);
+    CHECK((now->st_mode & 07777) == mode(), "mode %o", now->st_mode);
+    CHECK(now->st_size == (sparse ? 5100000001 : (off_t)size), "size %lld", (long long)now->st_size);
+    CHECK(now->st_blocks * 512 < 20000000, "%lld blocks: the holes are filled", (long long)now->st_blocks);
     expect(fd, 0, "content", size, 1);
     if (sparse) {
         expect(fd, 5000000000, "content behind the hole", 8192, 2);
@@ -75,25 +85,46 @@ int main(int argc, char **argv) {
         CHECK(pread(fd, zeros, sizeof zeros, 2500000000) == sizeof zeros, "pread");
         probe_zero(zeros, sizeof zeros, "hole");
     }
+}
+
+static void check_descriptors(const struct stat *now) {
+    struct stat other;
     CHECK(lseek(fd, 0, SEEK_CUR) == 12345, "position");
     TRY(lseek(twin, 5, SEEK_SET));
     CHECK(lseek(fd, 0, SEEK_CUR) == 5, "a dup'd descriptor has another position");
     if (reader >= 0) {
         CHECK(lseek(reader, 0, SEEK_CUR) == 777, "position of the reader");
         TRY(fstat(reader, &other));
-        CHECK(other.st_ino == now.st_ino && other.st_dev == now.st_dev, "two descriptors, two files");
+        CHECK(other.st_ino == now->st_ino && other.st_dev == now->st_dev, "two descriptors, two files");
         CHECK(write(reader, "x", 1) == -1 && errno == EBADF, "the reader writes");
         CHECK(write(appender, "12345678", 8) == 8, "append");
         TRY(fstat(fd, &other));
-        CHECK(other.st_size == now.st_size + 8, "appended somewhere else");
+        CHECK(other.st_size == now->st_size + 8, "appended somewhere else");
     }
-    if (mapped) {
-        probe_same(memory, size / 8 * 8, 1, "mapping");
-        put(fd, 4096, 4096, 3);
-        probe_same(memory + 4096, 4096, 3, "what was written to the file");
-        probe_fill(memory, 4096, 4);
-        expect(fd, 0, "what was written to the mapping", 4096, 4);
-    }
+    put(fd, 290000, 8192, 5);
+    expect(fd, 290000, "what was written now", 8192, 5);
+}
+
+static void check_mapping(void) {
+    put(fd, 4096, 4096, 3);
+    probe_same(memory + 4096, 4096, 3, "what was written to the file");
+    probe_fill(memory, 4096, 4);
+    expect(fd, 0, "what was written to the mapping", 4096, 4);
+}
+
+int main(int argc, char **argv) {
+    probe_start(argc, argv);
+    choose(argc > 2 ? argv[2] : "plain");
+    set_up();
+    probe_ready();
+    probe_wait();
+
+    struct stat now, other;
+    check_file(&now);
+    /* Before anything is written anew. */
+    if (mapped) probe_same(memory, size / 8 * 8, 1, "mapping");
+    check_descriptors(&now);
+    if (mapped) check_mapping();
     if (replaced) {
         int named = TRY(open(name, O_RDONLY));
         expect(named, 0, "the file that has the name now", 64, 9);

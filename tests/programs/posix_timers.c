@@ -60,38 +60,34 @@ static void expect(int id, double value, double interval) {
     CHECK(seconds(now.it_value) <= value && seconds(now.it_value) > value - 30, "timer %d has %.3f s left", id, seconds(now.it_value));
 }
 
-int main(int argc, char **argv) {
-    probe_start(argc, argv);
-    int pending = argc > 2 && !strcmp(argv[2], "pending");
+static int pending;
+static sigset_t blocked;
+/* Ids with gaps. */
+static int gone[3], far, none, disarmed, cpu, thread_cpu, to_thread, often, soon;
+
+static void take_signals(void) {
     struct sigaction action = {.sa_sigaction = on_timer, .sa_flags = SA_SIGINFO | SA_RESTART};
-    sigset_t blocked;
     sigemptyset(&blocked);
     for (int i = 0; i < 6; i++) {
         TRY(sigaction(SIGRTMIN + i, &action, NULL));
         sigaddset(&blocked, SIGRTMIN + i);
     }
     TRY(sigaction(SIGALRM, &action, NULL));
-    PTRY(pthread_barrier_init(&barrier, NULL, 2));
-    pthread_t thread;
-    PTRY(pthread_create(&thread, NULL, second, NULL));
-    pthread_barrier_wait(&barrier);
-    if (pending) PTRY(pthread_sigmask(SIG_BLOCK, &blocked, NULL));
+}
 
-    /* Ids with gaps. */
-    int gone[3];
+static void make_timers(pthread_t thread) {
     for (int i = 0; i < 3; i++) gone[i] = make(CLOCK_MONOTONIC, SIGEV_SIGNAL, SIGALRM, 0, 0);
-    int far = make(CLOCK_REALTIME, SIGEV_SIGNAL, SIGALRM, 41, 0);
-    int none = make(CLOCK_BOOTTIME, SIGEV_NONE, 0, 0, 0);
+    far = make(CLOCK_REALTIME, SIGEV_SIGNAL, SIGALRM, 41, 0);
+    none = make(CLOCK_BOOTTIME, SIGEV_NONE, 0, 0, 0);
     for (int i = 0; i < 3; i++) TRY(syscall(SYS_timer_delete, gone[i]));
-    int disarmed = make(CLOCK_MONOTONIC, SIGEV_SIGNAL, SIGALRM, 42, 0);
+    disarmed = make(CLOCK_MONOTONIC, SIGEV_SIGNAL, SIGALRM, 42, 0);
     clockid_t of_second;
     PTRY(pthread_getcpuclockid(thread, &of_second));
-    int cpu = make(CLOCK_PROCESS_CPUTIME_ID, SIGEV_SIGNAL, SIGRTMIN + 2, 43, 0);
-    int thread_cpu = make(of_second, SIGEV_SIGNAL, SIGRTMIN + 3, 44, 0);
-    int to_thread = make(CLOCK_MONOTONIC, SIGEV_SIGNAL | SIGEV_THREAD_ID, SIGRTMIN + 1, 45, second_tid);
-    int often = make(CLOCK_MONOTONIC, SIGEV_SIGNAL | SIGEV_THREAD_ID, SIGRTMIN, 46, probe_tid);
-    int soon = make(CLOCK_MONOTONIC, SIGEV_SIGNAL | SIGEV_THREAD_ID, SIGRTMIN + 4, 47, probe_tid);
-    int ids[] = {far, none, disarmed, cpu, thread_cpu, to_thread, often, soon};
+    cpu = make(CLOCK_PROCESS_CPUTIME_ID, SIGEV_SIGNAL, SIGRTMIN + 2, 43, 0);
+    thread_cpu = make(of_second, SIGEV_SIGNAL, SIGRTMIN + 3, 44, 0);
+    to_thread = make(CLOCK_MONOTONIC, SIGEV_SIGNAL | SIGEV_THREAD_ID, SIGRTMIN + 1, 45, second_tid);
+    often = make(CLOCK_MONOTONIC, SIGEV_SIGNAL | SIGEV_THREAD_ID, SIGRTMIN, 46, probe_tid);
+    soon = make(CLOCK_MONOTONIC, SIGEV_SIGNAL | SIGEV_THREAD_ID, SIGRTMIN + 4, 47, probe_tid);
     set(far, 1000, 0.5);
     set(none, 2000, 0);
     set(cpu, 500, 7.25);
@@ -99,15 +95,10 @@ int main(int argc, char **argv) {
     set(to_thread, pending ? 0.005 : 0.7, 0);
     set(soon, pending ? 0.005 : 0.6, 0);
     set(often, pending ? 0.005 : 0.02, 0.02);
-    if (pending) {
-        double begun = probe_now();
-        while (probe_now() - begun < 0.06) { }
-        CHECK(counts[SIGRTMIN] == 0, "the signal was not blocked");
-    }
-    double started = probe_now();
-    probe_ready();
-    probe_wait();
-    double awake = probe_now() - started - probe_gap;
+}
+
+static void check_timers(double started) {
+    int ids[] = {far, none, disarmed, cpu, thread_cpu, to_thread, often, soon};
     for (int i = 0; i < 8; i++) get(ids[i]);
     for (int i = 0; i < 3; i++)
         CHECK(syscall(SYS_timer_gettime, gone[i], &(struct itimerspec){0}) == -1 && errno == EINVAL, "timer %d is there again", gone[i]);
@@ -119,15 +110,18 @@ int main(int argc, char **argv) {
     set(disarmed, 0.01, 0);
     while (counts[SIGALRM] == 0 && probe_now() - started < 60) { }
     CHECK(counts[SIGALRM] == 1 && last_value[SIGALRM] == 42, "timer %d: %d signals, value %d", disarmed, counts[SIGALRM], last_value[SIGALRM]);
+}
 
-    if (pending) {
-        CHECK(counts[SIGRTMIN] == 0 && counts[SIGRTMIN + 4] == 0, "signals came while blocked");
-        PTRY(pthread_sigmask(SIG_UNBLOCK, &blocked, NULL));
-        CHECK(counts[SIGRTMIN] >= 1 && last_value[SIGRTMIN] == 46, "the pending signal of timer %d is gone (%d, value %d)", often, counts[SIGRTMIN], last_value[SIGRTMIN]);
-        CHECK(counts[SIGRTMIN + 4] == 1 && last_value[SIGRTMIN + 4] == 47, "the pending signal of timer %d came %d times", soon, counts[SIGRTMIN + 4]);
-    }
+static void check_pending(void) {
+    CHECK(counts[SIGRTMIN] == 0 && counts[SIGRTMIN + 4] == 0, "signals came while blocked");
+    PTRY(pthread_sigmask(SIG_UNBLOCK, &blocked, NULL));
+    CHECK(counts[SIGRTMIN] >= 1 && last_value[SIGRTMIN] == 46, "the pending signal of timer %d is gone (%d, value %d)", often, counts[SIGRTMIN], last_value[SIGRTMIN]);
+    CHECK(counts[SIGRTMIN + 4] == 1 && last_value[SIGRTMIN + 4] == 47, "the pending signal of timer %d came %d times", soon, counts[SIGRTMIN + 4]);
+}
+
+static void check_signals(double started) {
     while ((counts[SIGRTMIN + 1] == 0 || counts[SIGRTMIN + 4] == 0) && probe_now() - started - probe_gap < 5) { }
-    awake = probe_now() - started - probe_gap;
+    double awake = probe_now() - started - probe_gap;
     CHECK(counts[SIGRTMIN + 1] == 1 && last_value[SIGRTMIN + 1] == 45, "timer %d: %d signals, value %d", to_thread, counts[SIGRTMIN + 1], last_value[SIGRTMIN + 1]);
     CHECK(last_thread[SIGRTMIN + 1] == second_tid, "timer %d told thread %d", to_thread, last_thread[SIGRTMIN + 1]);
     CHECK(counts[SIGRTMIN + 4] == 1 && last_thread[SIGRTMIN + 4] == probe_tid, "timer %d: %d signals", soon, counts[SIGRTMIN + 4]);
@@ -138,6 +132,29 @@ int main(int argc, char **argv) {
     int more = counts[SIGRTMIN] - before;
     CHECK(more >= 2 && more <= 12, "%d signals of 10", more);
     CHECK(last_overrun[SIGRTMIN] < 30, "overrun of %d", last_overrun[SIGRTMIN]);
+}
+
+int main(int argc, char **argv) {
+    probe_start(argc, argv);
+    pending = argc > 2 && !strcmp(argv[2], "pending");
+    take_signals();
+    PTRY(pthread_barrier_init(&barrier, NULL, 2));
+    pthread_t thread;
+    PTRY(pthread_create(&thread, NULL, second, NULL));
+    pthread_barrier_wait(&barrier);
+    if (pending) PTRY(pthread_sigmask(SIG_BLOCK, &blocked, NULL));
+    make_timers(thread);
+    if (pending) {
+        double begun = probe_now();
+        while (probe_now() - begun < 0.06) { }
+        CHECK(counts[SIGRTMIN] == 0, "the signal was not blocked");
+    }
+    double started = probe_now();
+    probe_ready();
+    probe_wait();
+    check_timers(started);
+    if (pending) check_pending();
+    check_signals(started);
     stop = 1;
     PTRY(pthread_join(thread, NULL));
     return probe_pass();

@@ -1,9 +1,16 @@
 /* Things that must be refused by name.
    argument: child, socket, reading (a regular file held open for reading: not refused), zombie, sharer (a process that is no
-   child has the same memory), ldt (modify_ldt), keyring, secret (memfd_secret), aio (io_setup), other-process and ended-thread
-   (open files of /proc that tell of those), permission (fanotify), queued (events of inotify). */
+   child has the same memory), memory-file (one maps a memfd too), ldt (modify_ldt), keyring, secret (memfd_secret), aio (a thread
+   waits for a request that is in flight), other-process and ended-thread
+   (open files of /proc that tell of those), permission (fanotify), queued (events of inotify); what is no stream to the outside, though
+   it is a standard stream: socket-at-0 (it listens), idle-at-0 (not connected), datagrams-at-0, socketpair-at-0 (the program has both
+   sides), ptmx-at-0. */
 #include "probe.h"
+#include <arpa/inet.h>
 #include <asm/ldt.h>
+#include <linux/aio_abi.h>
+#include <poll.h>
+#include <netinet/in.h>
 #include <sched.h>
 #include <sys/fanotify.h>
 #include <sys/inotify.h>
@@ -35,6 +42,64 @@ static void *open_own(void *none) {
     return none;
 }
 
+static int share_file(void) {
+    int fd = TRY(memfd_create("shared", MFD_CLOEXEC));
+    TRY(ftruncate(fd, 4096));
+    return fd;
+}
+
+static void put_at_0(int fd) {
+    TRY(dup2(fd, 0));
+    if (fd != 0) TRY(close(fd));
+}
+
+static void standard_input(const char *kind) {
+    struct sockaddr_in here = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr *address = (struct sockaddr *)&here;
+    if (!strcmp(kind, "socket-at-0")) {
+        put_at_0(GET(socket(AF_INET, SOCK_STREAM, 0)));
+        GET(bind(0, address, sizeof here));
+        TRY(listen(0, 1));
+    }
+    if (!strcmp(kind, "idle-at-0")) put_at_0(GET(socket(AF_UNIX, SOCK_STREAM, 0)));
+    if (!strcmp(kind, "datagrams-at-0")) {
+        put_at_0(GET(socket(AF_INET, SOCK_DGRAM, 0)));
+        here.sin_port = htons(9);
+        GET(connect(0, address, sizeof here));
+    }
+    if (!strcmp(kind, "socketpair-at-0")) {
+        int pair[2];
+        TRY(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+        /* The output goes on at 1. */
+        TRY(dup2(pair[0], 0));
+        TRY(dup2(pair[1], 2));
+        TRY(close(pair[0]));
+        TRY(close(pair[1]));
+    }
+    if (!strcmp(kind, "ptmx-at-0")) put_at_0(GET(posix_openpt(O_RDWR | O_NOCTTY)));
+}
+
+static aio_context_t context;
+static pthread_t waiter;
+static int ends[2], told;
+
+static void *wait_for_event(void *none) {
+    struct io_event event;
+    long got = syscall(SYS_io_getevents, context, 1L, 1L, &event, NULL);
+    CHECK(got == 1 && event.data == 7 && __atomic_load_n(&told, __ATOMIC_SEQ_CST), "io_getevents %ld: %s", got, strerror(errno));
+    return none;
+}
+
+static void wait_in_flight(void) {
+    GET(syscall(SYS_io_setup, 1, &context));
+    TRY(pipe(ends));
+    struct iocb request = {.aio_lio_opcode = IOCB_CMD_POLL, .aio_fildes = (uint32_t)ends[0], .aio_buf = POLLIN, .aio_data = 7};
+    struct iocb *all[1] = {&request};
+    GET(syscall(SYS_io_submit, context, 1L, all));
+    PTRY(pthread_create(&waiter, NULL, wait_for_event, NULL));
+    usleep(100000);
+}
+
 static void set_up(const char *kind) {
     if (!strcmp(kind, "permission")) {
         GET(mkdir("guarded", 0700));
@@ -58,14 +123,26 @@ static void set_up(const char *kind) {
         pid_t between = GET(clone(share_from_afar, stacks[0] + sizeof stacks[0], CLONE_VM | SIGCHLD, NULL));
         CHECK(waitpid(between, NULL, 0) == between && sharer > 0, "clone");
     }
+    if (!strcmp(kind, "memory-file")) {
+        volatile pid_t *told = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, share_file(), 0);
+        CHECK(told != MAP_FAILED, "mmap");
+        pid_t between = TRY(fork());
+        if (between == 0) {
+            pid_t afar = fork();
+            if (afar == 0) for (;;) pause();
+            *told = afar;
+            _exit(0);
+        }
+        CHECK(waitpid(between, NULL, 0) == between && *told > 0, "fork");
+        sharer = *told;
+    }
     if (!strcmp(kind, "ldt")) {
         struct user_desc entry = {.entry_number = 3, .base_addr = 4096, .limit = 4095, .seg_32bit = 1, .useable = 1};
         GET(syscall(SYS_modify_ldt, 1, &entry, sizeof entry));
     }
     if (!strcmp(kind, "keyring")) GET(syscall(SYS_keyctl, 0, -2, 1));
     if (!strcmp(kind, "aio")) {
-        unsigned long context = 0;
-        GET(syscall(SYS_io_setup, 1, &context));
+        wait_in_flight();
     }
     if (!strcmp(kind, "secret")) {
         int fd = GET(syscall(447, 0));
@@ -103,8 +180,14 @@ int main(int argc, char **argv) {
         CHECK(read(fd, &byte, 1) == 1, "read");
     }
     set_up(kind);
+    standard_input(kind);
     probe_ready();
     while (!probe_resumed()) usleep(5000);
+    if (waiter) {
+        __atomic_store_n(&told, 1, __ATOMIC_SEQ_CST);
+        CHECK(write(ends[1], "x", 1) == 1, "write");
+        PTRY(pthread_join(waiter, NULL));
+    }
     if (sharer) TRY(kill(sharer, SIGKILL));
     if (child && !strcmp(kind, "child")) TRY(kill(child, SIGKILL));
     if (child) CHECK(waitpid(child, NULL, 0) == child, "waitpid: %s", strerror(errno));

@@ -1,5 +1,5 @@
 /* Functions of the vdso, through the C library and looked up by the program itself. The second argument says what they must be after the
-   resume: same (the kernel's own, where they were) or bridged (at the old place a jump to this kernel's, which is elsewhere). */
+   resume: same (the kernel's own, where they were) or bridged (at the old place a jump to this kernel's, which is elsewhere); asking: bridged, and a thread that does nothing but ask for the time. */
 #include "probe.h"
 #include <elf.h>
 #include <sched.h>
@@ -91,6 +91,19 @@ static void check_clocks(void) {
     TRY(sched_setaffinity(0, sizeof all, &all));
 }
 
+static volatile int stop;
+
+static void *ask(void *nothing) {
+    struct timespec before = {0, 0}, now;
+    while (!stop) {
+        TRY(clock_gettime(CLOCK_REALTIME, &now));
+        TRY(clock_gettime(CLOCK_MONOTONIC, &now));
+        CHECK(nanoseconds(before) <= nanoseconds(now), "CLOCK_MONOTONIC goes back");
+        before = now;
+    }
+    return nothing;
+}
+
 /* Does the function begin with a jump into this kernel's vdso? */
 static int leads_on(const void *function, uintptr_t start, uintptr_t end) {
     const unsigned char *code = function;
@@ -110,6 +123,9 @@ int main(int argc, char **argv) {
     looked_up = look_up("__vdso_clock_gettime");
     CHECK(!leads_on(looked_up, start, end), "it leads on already");
     check_clocks();
+    int asking = !strcmp(kind, "asking");
+    pthread_t thread;
+    if (asking) PTRY(pthread_create(&thread, NULL, ask, NULL));
     probe_ready();
     probe_wait();
     CHECK(getauxval(AT_SYSINFO_EHDR) == (uintptr_t)base && look_up("__vdso_clock_gettime") == looked_up, "its functions are elsewhere");
@@ -117,8 +133,10 @@ int main(int argc, char **argv) {
     int same = !strcmp(kind, "same");
     CHECK((start == (uintptr_t)base) == same, "the kernel's vdso is at %lx, was at %p", start, base);
     /* Or by way of one that was this kernel's before. */
-    if (!strcmp(kind, "bridged"))
+    if (asking || !strcmp(kind, "bridged"))
         CHECK(leads_on(looked_up, start, end), "clock_gettime is not led to this kernel's");
     for (int i = 0; i < 200; i++) check_clocks();
+    stop = 1;
+    if (asking) PTRY(pthread_join(thread, NULL));
     return probe_pass();
 }

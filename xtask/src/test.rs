@@ -63,7 +63,10 @@ fn unit() -> Result<Totals> {
 
 /// `cargo test` of the workspace, shown as it comes and counted.
 fn cargo_test() -> Result<Totals> {
+    // Where waiting journals are known: a command that runs beside the tests would carry theirs out.
+    let state = rewake_suite::workshop::target().join("suite/state");
     let mut child = cargo(&["test", "--workspace", "--no-fail-fast"])
+        .env("XDG_STATE_HOME", state)
         .stdout(Stdio::piped())
         .spawn()
         .context("starting cargo test")?;

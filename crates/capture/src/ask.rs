@@ -2,6 +2,7 @@
 //!
 //! Nothing of it stays in the target: afterwards its registers, masks and memory are as they were.
 
+mod contexts;
 mod policies;
 mod settings;
 
@@ -12,6 +13,7 @@ use rewake_linux::proc::Mapping;
 use rewake_linux::program::{Accept, CallRef, DataRef, Program, Sysno, TrackRef, Value};
 use rewake_linux::remote::{Outcome, RemoteError, RemoteStage};
 
+use self::contexts::Contexts;
 use self::policies::{Modes, Policies};
 use self::settings::{ProcessSettings, ThreadSettings};
 use crate::error::{CaptureError, During, Result};
@@ -125,6 +127,7 @@ impl Frozen {
         let about_timers = timers::ask(&self.proc, pid, &mut program, leader)?;
         let maps = self.proc.maps().during("read", pid, "maps")?;
         let modes = Modes::ask(&mut program, leader, &maps);
+        let contexts = Contexts::ask(&mut program, leader, &maps);
         let about_threads: BTreeMap<i32, ThreadAnswers> =
             tracks.iter().map(|(track, tid)| (*tid, ThreadAnswers::ask(&mut program, *track))).collect();
         let outcome = self.run(&program, &tracks, &maps)?;
@@ -132,6 +135,7 @@ impl Frozen {
         let mut findings = Findings::new(pid);
         let mut process = process::outside(&self.proc, ids)?;
         about_process.tell(&outcome, &mut process, &mut findings);
+        process.aio_contexts = contexts.tell(&outcome);
         process.posix_timers = about_timers.tell(&outcome, ids);
         process.stopped_by = self.stopped_by.map(i32::unsigned_abs);
         let mut owners = threads::Owners::new();

@@ -84,6 +84,7 @@ pub(crate) fn run(options: &Options, progress: &mut dyn FnMut(Progress)) -> Resu
         memory: image.stream.stream_length,
         files_for_writing,
         files_stored: image.file_contents.len(),
+        aio_contexts: image.processes.iter().map(|process| process.aio_contexts.len()).sum(),
         paused,
         total: begin.elapsed(),
     })
@@ -140,7 +141,7 @@ fn write_pages(
     let progress = &mut phases.progress;
     frozen.plan.write(pid, &writer, &mut |done| progress(Progress::Pages { done, total }))?;
     let vdsos = frozen.vdsos()?;
-    frozen.all_live()?;
+    frozen.nothing_moved()?;
     let paused = if options.kill {
         guardian.confirm()?;
         None

@@ -36,6 +36,8 @@ pub(crate) enum Way {
     Descriptor(i32),
     /// Mapped here.
     Mapping(Mapping),
+    /// Mapped, and this user may not open it through the mapping: what the mappings show.
+    Shown,
     /// As its executable.
     Exe,
 }
@@ -51,10 +53,24 @@ impl Source {
         Self { pid, way: Way::Mapping(mapping) }
     }
 
+    /// In its memory, which is all that can be read of it.
+    pub(crate) const fn shown(pid: i32) -> Self {
+        Self { pid, way: Way::Shown }
+    }
+
     /// What it runs.
     pub(crate) const fn exe(pid: i32) -> Self {
         Self { pid, way: Way::Exe }
     }
+}
+
+/// What a content is read from.
+#[derive(Debug)]
+pub(crate) enum Opened {
+    /// The file itself.
+    File(File),
+    /// The target's mappings of it.
+    Mappings,
 }
 
 /// Files whose content goes into the image.
@@ -100,8 +116,17 @@ impl Contents {
         let source = &self.files[*self.known.get(&(device, inode))?].1;
         match source.way {
             Way::Descriptor(fd) => Some((source.pid, fd)),
-            Way::Mapping(_) | Way::Exe => None,
+            Way::Mapping(_) | Way::Shown | Way::Exe => None,
         }
+    }
+
+    /// Whether the target has a descriptor of a file that had this name and has none any more.
+    pub(crate) fn has_unlinked(&self, path: &[u8]) -> bool {
+        self.files.iter().any(|(record, source)| {
+            matches!(source.way, Way::Descriptor(_))
+                && record.kind() != Kind::Named
+                && record.identity.as_ref().is_some_and(|identity| identity.path == path)
+        })
     }
 
     /// The record and the source of a content.
@@ -134,12 +159,12 @@ impl Contents {
     ///
     /// # Errors
     /// When one cannot be read.
-    pub(crate) fn open(&self) -> Result<Vec<(FileContent, File)>> {
+    pub(crate) fn open(&self) -> Result<Vec<(FileContent, Opened)>> {
         self.files.iter().map(|(record, source)| open(record, source)).collect()
     }
 }
 
-fn open(record: &FileContent, source: &Source) -> Result<(FileContent, File)> {
+fn open(record: &FileContent, source: &Source) -> Result<(FileContent, Opened)> {
     let pid = source.pid;
     let proc = Proc::open_living(pid).during("open", pid, "process")?;
     let path = record.identity.as_ref().map(|identity| identity.path.clone()).unwrap_or_default();
@@ -159,6 +184,7 @@ fn open(record: &FileContent, source: &Source) -> Result<(FileContent, File)> {
             })?,
             opened => opened.during("open", pid, &name)?,
         },
+        Way::Shown => return Ok((record.clone(), Opened::Mappings)),
         Way::Exe => proc.open_file("exe", OFlags::RDONLY).during("open", pid, &name)?,
     };
     let mut record = record.clone();
@@ -171,7 +197,7 @@ fn open(record: &FileContent, source: &Source) -> Result<(FileContent, File)> {
         let seals = rustix::fs::fcntl_get_seals(&file).unwrap_or(SealFlags::empty());
         record.seals = seals.bits();
     }
-    Ok((record, file))
+    Ok((record, Opened::File(file)))
 }
 
 /// A mapped file under its name, if that is still the same file: for those who may not open it through the mapping.

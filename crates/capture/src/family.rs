@@ -121,7 +121,10 @@ impl Family {
                 let owner = owner(kind, &mut known, self.living(*pid), *pid, |other| self.living(other))?;
                 let Some(owner) = owner.and_then(|owner| inner.get(&owner)).copied() else { continue };
                 match kind {
-                    Shared::Memory => (process.memory_of, process.memory) = (Some(owner), None),
+                    Shared::Memory => {
+                        (process.memory_of, process.memory) = (Some(owner), None);
+                        process.aio_contexts.clear();
+                    }
                     Shared::Files => process.descriptors_of = Some(owner),
                     Shared::Fs => process.folders_of = Some(owner),
                     _ => {

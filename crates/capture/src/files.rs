@@ -11,6 +11,7 @@ mod kind;
 mod locks;
 mod pipes;
 mod removed;
+mod sockets;
 mod special;
 mod watched;
 

@@ -4,18 +4,22 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use rewake_linux::arch::x86_64::restart;
 use rewake_linux::proc::{MappingKind, Proc};
 use rewake_linux::ptrace::{self, Detached, Event, Poll, PtraceError, StopReason, Stopped};
 
 use crate::error::{CaptureError, During, Result};
 use crate::findings::Findings;
 use crate::preflight;
-use crate::waiting::Before;
+use crate::waiting::{Before, monotonic};
 
 /// Between looks at threads that have not stopped yet: at first, and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(1));
-/// How often a thread that was stopped inside the vdso may run on, to be stopped outside.
-const STEPS_OUT: u32 = 20;
+/// For how long threads that are stopped inside the vdso are let run on, to be stopped outside. A program that asks for nothing but the
+/// time is found there 24 times of 25.
+const STEPPING_OUT: Duration = Duration::from_millis(30);
+/// The same for a process of the tree whose turn comes when that time is over.
+const STEPPING_OUT_LATER: Duration = Duration::from_millis(5);
 /// How long a killed target may take to vanish.
 const DEATH_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -26,15 +30,16 @@ pub(crate) struct Frozen {
     /// By thread id.
     pub(crate) threads: BTreeMap<i32, Stopped>,
     begin: Instant,
+    step_out_until: Instant,
     /// By thread id, the nanoseconds that were left of an interrupted call's time-out, where that is known.
     pub(crate) time_left: BTreeMap<i32, u64>,
+    /// When that was so, in nanoseconds of `CLOCK_MONOTONIC`.
+    asked: u64,
     /// The signal that stopped the process, if it is stopped by job control. It stays so whoever lets it go.
     pub(crate) stopped_by: Option<i32>,
     /// The first thread had ended before it could be stopped.
     leader_ended: bool,
     vdso: Range<u64>,
-    /// By thread id, how often it was let run on out of the vdso.
-    steps_out: BTreeMap<i32, u32>,
 }
 
 /// A process that still runs, and what is known of it that the freeze would change.
@@ -69,11 +74,12 @@ impl Running {
             proc,
             threads: BTreeMap::new(),
             begin,
+            step_out_until: (begin + STEPPING_OUT).max(Instant::now() + STEPPING_OUT_LATER),
             time_left: BTreeMap::new(),
+            asked: before.asked(),
             stopped_by: None,
             leader_ended: false,
             vdso,
-            steps_out: BTreeMap::new(),
         };
         while frozen.stop_new_threads(begin + timeout)? {}
         // The thread through which we looked may have ended meanwhile.
@@ -112,6 +118,7 @@ impl Frozen {
     fn wait_for(&mut self, mut stopping: Vec<ptrace::Running>, deadline: Instant) -> Result<()> {
         let pid = self.proc.id();
         let mut pause = PAUSES.0;
+        let mut stepping_out: Vec<ptrace::Running> = Vec::new();
         while !stopping.is_empty() {
             let mut still = Vec::with_capacity(stopping.len());
             for running in stopping {
@@ -122,18 +129,28 @@ impl Frozen {
                         self.leader_ended = true;
                     }
                     Poll::Pending(running) => still.push(running),
+                    Poll::Ready(Event::Stopped(stopped, StopReason::EventStop))
+                        if self.may_step_out(&stopped)? =>
+                    {
+                        stepping_out.push(stopped.cont(0).during("continue", pid, &object)?);
+                    }
                     Poll::Ready(event) => still.extend(self.take(event)?),
                 }
             }
             stopping = still;
-            if stopping.is_empty() {
+            if stopping.is_empty() && stepping_out.is_empty() {
                 break;
             }
             if Instant::now() > deadline {
                 return Err(self.too_slow(&stopping));
             }
-            std::thread::sleep(pause);
+            // Those that step out run on in this time.
+            std::thread::sleep(if stepping_out.is_empty() { pause } else { PAUSES.0 });
             pause = (pause * 2).min(PAUSES.1);
+            for running in stepping_out.drain(..) {
+                running.interrupt().during("interrupt", pid, format!("thread {}", running.tid()))?;
+                stopping.push(running);
+            }
         }
         Ok(())
     }
@@ -150,12 +167,6 @@ impl Frozen {
             Event::Exited(tid, status) => {
                 tracing::debug!(tid, ?status, "thread ended during the freeze");
                 Ok(None)
-            }
-            Event::Stopped(stopped, StopReason::EventStop) if self.may_step_out(&stopped)? => {
-                let object = format!("thread {}", stopped.tid());
-                let running = stopped.cont(0).during("continue", pid, &object)?;
-                running.interrupt().during("interrupt", pid, &object)?;
-                Ok(Some(running))
             }
             Event::Stopped(stopped, StopReason::EventStop) => {
                 self.threads.insert(stopped.tid(), stopped);
@@ -177,18 +188,16 @@ impl Frozen {
         }
     }
 
-    /// Whether a thread is inside the vdso, where it spends some nanoseconds, and has not been let run on too often. Inside, it could not
-    /// go on under another kernel, which has another vdso.
-    fn may_step_out(&mut self, stopped: &Stopped) -> Result<bool> {
+    /// Whether a thread is inside the vdso, where it spends some nanoseconds, and there is time to let it run on. Inside, it could not go
+    /// on under another kernel, which has another vdso.
+    fn may_step_out(&self, stopped: &Stopped) -> Result<bool> {
+        if Instant::now() > self.step_out_until {
+            return Ok(false);
+        }
         let tid = stopped.tid();
         let registers = stopped.registers();
         let at = registers.during("read registers", self.proc.id(), format!("thread {tid}"))?.rip();
-        if !self.vdso.contains(&at) {
-            return Ok(false);
-        }
-        let steps = self.steps_out.entry(tid).or_default();
-        *steps += 1;
-        Ok(*steps <= STEPS_OUT)
+        Ok(self.vdso.contains(&at))
     }
 
     fn too_slow(&self, stopping: &[ptrace::Running]) -> CaptureError {
@@ -278,8 +287,23 @@ impl Frozen {
         self.threads.extend(threads.into_iter().map(|thread| (thread.tid(), thread)));
     }
 
+    /// A wait of epoll that is made again is not made for longer than it had still to last.
+    fn shorten_wait(&self, thread: &Stopped) -> std::result::Result<(), PtraceError> {
+        let Some(left) = self.time_left.get(&thread.tid()) else { return Ok(()) };
+        let registers = thread.registers()?;
+        if restart::is_epoll_again(&registers) {
+            let left = self.asked.saturating_add(*left).saturating_sub(monotonic());
+            thread.set_registers(&restart::with_epoll_time_left(&registers, left))?;
+        }
+        Ok(())
+    }
+
     fn detach(&mut self) {
         for (tid, thread) in std::mem::take(&mut self.threads) {
+            // Else it waits longer.
+            if let Err(error) = self.shorten_wait(&thread) {
+                tracing::debug!(tid, %error, "shorten a wait");
+            }
             if let Err(error) = thread.detach(0) {
                 tracing::debug!(tid, %error, "detach");
             }

@@ -81,6 +81,9 @@ pub struct Summary {
     pub files_for_writing: usize,
     /// Files whose content is in the image.
     pub files_stored: usize,
+    /// Contexts of asynchronous I/O (io_setup) of the program: requests that were still in flight are not in the image, and whether
+    /// there were any cannot be seen.
+    pub aio_contexts: usize,
     /// From the first interruption to the last release.
     pub paused: Duration,
     /// From the call of [`capture`] to the durable image.

@@ -2,7 +2,9 @@
 //!
 //! The same survey serves preflight (for its findings) and the frozen target (for its records).
 
+pub(crate) mod aio;
 mod guards;
+mod hidden;
 mod shared;
 
 use std::collections::HashMap;
@@ -12,7 +14,7 @@ use rewake_linux::addr::RemoteAddr;
 use rewake_linux::proc::{self, FileStat, Link, Mapping, MappingKind, Proc, VmFlags};
 use rustix::fs::OFlags;
 
-use crate::contents::{self, Contents, Source};
+use crate::contents::{self, Contents, Source, Way};
 use crate::error::{During, Result};
 use crate::files::identity;
 use crate::findings::Findings;
@@ -55,6 +57,8 @@ pub(crate) struct Memory {
     /// Places in `files` by path, device and inode.
     known: HashMap<(Vec<u8>, u64, u64), usize>,
     known_objects: shared::Known,
+    /// Mappings shared of files without a name, whose content goes into the image, by device and inode.
+    nameless: (shared::Known, Vec<Mapping>),
 }
 
 /// Looks at every mapping of the target's processes; `family` are all of them, also those that share their memory with one of these.
@@ -97,6 +101,13 @@ fn check_shared(family: &[i32], memory: &Memory, findings: &mut Findings) {
             "end the other process first, or capture the program before it starts one",
         );
     }
+    for at in shared::mapped_elsewhere(family, &memory.nameless.0) {
+        findings.add(
+            name(&memory.nameless.1[at]),
+            "another process maps this file without a name too",
+            "end the other process first, or capture the program before it starts one",
+        );
+    }
     let parts = memory.mapped_parts();
     for object in memory.shared.iter().filter(|object| parts.lacks_some(object)) {
         let opened = Proc::open_living(object.pid)
@@ -110,15 +121,28 @@ fn check_shared(family: &[i32], memory: &Memory, findings: &mut Findings) {
     }
 }
 
-/// Whether a mapping has another protection key than 0; processors without keys have no such lines.
+/// Whether a mapping has a protection key that the program gave it; processors without keys have no such lines. Memory that can only be
+/// executed has one of the kernel's, and will again.
 fn uses_protection_keys(smaps: &[u8]) -> bool {
     const LINE: &[u8] = b"ProtectionKey:";
+    const ONLY_EXECUTED: &[u8] = b"--x";
     let first_mapping = &smaps[..smaps.len().min(4096)];
-    first_mapping.windows(LINE.len()).any(|part| part == LINE)
-        && smaps
-            .split(|byte| *byte == b'\n')
-            .filter_map(|line| line.strip_prefix(LINE))
-            .any(|key| key.trim_ascii() != b"0")
+    if !first_mapping.windows(LINE.len()).any(|part| part == LINE) {
+        return false;
+    }
+    let mut kernels = false;
+    for line in smaps.split(|byte| *byte == b'\n') {
+        if let Some(key) = line.strip_prefix(LINE) {
+            if key.trim_ascii() != b"0" && !kernels {
+                return true;
+            }
+        } else if line.first().is_some_and(|first| first.is_ascii_hexdigit() && !first.is_ascii_uppercase()) {
+            // The first line of a mapping: only there an address comes first.
+            let rights = line.split(|byte| *byte == b' ').nth(1);
+            kernels = rights.is_some_and(|rights| rights.starts_with(ONLY_EXECUTED));
+        }
+    }
+    false
 }
 
 /// Whether a mapping is no longer there.
@@ -290,11 +314,8 @@ impl Memory {
             }
             MappingKind::File(_) | MappingKind::Memfd(_) => self.file(proc, mapping, contents),
             MappingKind::Special(name) if name.starts_with(b"/[aio]") => {
-                // Nobody is told whether requests are on their way, not even the program itself: one of them would be lost, and whoever
-                // waits for it would wait for ever.
-                let reason = "asynchronous I/O contexts (io_setup) are not supported: requests on their way cannot be seen";
-                let remedy = "let the program do without them: databases and the like have a setting for native asynchronous I/O";
-                Err((reason.to_owned(), remedy))
+                aio::check(proc, mapping)?;
+                Ok((vma::Backing::Aio, 0, Content::None))
             }
             MappingKind::Special(name) if name.starts_with(b"anon_inode:[io_uring]") => {
                 refuse("io_uring is not supported yet")
@@ -316,19 +337,26 @@ impl Memory {
         if let (Some(&at), false) = (self.known.get(&key), mapping.deleted) {
             // The first mapping that can be written through may make its content one to be kept.
             if writes && self.files[at].flags & flags != flags {
-                self.files[at].content =
-                    stored(proc.id(), mapping, &link(proc, mapping, contents)?, writes, contents)?;
+                self.files[at].content = stored(mapping, link(proc, mapping, contents)?, writes, contents)?;
                 self.files[at].flags |= flags;
             }
             return Ok((vma::Backing::File, u32::try_from(at).expect("few files"), content));
         }
-        let link = link(proc, mapping, contents)?;
+        let (link, source) = link(proc, mapping, contents)?;
         if link.stat.file_type() != libc::S_IFREG {
             return Err(("memory of a device is not supported".to_owned(), LATER));
         }
-        let stored = stored(proc.id(), mapping, &link, writes, contents)?;
+        if matches!(source.way, Way::Shown) {
+            hidden::check(mapping)?;
+        }
+        if mapping.shared && !link.reachable {
+            self.nameless.0.insert((mapping.device, mapping.inode), self.nameless.1.len());
+            self.nameless.1.push(mapping.clone());
+        }
+        let identity = identity(&link);
+        let stored = stored(mapping, (link, source), writes, contents)?;
         let at = self.files.len();
-        self.files.push(MappedFile { identity: Some(identity(&link)), flags, content: stored });
+        self.files.push(MappedFile { identity: Some(identity), flags, content: stored });
         if !mapping.deleted {
             self.known.insert(key, at);
         }
@@ -338,18 +366,16 @@ impl Memory {
 
 /// The id of a mapped file's content, if it goes into the image.
 fn stored(
-    pid: i32,
     mapping: &Mapping,
-    link: &Link,
+    (link, source): (Link, Source),
     writes: bool,
     contents: &mut Contents,
 ) -> Result<Option<u32>, Refusal> {
-    let source = Source::mapping(pid, mapping.clone());
     if let MappingKind::Memfd(name) = mapping.kind() {
-        return Ok(Some(contents.memfd(link, name, source)));
+        return Ok(Some(contents.memfd(&link, name, source)));
     }
     if link.reachable {
-        return Ok(contents.named(link, source, writes, contents::MAPPED));
+        return Ok(contents.named(&link, source, writes, contents::MAPPED));
     }
     if !link.deleted {
         let reason = "the mapped file cannot be found under its name".to_owned();
@@ -359,15 +385,17 @@ fn stored(
         let reason = "the mapped file lives on under another name (a hard link) that cannot be found";
         return Err((reason.to_owned(), "put a link to it back under its old name: ln OTHER-NAME OLD-NAME"));
     }
-    Ok(Some(contents.unlinked(link, source, writes)))
+    Ok(Some(contents.unlinked(&link, source, writes)))
 }
 
-/// The file behind a mapping, by the kernel's own link where that is permitted, else by a descriptor of it or by the name shown.
-fn link(proc: &Proc, mapping: &Mapping, contents: &Contents) -> Result<Link, Refusal> {
+/// The file behind a mapping, by the kernel's own link where that is permitted, else by a descriptor of it or by the name shown; and
+/// from what its content is read.
+fn link(proc: &Proc, mapping: &Mapping, contents: &Contents) -> Result<(Link, Source), Refusal> {
+    let source = || Source::mapping(proc.id(), mapping.clone());
     match proc.mapped_file(mapping) {
         Ok(mut link) => {
             link.find_other_name(&[]);
-            return Ok(link);
+            return Ok((link, source()));
         }
         Err(error) if error.is_denied() => {}
         Err(error) => return Err((error.to_string(), "try again")),
@@ -375,13 +403,17 @@ fn link(proc: &Proc, mapping: &Mapping, contents: &Contents) -> Result<Link, Ref
     if let Some((holder, fd)) = contents.descriptor(mapping.device, mapping.inode)
         && let Ok(link) = Proc::open_living(holder).and_then(|holder| holder.link(&format!("fd/{fd}")))
     {
-        return Ok(link);
+        return Ok((link, source()));
+    }
+    if mapping.deleted && !contents.has_unlinked(&mapping.name) {
+        return Ok(hidden::link(proc.id(), mapping));
     }
     let unreachable = |_| {
         ("the mapped file cannot be found under its name".to_owned(), "make it reachable under that name")
     };
     let stat = FileStat::from_stat(&rustix::fs::stat(&mapping.name[..]).map_err(unreachable)?);
-    Ok(Link { target: mapping.name.clone(), deleted: mapping.deleted, reachable: !mapping.deleted, stat })
+    let (deleted, reachable) = (mapping.deleted, !mapping.deleted);
+    Ok((Link { target: mapping.name.clone(), deleted, reachable, stat }, source()))
 }
 
 #[cfg(test)]
@@ -395,6 +427,9 @@ mod tests {
         assert!(!uses_protection_keys(smaps("0").as_bytes()));
         assert!(uses_protection_keys((smaps("0") + &smaps("1")).as_bytes()));
         assert!(!uses_protection_keys(b"1000-2000 rw-p 0 00:00 0\nVmFlags: rd wr\n"));
+        let executed = smaps("1").replace("rw-p", "--xp");
+        assert!(!uses_protection_keys(executed.as_bytes()));
+        assert!(uses_protection_keys((executed + &smaps("1")).as_bytes()));
     }
 
     #[test]

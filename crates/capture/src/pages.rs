@@ -20,7 +20,7 @@ use rewake_linux::pagemap;
 use rewake_linux::proc::Proc;
 use rustix::fs::OFlags;
 
-use crate::contents::Contents;
+use crate::contents::{Contents, Opened};
 use crate::error::{CaptureError, During, Result};
 use crate::memory::{MappedPart, Memory, SharedObject};
 
@@ -86,8 +86,11 @@ pub(crate) fn plan(procs: &[Proc], memory: &Memory, contents: &Contents) -> Resu
         plan.add_object(parts.of(object), object)?;
     }
     let root = procs.first().map_or(0, Proc::id);
-    for (record, file) in contents.open()? {
-        plan.add_content(root, record, file)?;
+    for (record, opened) in contents.open()? {
+        match opened {
+            Opened::File(file) => plan.add_content(root, record, file)?,
+            Opened::Mappings => plan.add_shown(root, memory, record)?,
+        }
     }
     Ok(plan)
 }
@@ -171,6 +174,21 @@ impl Plan {
             Err(error) => return Err(error).during("open", pid, name),
         }
         self.shared.push(record);
+        Ok(())
+    }
+
+    /// Adds the content of a file as far as the target's mappings show it.
+    fn add_shown(&mut self, root: i32, memory: &Memory, mut record: FileContent) -> Result<()> {
+        let (parts, size) =
+            memory.shown(record.id).during("scan pages", root, format!("content {}", record.id))?;
+        for MappedPart { pid, address, offset, len } in parts {
+            record.pages.push(Extent { address: offset, length: len, stream_offset: self.total });
+            self.push(len, Place::Memory(pid, address));
+        }
+        if let Some(identity) = &mut record.identity {
+            identity.size = size;
+        }
+        self.contents.push(record);
         Ok(())
     }
 

@@ -335,7 +335,9 @@ fn check_threads(proc: &Proc, findings: &mut Findings) -> Result<()> {
                 "start the program without them (GLIBC_TUNABLES=glibc.cpu.x86_shstk=off)",
             );
         }
-        if tid != proc.living() {
+        if tid == proc.living() {
+            check_addresses(&status, findings);
+        } else {
             check_sharing(proc, tid, findings)?;
         }
     }
@@ -349,6 +351,14 @@ fn has_shadow_stack(status: &[u8]) -> bool {
         line.strip_prefix(b"x86_Thread_features:")
             .is_some_and(|on| on.windows(5).any(|word| word == b"shstk"))
     })
+}
+
+/// Tags in addresses, which only a new process may be given, and only before it has threads.
+fn check_addresses(thread: &Status, findings: &mut Findings) {
+    if thread.untag_mask.is_some_and(|mask| mask != u64::MAX) {
+        let reason = "addresses with tags (linear address masking, LAM) are not supported yet";
+        findings.add("memory", reason, "start the program without them");
+    }
 }
 
 fn check_thread(tid: i32, thread: &Status, findings: &mut Findings) {
@@ -365,4 +375,20 @@ fn check_sharing(proc: &Proc, tid: i32, findings: &mut Findings) -> Result<()> {
         findings.add_thread(tid, "it has descriptors of its own", LATER);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masked_addresses_are_refused() {
+        let found = |untag_mask| {
+            let mut findings = Findings::new(1);
+            check_addresses(&Status { untag_mask, ..Status::default() }, &mut findings);
+            findings.into_obstacles().iter().map(|one| one.reason.clone()).collect::<String>()
+        };
+        assert!(found(Some(0x81ff_ffff_ffff_ffff)).contains("LAM"));
+        assert_eq!([found(Some(u64::MAX)), found(None)], [String::new(), String::new()]);
+    }
 }

@@ -48,6 +48,8 @@ impl StandingStill {
         let with_memory = with(|process| process.memory.is_some())?;
         let mut findings = Findings::new(options.pid);
         let mut contents = Contents::new(options.file_level);
+        let told_of = told.pids.iter().copied().zip(&mut told.processes);
+        told_of.into_iter().try_for_each(|(pid, process)| memory::aio::wait(pid, process))?;
         phase("files");
         let target = Target { procs: &with_files, family: &family };
         let files = files::survey(target, &mut contents, &mut findings)?;
@@ -55,6 +57,13 @@ impl StandingStill {
         let memory = memory::survey(&with_memory, &family, &mut contents, &mut findings)?;
         for (pid, process) in told.pids.iter().zip(&mut told.processes) {
             executable(*pid, process, &mut contents)?;
+        }
+        for space in &memory.spaces {
+            let those = told.pids.iter().zip(&mut told.processes);
+            for (_, process) in those.filter(|(pid, _)| **pid == space.pid) {
+                findings.turn_to(space.pid);
+                memory::aio::read(space.pid, process, &space.vmas, &mut findings)?;
+            }
         }
         let plan = pages::plan(&with_memory, &memory, &contents)?;
         findings.into_result()?;
@@ -66,11 +75,14 @@ impl StandingStill {
         Ok(Self { told, plan, living, memory, files, pipes })
     }
 
-    /// Makes sure that nobody was killed while we looked.
+    /// Makes sure that nobody was killed while we looked, and that no request came to its end.
     ///
     /// # Errors
-    /// Naming who was.
-    pub(crate) fn all_live(&self) -> Result<()> {
+    /// Naming who was, or whose request did.
+    pub(crate) fn nothing_moved(&self) -> Result<()> {
+        for (pid, process) in self.told.pids.iter().zip(&self.told.processes) {
+            memory::aio::still(*pid, &process.aio_contexts)?;
+        }
         match self.living.iter().find(|proc| has_ended(proc)) {
             Some(proc) => Err(CaptureError::failed("read", proc.id(), "process", "it was killed meanwhile")),
             None => Ok(()),

@@ -2,13 +2,15 @@
 //!
 //! A thread that sleeps with a time-out is interrupted with -ERESTART_RESTARTBLOCK, and the kernel keeps the end of the time-out to
 //! itself. A program that asked for the rest of its sleep has it written to its memory; for the others the scheduler tells since
-//! when the thread was asleep, if it is asked before the freeze wakes the thread.
+//! when the thread was asleep, if it is asked before the freeze wakes the thread. That goes for waits of epoll too, which are made again
+//! in any case.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rewake_linux::addr::RemoteAddr;
-use rewake_linux::arch::x86_64::{Interruption, Registers};
+use rewake_linux::arch::x86_64::forgets::forgets_r10;
+use rewake_linux::arch::x86_64::{Interruption, Registers, restart};
 use rewake_linux::memory::ProcessMemory;
 use rewake_linux::proc::{Proc, Sched};
 use rewake_linux::program::Sysno;
@@ -21,6 +23,9 @@ const FUTEX_COMMAND: u64 = 0x7f;
 const FUTEX_WAIT: u64 = 0;
 const NANOSECONDS: u64 = 1_000_000_000;
 const NANOSECONDS_PER_MS: u64 = 1_000_000;
+/// How often two clocks are looked at until there is no wait between the looks, and what counts as none.
+const LOOKS: u32 = 8;
+const AT_ONCE: u64 = 2 * NANOSECONDS_PER_MS;
 
 /// What the scheduler told of every thread before the freeze.
 #[derive(Debug)]
@@ -54,12 +59,19 @@ impl Before {
         Self { threads: tids.into_iter().filter_map(tell).collect(), clocks, asked: monotonic() }
     }
 
+    /// When that was, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub(crate) const fn asked(&self) -> u64 {
+        self.asked
+    }
+
     /// The time left, in nanoseconds, for each thread that was interrupted in a call with a time-out. `proc`'s threads are stopped,
     /// and have not run since they were asked to.
     pub(crate) fn time_left(mut self, proc: &Proc, threads: &BTreeMap<i32, Stopped>) -> BTreeMap<i32, u64> {
         let interrupted = threads.iter().filter_map(|(tid, thread)| {
             let registers = thread.registers().ok()?;
-            (Interruption::of(&registers) == Interruption::RestartBlock).then_some((*tid, registers))
+            let waits = Interruption::of(&registers) == Interruption::RestartBlock
+                || restart::epoll_timeout(&registers).is_some();
+            waits.then_some((*tid, registers))
         });
         let interrupted: Vec<(i32, Registers)> = interrupted.collect();
         if interrupted.is_empty() {
@@ -100,20 +112,27 @@ impl Clocks {
     }
 }
 
-/// Goes to the CPU for a moment: yielding makes the scheduler account our own time by its clock.
+/// Goes to the CPU for a moment: yielding makes the scheduler account our own time by its clock. Whoever is made to wait between the
+/// looks at both clocks knows nothing, and looks again.
 fn measure_lag(cpu: usize) -> Option<i64> {
     let home = rustix::thread::sched_getaffinity(None).ok()?;
     let mut there = CpuSet::new();
     there.set(cpu);
     rustix::thread::sched_setaffinity(None, &there).ok()?;
-    rustix::thread::sched_yield();
-    let now = monotonic();
-    let own = Proc::own().and_then(|own| own.sched());
+    let lag = (0..LOOKS).find_map(|_| {
+        rustix::thread::sched_yield();
+        let before = monotonic();
+        let own = Proc::own().and_then(|own| own.sched()).ok()?;
+        let waited = monotonic().checked_sub(before)?;
+        let lag = before.cast_signed().checked_sub(own.accounted_ns.cast_signed())?;
+        (waited < AT_ONCE).then_some(lag)
+    });
     rustix::thread::sched_setaffinity(None, &home).ok()?;
-    now.cast_signed().checked_sub(own.ok()?.accounted_ns.cast_signed())
+    lag
 }
 
-fn monotonic() -> u64 {
+/// `CLOCK_MONOTONIC` now, in nanoseconds.
+pub(crate) fn monotonic() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     let now = Duration::try_from(now).unwrap_or_default();
     u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
@@ -144,7 +163,11 @@ impl Timeout {
             // The other waits of futex(2) are until an absolute time: called again, they end when they should.
             timespec(memory, registers.r10()).map(Self::Whole)
         } else {
-            None
+            // The call is made again with another argument, in a register: only if that is nothing to the program.
+            let ms = restart::epoll_timeout(registers)?;
+            let read = |at, bytes: &mut [u8]| memory.read_at(RemoteAddr::new(at), bytes).unwrap_or(0);
+            let forgotten = forgets_r10(registers.rip(), &read);
+            forgotten.then_some(Self::Whole(u64::from(ms) * NANOSECONDS_PER_MS))
         }
     }
 

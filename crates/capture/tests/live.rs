@@ -252,7 +252,8 @@ fn refused(folder: &Path) {
     let wanted = ["children", "socket:", "pidfd"];
     let found = (0..200).any(|_| {
         std::thread::sleep(std::time::Duration::from_millis(20));
-        let list = obstacles(&options).expect("a look");
+        // It may be on its way into the program yet, and its mappings change.
+        let Ok(list) = obstacles(&options) else { return false };
         wanted.iter().all(|word| list.iter().any(|one| one.object.contains(word)))
     });
     let error = capture(&options, &mut |_| ()).expect_err("refused");
@@ -269,7 +270,7 @@ fn refused(folder: &Path) {
     assert!(gone.to_string().contains("no such process") && gone.remedy().is_some(), "{gone}");
 }
 
-/// Wakes this process in a second, should it be stopped then.
+/// Wakes this process, which is about to stop, in a second.
 fn alarm_clock() -> Child {
     let script = format!("sleep 1; kill -CONT {}", std::process::id());
     Command::new("sh").args(["-c", &script]).spawn().expect("a shell")
@@ -283,14 +284,15 @@ fn signal_self(signal: Signal) {
 fn stopped_for_good(program: &Path, folder: &Path) {
     let target = Target::start(program, folder);
     let options = Options { kill: true, ..Options::new(target.pid(), folder.join("stopped")) };
-    let mut clock = alarm_clock();
+    let mut clock = None;
     let error = capture(&options, &mut |progress| {
         if progress == Progress::Phase("pages") {
+            clock = Some(alarm_clock());
             signal_self(Signal::STOP);
         }
     })
     .expect_err("stopped");
-    clock.wait().expect("a shell");
+    clock.expect("an alarm clock").wait().expect("a shell");
     assert!(error.to_string().contains("was stopped while the target stood still"), "{error}");
     assert!(error.remedy().is_some() && !options.dir.exists());
     target.finish();
@@ -300,14 +302,15 @@ fn stopped_for_good(program: &Path, folder: &Path) {
 fn stopped_by_the_terminal(program: &Path, folder: &Path) {
     let target = Target::start(program, folder);
     let options = Options::new(target.pid(), folder.join("ctrl-z"));
-    let mut clock = alarm_clock();
+    let mut clock = None;
     let summary = capture(&options, &mut |progress| {
         if progress == Progress::Phase("pages") {
+            clock = Some(alarm_clock());
             signal_self(Signal::TSTP);
         }
     })
     .expect("an image");
-    clock.wait().expect("a shell");
+    clock.expect("an alarm clock").wait().expect("a shell");
     assert!(summary.paused < Duration::from_millis(900), "{:?}", summary.paused);
     target.finish();
 }

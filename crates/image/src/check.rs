@@ -4,6 +4,7 @@
 //! doubt numbers: every reference leads somewhere, every length is bounded, everything that is ordered is in order. Whether
 //! *this host* can wake the image is not asked here.
 
+mod aio;
 mod contents;
 mod files;
 mod memory;
@@ -55,6 +56,7 @@ pub(crate) fn image(image: &Image) -> Result<(), ImageError> {
     removed::check(image)?;
     memory::check(image)?;
     image.processes.iter().try_for_each(|process| memory::registrations(image, process))?;
+    image.processes.iter().try_for_each(aio::check)?;
     for record in &image.unknown {
         let mandatory = record.flags & crate::container::MANDATORY != 0;
         let known = crate::records::RecordKind::from_number(record.kind).is_some();

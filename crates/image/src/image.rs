@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use prost::Message;
@@ -75,7 +76,15 @@ impl Image {
     /// # Errors
     /// Any [`ImageError`], naming the image.
     pub fn open(dir: &Path) -> Result<Self, ImageError> {
-        let bytes = read_records(dir)?;
+        Self::open_at(open_directory(dir)?, dir)
+    }
+
+    /// The same in a directory that is open already, whatever has its name `dir` by now.
+    ///
+    /// # Errors
+    /// As [`Image::open`].
+    pub fn open_at(directory: impl AsFd, dir: &Path) -> Result<Self, ImageError> {
+        let bytes = read_records_at(directory, dir)?;
         Self::decode(&bytes).map_err(|error| error.in_image(dir))
     }
 
@@ -244,7 +253,11 @@ fn some<M>(records: Vec<M>, kind: RecordKind) -> Result<Vec<M>, ImageError> {
 
 /// The bytes of the file `records` in `dir`, as many as the file has and no more than [`MAX_RECORDS_LENGTH`].
 pub(crate) fn read_records(dir: &Path) -> Result<Vec<u8>, ImageError> {
-    let (mut file, length) = open_regular(dir, RECORDS_FILE)?;
+    read_records_at(open_directory(dir)?, dir)
+}
+
+fn read_records_at(directory: impl AsFd, dir: &Path) -> Result<Vec<u8>, ImageError> {
+    let (mut file, length) = open_regular(directory, dir, RECORDS_FILE)?;
     if length > MAX_RECORDS_LENGTH {
         let detail =
             format!("the file `records` has {length} bytes, at most {MAX_RECORDS_LENGTH} are possible");
@@ -256,17 +269,30 @@ pub(crate) fn read_records(dir: &Path) -> Result<Vec<u8>, ImageError> {
     Ok(bytes)
 }
 
+/// Opens the directory of an image, for [`Image::open_at`] and [`PageReader::open_at`](crate::PageReader::open_at): what is opened
+/// there and looked at is of one directory, even if another one gets its name meanwhile.
+///
+/// # Errors
+/// [`ImageError::NotAnImage`] when it is none, [`ImageError::Io`] when it is not there or closed to us.
+pub fn open_directory(dir: &Path) -> Result<OwnedFd, ImageError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match rustix::fs::openat(CWD, dir, flags, Mode::empty()) {
+        Ok(directory) => Ok(directory),
+        Err(rustix::io::Errno::NOTDIR) => {
+            Err(ImageError::NotAnImage { detail: "not a directory".to_owned() }.in_image(dir))
+        }
+        Err(source) => Err(ImageError::io("open", dir)(source)),
+    }
+}
+
 /// Opens a regular file of an image for reading, without following a link or waiting for anything, and gives its length.
-pub(crate) fn open_regular(dir: &Path, name: &str) -> Result<(File, u64), ImageError> {
+pub(crate) fn open_regular(directory: impl AsFd, dir: &Path, name: &str) -> Result<(File, u64), ImageError> {
     let path = dir.join(name);
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = match rustix::fs::openat(CWD, &path, flags, Mode::empty()) {
+    let file = match rustix::fs::openat(directory, name, flags, Mode::empty()) {
         Ok(file) => File::from(file),
-        Err(rustix::io::Errno::NOENT) if dir.is_dir() => {
+        Err(rustix::io::Errno::NOENT) => {
             return Err(ImageError::NotAnImage { detail: format!("it has no file `{name}`") }.in_image(dir));
-        }
-        Err(rustix::io::Errno::NOTDIR) => {
-            return Err(ImageError::NotAnImage { detail: "not a directory".to_owned() }.in_image(dir));
         }
         Err(rustix::io::Errno::LOOP) => {
             return Err(

@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod aio;
 pub mod check;
 pub mod container;
 pub mod describe;
@@ -29,7 +30,7 @@ mod wire;
 
 pub use dir::{PendingImage, SyncedImage, clear_stale, remove_pending};
 pub use error::ImageError;
-pub use image::Image;
+pub use image::{Image, open_directory};
 pub use pages::{AlignedBuffer, BLOCK_SIZE, BlockBuffer, PageReader, PageWriter};
 pub use records::page_stream::Compression;
 pub use verify::{VerifySummary, verify};

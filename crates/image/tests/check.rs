@@ -3,8 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use rewake_image::describe::{Description, MemoryKind};
+use rewake_image::records::open_file::Kind;
 use rewake_image::records::vma::Backing;
-use rewake_image::records::{Extent, FileSystemContext, Limit, Process, Thread, Vma};
+use rewake_image::records::{Device, Extent, FileSystemContext, Limit, Process, Thread, Vma};
 use rewake_image::{Image, ImageError, check, sample};
 
 /// The message for the sample, changed.
@@ -149,6 +150,14 @@ fn pages_belong_to_private_mappings_only() {
     }
 }
 
+/// `/dev/null` in the sample.
+fn device(image: &mut Image) -> &mut Device {
+    match image.open_files[1].kind.as_mut().unwrap() {
+        Kind::Device(device) => device,
+        kind => panic!("{kind:?}"),
+    }
+}
+
 #[test]
 fn files() {
     refused("MappedFile 0: no identity", |image| image.mapped_files[0].identity = None);
@@ -156,6 +165,15 @@ fn files() {
     refused("nanoseconds", |image| image.mapped_files[0].identity.as_mut().unwrap().mtime_ns = u32::MAX);
     refused("Pipe 1: 11 bytes in 10", |image| image.pipes[0].capacity = 10);
     refused("refers to pipe 1, which is not there", |image| image.pipes.clear());
+    for (rdev, named) in [(0x800, "8:0"), (0x101, "1:1"), (0x501, "5:1"), (0x1_0103, "257:3"), (0, "0:0")] {
+        refused(&format!("OpenFile 2: no device {named}"), |image| device(image).rdev = rdev);
+    }
+    let allowed = [0x103, 0x105, 0x107, 0x108, 0x109, 0x500].map(|rdev| {
+        let mut image = sample::image();
+        device(&mut image).rdev = rdev;
+        image.check().is_ok()
+    });
+    assert_eq!(allowed, [true; 6]);
     refused("OpenFile 1: of unknown kind", |image| image.open_files[0].kind = None);
     refused("id 1 comes after 1", |image| image.open_files[1].id = 1);
     refused("descriptor 5 refers to file 6", |image| drop(image.open_files.pop()));

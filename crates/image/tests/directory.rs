@@ -7,8 +7,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use rewake_image::{
-    Compression, Image, ImageError, PAGES_FILE, PageWriter, PendingImage, RECORDS_FILE, clear_stale,
-    remove_pending, sample, store, verify,
+    Compression, Image, ImageError, PAGES_FILE, PageReader, PageWriter, PendingImage, RECORDS_FILE,
+    clear_stale, remove_pending, sample, store, verify,
 };
 
 fn names(folder: &Path) -> Vec<String> {
@@ -236,4 +236,24 @@ fn a_store_lists_and_finds_the_latest() {
     let json = serde_json::to_string(&list[0]).unwrap();
     assert!(json.contains("it has no file `pages`"), "{json}");
     assert_eq!(store::list(&root.join("1")).unwrap().len(), 1);
+}
+
+#[test]
+fn what_is_read_is_of_the_directory_that_was_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let (target, other) = (folder.path().join("image"), folder.path().join("other"));
+    let pending = PendingImage::create(&target).unwrap();
+    let writer = PageWriter::create(&pending, Compression::None).unwrap();
+    writer.block(0, &sample::pages()).unwrap();
+    let image = Image { stream: writer.finish().unwrap(), ..sample::image() };
+    pending.write_records(&image).unwrap();
+    pending.commit().unwrap();
+    let directory = rewake_image::open_directory(&target).unwrap();
+    fs::rename(&target, &other).unwrap();
+    fs::create_dir(&target).unwrap();
+    fs::write(target.join(RECORDS_FILE), "nothing").unwrap();
+    fs::write(target.join(PAGES_FILE), "nothing").unwrap();
+    assert_eq!(Image::open_at(&directory, &target).unwrap(), image);
+    assert!(PageReader::open_at(&directory, &target, &image.stream).is_ok());
+    assert!(Image::open(&target).is_err() && PageReader::open(&target, &image.stream).is_err());
 }

@@ -23,4 +23,5 @@ pub mod ptrace;
 pub mod remote;
 pub mod seed;
 pub mod signal;
+pub mod socket;
 pub mod virtual_files;

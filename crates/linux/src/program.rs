@@ -31,6 +31,8 @@ pub enum Value {
     Result(CallRef),
     /// The address of bytes in the program's data.
     Data(DataRef),
+    /// What a word of the program's data holds when the call is made, written there by an earlier call.
+    Word(DataRef),
 }
 
 impl From<u64> for Value {

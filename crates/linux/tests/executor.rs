@@ -218,3 +218,23 @@ fn a_thousand_threads_meet_at_a_barrier() {
         assert_eq!(ended.result(spawned), ended.result(own), "the parent's and the thread's view agree");
     }
 }
+
+#[test]
+fn an_argument_is_what_an_earlier_call_wrote_into_the_data() {
+    let mut calls = Vec::new();
+    let ended = run(|program, track| {
+        let id = program.zeros(8);
+        for _ in 0..2 {
+            program.call(track, Sysno::timer_create, [Value::from(1), Value::from(0), id.into()]).done();
+        }
+        for _ in 0..2 {
+            let delete = program.call(track, Sysno::timer_delete, [Value::Word(id)]).accept(Accept::Any);
+            calls.push(delete.done());
+        }
+        assert!(program.listing().contains("timer_delete(*&[0x"), "{}", program.listing());
+        exits(program, track);
+    });
+    assert_eq!(ended.code, 0);
+    assert_eq!(ended.result(calls[0]), 0, "the second timer, whose id is not 0");
+    assert_eq!(ended.result(calls[1]), -i64::from(libc::EINVAL), "it is gone");
+}

@@ -11,7 +11,8 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use rewake_image::pages::BLOCK_SIZE_U64;
-use rewake_image::records::{FileContent, file_content::Kind, path_of};
+use rewake_image::records::vma::Backing;
+use rewake_image::records::{FileContent, Vma, file_content::Kind, path_of};
 use rewake_image::{Image, PageReader};
 use rewake_linux::hugetlb;
 use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, SealFlags};
@@ -21,7 +22,7 @@ use crate::error::RestoreError;
 /// Where the flags of a memfd tell the size of its huge pages (`MFD_HUGE_SHIFT`).
 const MEMFD_HUGE_SHIFT: u32 = 26;
 /// Permission bits.
-const PERMISSIONS: u32 = 0o7777;
+pub const PERMISSIONS: u32 = 0o7777;
 
 /// The files made, in the order of their descriptors' numbers.
 #[derive(Debug, Default)]
@@ -99,7 +100,11 @@ fn make(image: &Image, content: &FileContent, dir: &Path) -> io::Result<File> {
             if content.huge_page_shift != 0 {
                 return huge(folder, content).or_else(|_| memfd(content));
             }
-            nameless(folder).or_else(|_| nameless(&std::env::temp_dir())).or_else(|_| nameless(dir))
+            // A file system for temporary files may forbid to run what is on it.
+            let ours =
+                || if is_run(image, content.id) { memfd(content) } else { Err(io::ErrorKind::Other.into()) };
+            let elsewhere = || nameless(&std::env::temp_dir()).or_else(|_| nameless(dir));
+            nameless(folder).or_else(|_| ours()).or_else(|_| elsewhere())
         }
         // A file system that holds images may forbid to run what is on it.
         Kind::Named if is_mapped(image, content.id) || content.huge_page_shift != 0 => memfd(content),
@@ -141,7 +146,18 @@ fn is_mapped(image: &Image, id: u32) -> bool {
     image.mapped_files.iter().chain(exe).any(|file| file.content == Some(id))
 }
 
-/// Size, owner and mode.
+/// Whether one of the processes runs code of the file.
+fn is_run(image: &Image, id: u32) -> bool {
+    const EXECUTABLE: u32 = libc::PROT_EXEC.cast_unsigned();
+    let file = |vma: &Vma| image.mapped_files.get(usize::try_from(vma.object).ok()?)?.content;
+    let runs = |vma: &&Vma| vma.backing() == Backing::File && vma.protection & EXECUTABLE != 0;
+    image.memories().any(|memory| {
+        memory.exe.as_ref().and_then(|exe| exe.content) == Some(id)
+            || memory.vmas.iter().filter(runs).any(|vma| file(vma) == Some(id))
+    })
+}
+
+/// Size and owner. The mode is set last of all, by the new process: it may forbid to open the file once more as the program had it.
 fn finish(file: &File, content: &FileContent) -> io::Result<()> {
     let Some(identity) = &content.identity else { return Ok(()) };
     file.set_len(identity.size)?;
@@ -150,7 +166,10 @@ fn finish(file: &File, content: &FileContent) -> io::Result<()> {
         // What we may not give away stays ours: the program sees it through its descriptors all the same.
         let _ = std::os::unix::fs::fchown(file, Some(content.uid), Some(content.gid));
     }
-    rustix::fs::fchmod(file, Mode::from_raw_mode(identity.mode & PERMISSIONS))?;
+    let ours = rustix::fs::fstat(file)?.st_uid == rustix::process::geteuid().as_raw();
+    // What was given away is not the new process's to change, should it live in a user namespace.
+    let mode = if ours { Mode::RWXU } else { Mode::from_raw_mode(identity.mode & PERMISSIONS) };
+    rustix::fs::fchmod(file, mode)?;
     Ok(())
 }
 

@@ -8,6 +8,8 @@ use std::io;
 use rewake_image::records::{Process, Thread};
 use rewake_linux::proc::{Capabilities, Proc};
 
+use crate::error::RestoreError;
+
 const CAP_SETGID: u32 = 6;
 const CAP_SETUID: u32 = 7;
 const CAP_SETPCAP: u32 = 8;
@@ -50,6 +52,15 @@ impl Identity {
             securebits: rustix::thread::capabilities_secure_bits()?.bits(),
             no_new_privs: status.no_new_privs,
         })
+    }
+
+    /// Our own, for the restore of process `pid`.
+    ///
+    /// # Errors
+    /// As [`Identity::own`], naming the process.
+    pub fn own_for(pid: i32) -> Result<Self, RestoreError> {
+        let object = "our own credentials".into();
+        Self::own().map_err(|source| RestoreError::System { operation: "survey", pid, object, source })
     }
 
     /// What a thread of the image had.

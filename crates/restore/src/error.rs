@@ -72,6 +72,14 @@ pub enum RestoreError {
         /// What can be done about that.
         remedy: String,
     },
+    /// The restore failed, and what it had made for a moment could not all be removed again.
+    #[error("{error}; then what it had made could not be removed again: {left}")]
+    Left {
+        /// Why it failed.
+        error: Box<RestoreError>,
+        /// Folders and fifos, and why not.
+        left: String,
+    },
     /// The limit of descriptors leaves no room for the restore.
     #[error(
         "resume failed for pid {pid} (limit of descriptors): it needs {needed} for a moment, {limit} are allowed"
@@ -182,6 +190,9 @@ impl RestoreError {
             Self::PutBack { source, .. } => return source.remedy().map(Into::into),
             Self::Waiting(source) => return source.remedy().map(Into::into),
             Self::NotUndone { remedy, .. } => remedy,
+            Self::Left { .. } => {
+                "take out what somebody put into them, then remove them (rmdir), and resume again"
+            }
             Self::Descriptors { .. } => "raise the hard limit (ulimit -Hn), then resume again",
             Self::Limits { .. } => {
                 "resume where these limits are as high (ulimit -H shows them); raising them takes CAP_SYS_RESOURCE"

@@ -1,5 +1,6 @@
 //! What the host must offer, checked before anything is created.
 
+mod aio;
 mod fifos;
 mod kernel;
 mod memory;
@@ -99,12 +100,7 @@ fn missing(wanted: &Cpu, own: &Cpu, used: u64) -> Vec<String> {
 /// [`RestoreError::Credentials`] with everything that differs.
 pub fn check_credentials<'a>(image: &'a Image) -> Result<(), RestoreError> {
     let pid = image.root().pid;
-    let own = Identity::own().map_err(|source| RestoreError::System {
-        operation: "survey",
-        pid,
-        object: "our own credentials".into(),
-        source,
-    })?;
+    let own = Identity::own_for(pid)?;
     let invoker_has_ours = !is_privileged_binary();
     let mut differences = Vec::new();
     let threads = |process: &'a Process| process.threads.iter().map(move |thread| (process, thread));

@@ -19,6 +19,7 @@ pub mod credentials;
 pub mod error;
 pub mod host;
 pub mod interrupted;
+mod notes;
 mod owner;
 pub mod plan;
 pub mod putback;
@@ -38,6 +39,7 @@ use rewake_image::{Image, PageReader};
 use rewake_linux::namespaces::Init;
 
 pub use error::RestoreError;
+use putback::decide::Decisions;
 use spaces::Spaces;
 use transaction::Transaction;
 
@@ -89,16 +91,13 @@ pub struct Options {
     pub new_session: bool,
 }
 
-/// Nobody may change it once it is set, but who administers the audit.
-const NOTE_LOGIN: &str = "the program keeps the login uid (audit) of this command: another one takes CAP_AUDIT_CONTROL, outside of any user namespace";
-
 /// How far a restore is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// A phase begins.
     Phase(&'static str),
-    /// Something people should know.
-    Note(&'static str),
+    /// What could not come back just as it was, for people: before the process is let go, and in [`Restored::notes`] then.
+    Note(String),
     /// Bytes of the page stream that are verified.
     Pages {
         /// So many.
@@ -132,7 +131,7 @@ pub struct Restored {
     pub put_back: Vec<PathBuf>,
     /// Files that changed since and were left alone: the program has their saved content for itself.
     pub private: Vec<PathBuf>,
-    /// What could not come back just as it was, for people.
+    /// What could not come back just as it was: all that [`Progress::Note`] told.
     pub notes: Vec<String>,
 }
 
@@ -141,32 +140,33 @@ pub struct Restored {
 /// # Errors
 /// As [`resume`], up to the plan.
 pub fn listing(options: &Options) -> Result<String, RestoreError> {
-    let image = Image::open(&options.dir)?;
+    let Examined { image, reader, decisions } = examine(options, &mut Phases::new(&mut |_| ()))?;
     let spaces = Spaces::decide(options, &image)?;
-    let reader = PageReader::open(&options.dir, &image.stream)?;
-    let decisions = host::check_files(&image, &reader, options.on_changed).unwrap_or_default();
     let prepared = contents::prepare(&image, &reader, &options.dir, &decisions.private)?;
-    let (plan, _) = survey::plan_here(&image, options, &prepared, &spaces)?;
+    let (plan, site) = survey::plan_here(&image, options, &prepared, &spaces)?;
+    transaction::refuse_unprepared(&image, &site, &decisions)?;
     Ok(plan.program.listing())
 }
 
-/// Makes the image's process live again, as our child.
-///
-/// Must be called while this process has one thread.
-///
-/// # Errors
-/// One cause; nothing of the new process is left, and files are as they were before.
-pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Restored, RestoreError> {
-    let started = Instant::now();
-    let mut phase = Phases::new(progress);
-    let image = phase.run("open", || {
+/// An image that may be woken here.
+struct Examined {
+    image: Image,
+    reader: PageReader,
+    decisions: Decisions,
+}
+
+/// All checks for which nothing has to be made.
+fn examine(options: &Options, phase: &mut Phases<'_>) -> Result<Examined, RestoreError> {
+    let (image, reader) = phase.run("open", || {
         transaction::refuse_waiting(&options.dir)?;
-        let image = Image::open(&options.dir)?;
-        owner::check(image.root().pid, &options.dir)?;
-        Ok(image)
+        // One directory is looked at and read, whatever gets its name meanwhile.
+        let directory = rewake_image::open_directory(&options.dir)?;
+        let image = Image::open_at(&directory, &options.dir)?;
+        owner::check(image.root().pid, &directory, &options.dir)?;
+        let reader = PageReader::open_at(&directory, &options.dir, &image.stream)?;
+        Ok((image, reader))
     })?;
     survey::allow_tracing();
-    let reader = PageReader::open(&options.dir, &image.stream)?;
     let decisions = phase.run("host", || {
         host::check_architecture(&image)?;
         host::check_limits(&image)?;
@@ -177,6 +177,30 @@ pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<R
         host::check_terminal(&image)?;
         host::check_files(&image, &reader, options.on_changed)
     })?;
+    Ok(Examined { image, reader, decisions })
+}
+
+/// Makes the image's process live again, as our child.
+///
+/// Must be called while this process has one thread.
+///
+/// # Errors
+/// One cause; nothing of the new process is left, and files are as they were before.
+pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Restored, RestoreError> {
+    let mut notes = Vec::new();
+    let restored = restore(options, &mut |event| {
+        if let Progress::Note(note) = &event {
+            notes.push(note.clone());
+        }
+        progress(event);
+    })?;
+    Ok(Restored { notes, ..restored })
+}
+
+fn restore(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Restored, RestoreError> {
+    let started = Instant::now();
+    let mut phase = Phases::new(progress);
+    let Examined { image, reader, decisions } = examine(options, &mut phase)?;
     let prepared =
         phase.run("contents", || contents::prepare(&image, &reader, &options.dir, &decisions.private))?;
     let mut spaces = Spaces::decide(options, &image)?;
@@ -188,10 +212,12 @@ pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<R
         phase.run("files", || Transaction::begin(&options.dir, &image, &reader, &decisions))?;
     let put_back = transaction.paths();
     let (image, plan, site, pages) = (&image, &plan, &site, &pages);
-    let ready = Ready { image, reader: &reader, plan, site, pages, note: spaces.note };
-    let woken = wake(&ready, prepared, init, &mut transaction, &mut phase);
-    let (pid, mut notes) = transaction.end(woken)?;
-    notes.extend(removed::notes(image, &site.removed));
+    let clocks = spaces::clock_note(image, &spaces);
+    let notes = spaces.note.map(str::to_owned).into_iter().chain(clocks).collect();
+    let ready = Ready { image, reader: &reader, plan, site, pages, notes };
+    let left = removed::Left::default();
+    let woken = wake(&ready, prepared, init, &left, &mut transaction, &mut phase);
+    let pid = transaction.end(left.name(woken))?;
     phase.end();
     Ok(Restored {
         pid,
@@ -202,7 +228,7 @@ pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<R
         total: started.elapsed(),
         put_back,
         private: decisions.private_paths(image),
-        notes,
+        notes: Vec::new(),
     })
 }
 
@@ -213,7 +239,8 @@ struct Ready<'a> {
     plan: &'a plan::Plan,
     site: &'a plan::Site,
     pages: &'a OwnedFd,
-    note: Option<&'static str>,
+    /// What is told when the process is there.
+    notes: Vec<String>,
 }
 
 /// Puts the files back, makes the process and lets it go. After a failure nothing is left of the process; the files are the caller's
@@ -222,18 +249,19 @@ fn wake(
     ready: &Ready<'_>,
     prepared: contents::Prepared,
     init: Option<Init>,
+    left: &removed::Left,
     transaction: &mut Transaction,
     phase: &mut Phases<'_>,
-) -> Result<(i32, Vec<String>), RestoreError> {
-    let Ready { image, reader, plan, site, pages, note } = *ready;
+) -> Result<i32, RestoreError> {
+    let &Ready { image, reader, plan, site, pages, ref notes } = ready;
     phase.run("put back", || transaction.apply(image, reader))?;
-    let mut seed = phase.run("start", || run::start(image, plan, site, pages, prepared, init))?;
+    let mut seed = phase.run("start", || run::start(image, plan, site, pages, prepared, init, left))?;
     phase.begin("memory");
     run::verify(image, reader, &|| transaction.check(), &mut *phase.progress)?;
     phase.run("park", || seed.wait_parked(&|| transaction.check()))?;
-    let no_proc = seed.has_no_proc().then_some(spaces::NOTE_PROC);
-    let login_uid = seed.has_our_login_uid().then_some(NOTE_LOGIN);
-    note.into_iter().chain(no_proc).chain(login_uid).for_each(|note| (phase.progress)(Progress::Note(note)));
+    for note in notes.iter().cloned().chain(notes::of(image, site, &seed)) {
+        (phase.progress)(Progress::Note(note));
+    }
     phase.begin("release");
     release::release(image, seed, pages, transaction, &mut *phase.progress)
 }

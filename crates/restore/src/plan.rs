@@ -73,8 +73,7 @@ pub struct Site {
     /// Files that have no name (any more), or another content under it: the descriptors at which `resume` prepared them, by the
     /// id of their [`FileContent`](rewake_image::records::FileContent).
     pub prepared: BTreeMap<u32, i32>,
-    /// Where those that had no name any more are made for a moment, by the id of their
-    /// [`RemovedFile`](rewake_image::records::RemovedFile).
+    /// Where those that had no name any more are made for a moment.
     pub removed: Places,
     /// Who `resume` is.
     pub identity: Identity,
@@ -113,18 +112,30 @@ impl Site {
         self.fd_base + 4
     }
 
+    /// First of the numbers of the folders that removed files are made in.
+    #[must_use]
+    pub fn first_folder(&self) -> i32 {
+        self.first_prepared() + i32::try_from(self.prepared.len()).unwrap_or(i32::MAX)
+    }
+
     /// First of the numbers at which opened files wait for theirs.
     #[must_use]
     pub fn spare(&self) -> i32 {
-        self.first_prepared() + i32::try_from(self.prepared.len()).unwrap_or(i32::MAX)
+        self.first_folder() + i32::try_from(self.removed.folders.len()).unwrap_or(i32::MAX)
     }
 }
 
 /// A file that the program makes and removes again.
 #[derive(Clone, Debug)]
 pub struct Made {
-    /// Its name meanwhile.
+    /// Its path meanwhile, for people.
     pub path: Vec<u8>,
+    /// The folder that was there already: an index into [`Places::folders`].
+    pub outside: usize,
+    /// The names on the way from there, its own last.
+    pub names: Vec<Vec<u8>>,
+    /// The descriptor of the folder it is made in, in the new process.
+    pub inside: i32,
     /// A folder.
     pub folder: bool,
     /// Returned something but 0 if it was made.
@@ -276,9 +287,14 @@ impl<'a> Planner<'a> {
         let process = self.process;
         let is_root = growing.node.maker.is_none();
         if is_root {
-            self.birth();
-            if self.site.inside {
-                self.own_proc();
+            if self.image.removed_files.is_empty() {
+                self.birth();
+                self.before_files();
+            } else {
+                // Until what is made for a moment is removed again the new process outlives `resume`.
+                self.before_files();
+                self.make_removed_files();
+                self.birth();
             }
             self.open_files()?;
             self.session();
@@ -300,7 +316,7 @@ impl<'a> Planner<'a> {
             self.finish_memory(memory)?;
         }
         if is_root {
-            self.seal_files();
+            self.finish_contents();
         }
         if process.actions_of.is_none() {
             self.dispositions();

@@ -49,6 +49,7 @@ use journal::{Journal, JournalWriter, NAME, NEW_NAME, Progress};
 use recover::Found;
 use registry::Link;
 pub(crate) use rights::InvokersRights;
+pub use rights::give_up_rights_of_our_file;
 
 /// What people and schedulers end a command with.
 const HELD: [i32; 8] = [

@@ -2,7 +2,7 @@
 //!
 //! Until the leader is detached, last of all, our death is the new process's too (`PTRACE_O_EXITKILL`).
 
-mod affinity;
+pub mod affinity;
 mod positions;
 mod registers;
 mod stopped;
@@ -63,7 +63,7 @@ pub fn release(
     stream: &OwnedFd,
     last: &mut dyn LastSteps,
     progress: &mut dyn FnMut(Progress),
-) -> Result<(i32, Vec<String>), RestoreError> {
+) -> Result<i32, RestoreError> {
     let pid = seed.pid();
     let mut tracees = seed.take_all()?;
     for tracee in tracees.values() {
@@ -89,7 +89,6 @@ pub fn release(
     positions::set(image, &seed)?;
     seed.keep_namespace()?;
     last.let_signals_through()?;
-    let notes = released.iter().filter_map(|one| affinity::note(one.work.process)).collect();
     progress(Progress::Ready { pid });
     last.commit()?;
     // The root and, of each process, the first thread come last.
@@ -99,7 +98,7 @@ pub fn release(
         }
     }
     seed.let_go();
-    Ok((pid, notes))
+    Ok(pid)
 }
 
 fn refused(pid: i32, error: PtraceError) -> RestoreError {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rewake_image::records::page_stream::Compression;
@@ -19,6 +20,7 @@ use crate::Progress;
 use crate::contents::Prepared;
 use crate::error::RestoreError;
 use crate::plan::{Plan, Site};
+use crate::removed::Left;
 use crate::spaces;
 
 /// How long a dead process may keep its id before its parent takes note of it.
@@ -31,6 +33,10 @@ const POLL: Duration = Duration::from_micros(100);
 pub struct Seed<'a> {
     pid: i32,
     plan: &'a Plan,
+    /// Those that it makes things in.
+    folders: &'a [Arc<OwnedFd>],
+    /// Where is remembered what it made and we could not remove.
+    left: &'a Left,
     options: ptrace::Options,
     threads: u32,
     assembled: Assembled,
@@ -103,10 +109,11 @@ pub fn verify(
 pub fn start<'a>(
     image: &Image,
     plan: &'a Plan,
-    site: &Site,
+    site: &'a Site,
     pages: &OwnedFd,
     prepared: Prepared,
     init: Option<Init>,
+    left: &'a Left,
 ) -> Result<Seed<'a>, RestoreError> {
     let pid = image.root().pid;
     let system = |operation, object: &str, source| RestoreError::System {
@@ -130,17 +137,25 @@ pub fn start<'a>(
     // Before it begins: whoever watches one of these files would be told that it was closed.
     drop((helpers, prepared));
     let options = ptrace::Options { exit_kill: true, suspend_seccomp: plan.traced.is_some() };
-    let leader = ptrace::seize(pid, options);
     let threads = u32::try_from(image.thread_count()).expect("image counts are checked");
-    let (leaders, outer) = (BTreeMap::new(), BTreeMap::new());
-    let mut seed = Seed { pid, plan, options, threads, assembled, stage, leaders, others: None, outer, init };
-    let leader = leader.map_err(|error| system("PTRACE_SEIZE", "new process", error.source))?;
-    seed.leaders.insert(image.root().pid, leader);
+    let folders = &site.removed.folders[..];
+    let (leaders, others, outer) = (BTreeMap::new(), None, BTreeMap::new());
+    let mut seed =
+        Seed { pid, plan, folders, left, options, threads, assembled, stage, leaders, others, outer, init };
+    seed.wait_made();
+    match ptrace::seize(pid, options) {
+        Ok(leader) => drop(seed.leaders.insert(image.root().pid, leader)),
+        // It may have failed before it was to be traced.
+        Err(error) => {
+            let error = || system("PTRACE_SEIZE", "new process", error.source);
+            return Err(seed.failure().unwrap_or_else(error));
+        }
+    }
     seed.stage.arrive(&seed.assembled, plan.gate);
     Ok(seed)
 }
 
-/// Our standard streams, the page stream and prepared files at the numbers the plan expects them at; the seed inherits them.
+/// Our standard streams, the page stream, prepared files and folders of removed ones at the numbers the plan expects them at; the seed inherits them.
 fn helper_descriptors(site: &Site, pages: &OwnedFd, prepared: &Prepared) -> io::Result<Vec<OwnedFd>> {
     let null = File::options().read(true).write(true).open("/dev/null")?;
     let streams =
@@ -159,6 +174,9 @@ fn helper_descriptors(site: &Site, pages: &OwnedFd, prepared: &Prepared) -> io::
     helpers.push(rustix::io::fcntl_dupfd_cloexec(pages, site.pages())?);
     for (file, number) in prepared.descriptors().zip(site.first_prepared()..) {
         helpers.push(rustix::io::fcntl_dupfd_cloexec(file, number)?);
+    }
+    for (folder, number) in site.removed.folders.iter().zip(site.first_folder()..) {
+        helpers.push(rustix::io::fcntl_dupfd_cloexec(folder, number)?);
     }
     for (helper, expected) in helpers.iter().zip(site.fd_base..) {
         if helper.as_raw_fd() != expected {
@@ -232,7 +250,7 @@ impl Seed<'_> {
             }
             std::thread::sleep(POLL);
         }
-        Ok(())
+        self.learn_ids()
     }
 
     /// A process that is being made does not end.
@@ -251,16 +269,24 @@ impl Seed<'_> {
         }
     }
 
+    /// Waits until it has removed what it makes for a moment: traced by us, it would die with us between.
+    fn wait_made(&self) {
+        let waiting = || self.stage.arrived(&self.assembled, self.plan.gate) == 0 && self.failure().is_none();
+        let lives = || Proc::open(self.pid).and_then(|proc| proc.stat()).is_ok_and(|stat| stat.state != 'Z');
+        while !self.plan.made.is_empty() && waiting() && lives() {
+            std::thread::sleep(POLL);
+        }
+    }
+
     /// What it made for a moment and did not come to remove again.
     fn remove_what_it_made(&self) {
         let happened = |call| self.stage.result(&self.assembled, call) != 0;
         for made in self.plan.made.iter().rev() {
             if happened(made.made) && !made.gone.is_some_and(happened) {
                 let path = rewake_image::records::path_of(&made.path);
-                // Whatever else is in its place by now stays.
-                let removed =
-                    if made.folder { std::fs::remove_dir(path) } else { std::fs::remove_file(path) };
-                tracing::debug!(path = %path.display(), ?removed, "left by a restore that failed");
+                if let Some(outside) = self.folders.get(made.outside) {
+                    self.left.remove(outside, &made.names, made.folder, path);
+                }
             }
         }
     }
@@ -277,9 +303,11 @@ impl Seed<'_> {
         written.cast_signed() <= 0
     }
 
-    /// The id out here of a process or thread; 0, which is nobody's, if it has none.
+    /// The id out here of a process or thread.
     pub fn outer(&self, id: i32) -> i32 {
-        if self.plan.own_proc.is_none() { id } else { self.outer.get(&id).copied().unwrap_or(0) }
+        /// Nobody's; 0 would be our own for some calls.
+        const NOBODY: i32 = -1;
+        if self.plan.own_proc.is_none() { id } else { self.outer.get(&id).copied().unwrap_or(NOBODY) }
     }
 
     fn learn_ids(&mut self) -> Result<(), RestoreError> {

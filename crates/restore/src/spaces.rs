@@ -16,7 +16,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::credentials::Identity;
 use crate::error::RestoreError;
-use crate::{Clock, Options, Pids};
+use crate::{Clock, Options, Pids, survey};
 
 /// The id of a pid namespace's own first process.
 const INIT: i32 = 1;
@@ -65,12 +65,7 @@ impl Spaces {
         }
         let admin = CapabilitySet::own_effective().is_ok_and(|own| own.has(Capability::SysAdmin));
         let user = inside && !admin;
-        let own = Identity::own().map_err(|source| RestoreError::System {
-            operation: "survey",
-            pid,
-            object: "our own credentials".into(),
-            source,
-        })?;
+        let own = Identity::own_for(pid)?;
         let others = |process: &Process| {
             process.threads.iter().any(|thread| Identity::of(process, thread).has_other_ids(&own))
         };
@@ -115,6 +110,21 @@ impl Spaces {
         }
         Ok(init)
     }
+}
+
+/// What becomes of the program's `CLOCK_MONOTONIC`, if that is another host's or another start's: times by it mean another moment now.
+#[must_use]
+pub fn clock_note(image: &Image, spaces: &Spaces) -> Option<String> {
+    let then = image.root().clocks.as_ref()?;
+    if spaces.keeps_clocks == Some(true) || survey::is_same_boot(image) {
+        return None;
+    }
+    let now = clock_gettime(ClockId::Monotonic).tv_sec;
+    let then = then.monotonic_ns / 1_000_000_000;
+    Some(format!(
+        "this host was started anew, or is another one: the program's CLOCK_MONOTONIC showed {then} s and shows {now} s now, and \
+         waits until a time by it end then; resume with --clock keep to let it go on where it was"
+    ))
 }
 
 fn no_clocks(pid: i32) -> RestoreError {

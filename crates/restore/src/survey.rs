@@ -19,7 +19,7 @@ use crate::contents::Prepared;
 use crate::credentials::Identity;
 use crate::error::RestoreError;
 use crate::plan::{Plan, Site, Special, check, free_gap, plan};
-use crate::removed;
+use crate::removed::{self, Places};
 use crate::spaces::Spaces;
 
 /// Descriptors below this are left to the image and to ourselves in any case.
@@ -93,6 +93,8 @@ fn survey(
     let vdso = another_vdso(image, &specials)?;
     raise_descriptor_limit();
     let limits = own.limits().map_err(|source| proc_error(image, source))?;
+    // They are among our descriptors.
+    let removed = removed::places(image, &options.dir)?;
     let own_fds = own.fd_numbers().map_err(|source| proc_error(image, source))?;
     let highest = numbers(image).chain(own_fds).max().unwrap_or(0);
     if highest >= HIGHEST_FD {
@@ -103,13 +105,8 @@ fn survey(
         });
     }
     let fd_base = (highest + 1).max(LOWEST_FD_BASE);
-    check_descriptor_limit(image, fd_base, prepared)?;
-    let mut identity = Identity::own().map_err(|source| RestoreError::System {
-        operation: "survey",
-        pid: image.root().pid,
-        object: "our own credentials".into(),
-        source,
-    })?;
+    check_descriptor_limit(image, fd_base, prepared, &removed)?;
+    let mut identity = Identity::own_for(image.root().pid)?;
     // In a user namespace they have no numbers any more, but are still ours.
     identity.groups.clone_from(&spaces.groups);
     let mut site = Site {
@@ -131,7 +128,7 @@ fn survey(
         same_boot: spaces.keeps_clocks.unwrap_or_else(|| is_same_boot(image)),
         spare_ids: spare_ids(image),
         prepared: BTreeMap::new(),
-        removed: removed::places(image, &options.dir)?,
+        removed,
         login_uid: own
             .read("loginuid")
             .ok()
@@ -178,7 +175,8 @@ fn clocks(shift: ClockOffsets) -> BTreeMap<i32, u64> {
     clocks.into_iter().filter_map(|(number, clock)| Some((number, nanoseconds(clock)?))).collect()
 }
 
-fn is_same_boot(image: &Image) -> bool {
+/// Whether the image was made on this host since it was started.
+pub fn is_same_boot(image: &Image) -> bool {
     let then = image.manifest.host.as_ref().map(|host| &host.boot_id);
     let now = rewake_linux::host::Host::here().ok().map(|host| host.boot_id);
     now.is_some_and(|now| !now.is_empty() && then == Some(&now))
@@ -224,9 +222,16 @@ fn raise_descriptor_limit() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
-fn check_descriptor_limit(image: &Image, fd_base: i32, prepared: &Prepared) -> Result<(), RestoreError> {
-    let files = u64::try_from(image.open_files.len() + image.removed_files.len() + prepared.ids().count())
-        .unwrap_or(u64::MAX);
+fn check_descriptor_limit(
+    image: &Image,
+    fd_base: i32,
+    prepared: &Prepared,
+    removed: &Places,
+) -> Result<(), RestoreError> {
+    // The number of a folder around a removed one counts all that were made before.
+    let made = 2 * image.removed_files.len() + removed.folders.len() + removed.around(image);
+    let files = image.open_files.len() + made + prepared.ids().count();
+    let files = u64::try_from(files).unwrap_or(u64::MAX);
     let needed = files.saturating_add(HELPERS).saturating_add(fd_base.unsigned_abs().into());
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     if needed <= limit {

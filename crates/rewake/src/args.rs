@@ -82,7 +82,7 @@ pub struct Chkpnt {
     pub engine: Engine,
 
     /// Print one JSON object instead of the summary line, on standard output: image, pid, processes, threads, image_bytes,
-    /// memory_bytes (before compression), killed, paused_ms, total_ms, mb_per_s
+    /// memory_bytes (before compression), killed, paused_ms, total_ms, mb_per_s, notes
     #[arg(long)]
     pub json: bool,
 
@@ -160,8 +160,9 @@ pub struct Resume {
     #[arg(long, conflicts_with_all = ["detach", "json"])]
     pub plan: bool,
 
-    /// Print one JSON object when the program runs: image, pid, threads, memory_bytes, total_ms, mb_per_s, files_put_back,
-    /// files_private. On standard output with --detach, else on standard error, since standard output is then the program's
+    /// Print one JSON object when the program runs: image, pid, inner_pid, threads, memory_bytes, total_ms, mb_per_s,
+    /// files_put_back, files_private, notes. On standard output with --detach, else on standard error, since standard output is
+    /// then the program's
     #[arg(long)]
     pub json: bool,
 

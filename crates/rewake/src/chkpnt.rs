@@ -29,11 +29,11 @@ pub fn run(arguments: &Chkpnt) -> Result<ExitCode, Failure> {
     });
     bar.clear();
     let summary = outcome?;
-    if !arguments.json
-        && let Some(note) = note(summary.files_for_writing)
-    {
-        // Nobody is left to be told when this fails.
-        let _ = io::stderr().lock().write_all(note.as_bytes());
+    if !arguments.json {
+        for note in notes(&summary) {
+            // Nobody is left to be told when this fails.
+            let _ = writeln!(io::stderr().lock(), "note: {note}");
+        }
     }
     report(arguments, &options.dir, &summary);
     Ok(ExitCode::SUCCESS)
@@ -66,6 +66,7 @@ struct Report {
     paused_ms: f64,
     total_ms: f64,
     mb_per_s: f64,
+    notes: Vec<String>,
 }
 
 /// `dir` is the image as the user named it. It is durable now: whether this can be said does not change that, nor the exit status.
@@ -83,6 +84,7 @@ fn report(arguments: &Chkpnt, dir: &Path, summary: &Summary) {
             paused_ms: milliseconds(summary.paused),
             total_ms: milliseconds(summary.total),
             mb_per_s: rate(summary.memory, summary.total),
+            notes: notes(summary),
         })
     } else {
         format!("{}\n", line(dir, summary, arguments.kill))
@@ -90,16 +92,23 @@ fn report(arguments: &Chkpnt, dir: &Path, summary: &Summary) {
     let _ = output::print(&text);
 }
 
-/// What the image does not have.
+/// What the image does not have, or may not.
+fn notes(summary: &Summary) -> Vec<String> {
+    let requests = (summary.aio_contexts > 0).then(|| {
+        "asynchronous I/O (io_submit) that was still in flight cannot be seen and is not in the image; capture such a program when it \
+         has none"
+            .to_owned()
+    });
+    note(summary.files_for_writing).into_iter().chain(requests).collect()
+}
+
 fn note(files_for_writing: usize) -> Option<String> {
     let (files, them) = match files_for_writing {
         0 => return None,
         1 => ("1 file".to_owned(), "it as it is"),
         several => (format!("{several} files"), "them as they are"),
     };
-    Some(format!(
-        "note: the content of {files} open for writing is not in the image; keep {them} until the resume\n"
-    ))
+    Some(format!("the content of {files} open for writing is not in the image; keep {them} until the resume"))
 }
 
 fn line(dir: &Path, summary: &Summary, killed: bool) -> String {
@@ -133,6 +142,7 @@ mod tests {
             memory: 106_200_000,
             files_for_writing: 0,
             files_stored: 2,
+            aio_contexts: 1,
             paused: Duration::from_micros(12_340),
             total: Duration::from_millis(190),
         };
@@ -141,6 +151,8 @@ mod tests {
             "saved ./rewake-4711-1: 1 process, 4 threads, 106.2 MB image, paused 12.3 ms, total 190 ms, 559 MB/s"
         );
         assert!(line(dir, &summary, true).contains(" image, killed, paused 12.3 ms, total "));
+        let notes = notes(&summary);
+        assert!(notes.len() == 1 && notes[0].contains("in flight"), "{notes:?}");
     }
 
     #[test]
@@ -149,7 +161,7 @@ mod tests {
         assert_eq!(
             note(2).as_deref(),
             Some(
-                "note: the content of 2 files open for writing is not in the image; keep them as they are until the resume\n"
+                "the content of 2 files open for writing is not in the image; keep them as they are until the resume"
             )
         );
         assert!(

@@ -25,6 +25,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use args::{Command, Invocation};
+use failure::Failure;
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
@@ -32,6 +33,11 @@ fn main() -> ExitCode {
         Ok(invocation) => invocation,
         Err(rejected) => return rejected.print(),
     };
+    if let Err(error) = rewake_restore::putback::give_up_rights_of_our_file() {
+        let failure = Failure::new(format_args!("giving up the rights of the binary's file failed: {error}"));
+        failure.print(invocation.name, invocation.command.common());
+        return ExitCode::from(invocation.command.failure_status());
+    }
     logging::start(invocation.command.common());
     waiting::everywhere();
     let Invocation { name, command } = invocation;

@@ -43,6 +43,8 @@ fn wake(arguments: &Resume, options: &Options) -> Result<(Restored, Option<Compa
     let mut company = None;
     let outcome = rewake_restore::resume(options, &mut |progress| match progress {
         Progress::Phase(name) => bar.phase(name),
+        // There they are part of what is printed at the end.
+        Progress::Note(_) if arguments.json => {}
         Progress::Note(note) => {
             bar.clear();
             // Nobody is left to be told when this fails.
@@ -102,6 +104,8 @@ impl From<RestoreError> for Failure {
 struct Report {
     image: String,
     pid: i32,
+    /// Its id inside of its namespace: the one it had. Else the same.
+    inner_pid: i32,
     threads: usize,
     memory_bytes: u64,
     total_ms: f64,
@@ -116,14 +120,11 @@ struct Report {
 /// Says that the program runs. In the foreground the standard streams are the program's: nothing is said on a terminal that it may be
 /// drawing on, and one line on standard error elsewhere.
 fn announce(arguments: &Resume, image: &Path, restored: &Restored) {
-    for note in restored.notes.iter().filter(|_| !arguments.json) {
-        // As below.
-        let _ = writeln!(io::stderr(), "note: {note}");
-    }
     let text = if arguments.json {
         output::json(&Report {
             image: image.to_string_lossy().into_owned(),
             pid: restored.pid,
+            inner_pid: restored.inner_pid,
             threads: restored.threads,
             memory_bytes: restored.bytes,
             total_ms: milliseconds(restored.total),

@@ -1,6 +1,7 @@
 //! Runs every program of the catalogue two ways: killed by its checkpoint and resumed; left running to its own end,
 //! then resumed from the image as well. An ordinary user runs each the first way.
 
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -35,11 +36,11 @@ pub fn run(workshop: &Workshop, report: &mut Report) -> Result<()> {
                 for killed in [true, false] {
                     let way = if killed { "killed, resumed" } else { "left running" };
                     let name = format!("{call} ({way})");
-                    own.extend(report.test(&name, || check(workshop, probe, killed, &name)));
+                    own.extend(report.measured(&name, || check(workshop, probe, killed, &name)));
                 }
                 if let Some(user) = &user {
                     let name = format!("{call} (user)");
-                    users.extend(report.test(&name, || check_as_user(user, probe, &name)));
+                    users.extend(report.measured(&name, || check_as_user(user, probe, &name)));
                 }
             }
             let (by_root, by_user) = if root { (own, users) } else { (Vec::new(), own) };
@@ -50,7 +51,7 @@ pub fn run(workshop: &Workshop, report: &mut Report) -> Result<()> {
 }
 
 /// As an ordinary user it is killed and resumed, or what he cannot have is refused by name.
-fn check_as_user(user: &Workshop, probe: &Probe, name: &str) -> Result<()> {
+fn check_as_user(user: &Workshop, probe: &Probe, name: &str) -> Result<String> {
     match privileges::needed(probe.call) {
         None => check(user, probe, true, name),
         Some(privilege) => {
@@ -60,7 +61,8 @@ fn check_as_user(user: &Workshop, probe: &Probe, name: &str) -> Result<()> {
                 Shows::Limit => limited(&mut subject, user, privilege.words),
             };
             subject.end();
-            result.and(process::nothing_left(&[], LEAVING))
+            result.and(process::nothing_left(&[], LEAVING))?;
+            Ok(String::new())
         }
     }
 }
@@ -104,7 +106,8 @@ fn started(workshop: &Workshop, probe: &Probe, name: &str) -> Result<(Option<Hug
     Ok((pages, subject))
 }
 
-fn check(workshop: &Workshop, probe: &Probe, killed: bool, name: &str) -> Result<()> {
+/// What the program measured, if it did: it is in its folder.
+fn check(workshop: &Workshop, probe: &Probe, killed: bool, name: &str) -> Result<String> {
     let (_pages, mut subject) = started(workshop, probe, name)?;
     let result = if probe.stops {
         stopped(&mut subject, workshop, killed)
@@ -114,7 +117,8 @@ fn check(workshop: &Workshop, probe: &Probe, killed: bool, name: &str) -> Result
         leave_running(&mut subject, workshop, probe.again)
     };
     subject.end();
-    result.and(process::nothing_left(&[], LEAVING))
+    result.and(process::nothing_left(&[], LEAVING))?;
+    Ok(fs::read_to_string(subject.folder.join("measured")).unwrap_or_default())
 }
 
 fn kill_and_resume(subject: &mut Subject, workshop: &Workshop) -> Result<()> {

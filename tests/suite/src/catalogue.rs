@@ -112,6 +112,7 @@ const MEMORY: &[Row] = &[
         &[
             once("mem_file_truncated named"),
             once("mem_file_truncated deleted"),
+            probe("mem_file_truncated private"),
             once("mem_file_truncated shm"),
         ],
     ),
@@ -178,7 +179,7 @@ const MEMORY: &[Row] = &[
     ),
     row("memory policies of mappings (mbind), one node", &[probe("mem_policy")]),
     row(
-        "very many mappings: 60,000 of a page each, 5,000 shared objects",
+        "very many mappings: 60,000 of a page each, 20,000 shared objects",
         &[probe("mem_many 60000"), probe("mem_many 20000 shared")],
     ),
     row(
@@ -279,8 +280,25 @@ const BLOCKED: &[Row] = &[
         &[sleeps("blocked nanosleep"), sleeps("blocked nanosleep_null"), sleeps("blocked clock_nanosleep")],
     ),
     row(
-        "time-outs go on with the time that was left (poll, select, futex)",
-        &[sleeps("blocked poll_timeout"), sleeps("blocked select_timeout"), sleeps("blocked futex_timeout")],
+        "time-outs go on with the time that was left (poll, ppoll, select, pselect, futex; epoll through the C library)",
+        &[
+            sleeps("blocked poll_timeout"),
+            sleeps("blocked ppoll_timeout"),
+            sleeps("blocked select_timeout"),
+            sleeps("blocked pselect_timeout"),
+            sleeps("blocked futex_timeout"),
+            sleeps("blocked epoll_timeout"),
+            sleeps("blocked epoll_pwait_timeout"),
+        ],
+    ),
+    row(
+        "time-outs of other calls may begin anew (epoll_pwait2, sigtimedwait, semtimedop, calls made by the program itself)",
+        &[
+            sleeps("blocked epoll_pwait2_timeout_anew"),
+            sleeps("blocked epoll_register_timeout_anew"),
+            sleeps("blocked sigtimedwait_timeout_anew"),
+            Probe { again: false, ..sleeps("blocked semtimedop_timeout_anew") },
+        ],
     ),
     row(
         "sleeps and waits until an absolute time",
@@ -346,6 +364,7 @@ const FILES: &[Row] = &[
             probe("file_unlinked replaced"),
             probe("file_unlinked mapped"),
             probe("file_unlinked folder"),
+            probe("file_unlinked read-only"),
             once("file_unlinked linked"),
         ],
     ),
@@ -363,6 +382,10 @@ const FILES: &[Row] = &[
     row(
         "owners of signals about files: thread, process group; O_ASYNC, F_SETSIG",
         &[once("file_owner signals")],
+    ),
+    row(
+        "contexts of asynchronous I/O: their ids, events not read yet in their places, rings moved and read-only, requests that end late",
+        &[probe("file_aio"), probe("file_aio late")],
     ),
     row(
         "inotify: same watch numbers, IN_ONESHOT, targets moved or deleted and still open",

@@ -22,7 +22,7 @@ pub struct Privilege {
 }
 
 /// Files behind mappings alone are found through `/proc/PID/map_files`, for which it takes CAP_CHECKPOINT_RESTORE.
-const ONLY_MAPPED: &str = "the mapped file cannot be found under its name";
+const ONLY_MAPPED: &str = "the deleted file may live on under another name";
 
 /// Only CAP_SYS_ADMIN suspends seccomp.
 const UNDER_SECCOMP: &str = "it runs under seccomp, and this user may not suspend that";
@@ -41,7 +41,6 @@ pub const PRIVILEGES: &[Privilege] = &[
         "mem_guards shared",
         "parts of this shared memory are mapped nowhere, and this user may not read them",
     ),
-    refused("memfd only-mapped", ONLY_MAPPED),
     refused("mem_file_truncated deleted", ONLY_MAPPED),
     refused("process_attributes", "the kernel does not let this user trace it"),
     refused("seccomp shared", UNDER_SECCOMP),

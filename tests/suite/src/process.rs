@@ -210,16 +210,17 @@ impl Finished {
         bail!("{what}: expected exit code {code}, got {}{}", describe(self.status), quoted(&self.errors))
     }
 
-    /// Fails unless standard error contains one of these words, whatever their case.
+    /// Fails unless standard error contains all of these words, whatever their case; of words with bars between them any one.
     ///
     /// # Errors
     /// Shows what it says instead.
     pub fn expect_words(&self, what: &str, words: &[&str]) -> Result<()> {
         let text = self.errors.to_lowercase();
-        if words.iter().any(|word| text.contains(&word.to_lowercase())) {
-            return Ok(());
+        let is_there = |word: &&&str| word.split('|').any(|one| text.contains(&one.to_lowercase()));
+        match words.iter().find(|word| !is_there(word)) {
+            None => Ok(()),
+            Some(word) => bail!("{what}: the message does not name {word:?}{}", quoted(&self.errors)),
         }
-        bail!("{what}: the message names none of {words:?}{}", quoted(&self.errors))
     }
 }
 

@@ -10,7 +10,7 @@ use rustix::fs::{FileType, OFlags};
 
 use super::pipes::PipeSource;
 use super::removed::{Removed, is_removed};
-use super::{Seen, epoll, fanotify, fifos, inotify, kernel, special};
+use super::{Seen, epoll, fanotify, fifos, inotify, kernel, sockets, special};
 use crate::contents::{self, Contents, Source};
 
 /// What can be captured.
@@ -110,7 +110,7 @@ pub(super) fn classify(
         FileType::CharacterDevice => device(proc, one, all, firsts),
         FileType::Fifo => fifo(one, all, firsts, pipes),
         FileType::Socket => match standard_stream(one, all, firsts) {
-            Some(stream) => Ok(Kind::Outside(stream)),
+            Some(stream) => sockets::is_stream_to_outside(proc, one).map(|()| Kind::Outside(stream)),
             None => refuse(
                 "open sockets are not supported yet",
                 "close the connection first, or capture the program while it has none",
@@ -230,9 +230,15 @@ fn stateless(rdev: u64) -> bool {
 /// `/dev/tty`: the controlling terminal, whichever that is.
 const OWN_TERMINAL: u64 = 5 << 8;
 
+/// `/dev/ptmx`: the side of a terminal that is no terminal, and has no name.
+const TERMINAL_MASTER: u64 = 5 << 8 | 2;
+
 fn device(proc: &Proc, one: &Seen, all: &[Seen], firsts: &[usize]) -> Result<Kind, Refusal> {
     if stateless(one.link.stat.rdev) {
         return named(proc, one).map(|()| Kind::Device);
+    }
+    if one.link.stat.rdev == TERMINAL_MASTER {
+        return refuse("the side of a terminal that controls it (ptmx) is not supported", LET_FINISH);
     }
     let terminal = matches!(rustix::fs::major(one.link.stat.rdev), 4 | 5 | 136..=143 | 204 | 229);
     match standard_stream(one, all, firsts) {

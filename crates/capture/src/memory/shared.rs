@@ -90,7 +90,7 @@ impl Memory {
 }
 
 /// By offset, without what others show already.
-fn apart(mut parts: Vec<MappedPart>) -> Vec<MappedPart> {
+pub(super) fn apart(mut parts: Vec<MappedPart>) -> Vec<MappedPart> {
     parts.sort_unstable_by_key(|part| (part.offset, part.pid, part.address));
     let mut end = 0u64;
     let mut apart = Vec::with_capacity(parts.len());

@@ -9,6 +9,9 @@ use crate::{Image, ImageError};
 
 /// Standard input, output, error.
 const STANDARD_STREAMS: u32 = 3;
+/// Devices that can be opened again as if nothing had been: null, zero, full, random, urandom, and /dev/tty. With others an image
+/// could have disks opened.
+const DEVICES: [u64; 6] = [0x103, 0x105, 0x107, 0x108, 0x109, 0x500];
 const NANOSECONDS: u32 = 1_000_000_000;
 
 pub(super) fn check(image: &Image) -> Result<(), ImageError> {
@@ -59,7 +62,12 @@ fn open_file(file: &OpenFile, pipes: &HashSet<u32>) -> Result<(), ImageError> {
             | Kind::Symlink(_)),
         ) => special::check(kind, record),
         Some(Kind::Directory(directory)) => identity(directory.identity.as_ref(), record),
-        Some(Kind::Device(device)) => path(&device.path, record, "path"),
+        Some(Kind::Device(device)) => {
+            path(&device.path, record, "path")?;
+            let rdev = device.rdev;
+            ensure!(DEVICES.contains(&rdev), record, "no device {}:{} is ever saved", rdev >> 8, rdev & 0xff);
+            Ok(())
+        }
         Some(Kind::Pipe(end)) => {
             ensure!(pipes.contains(&end.pipe), record, "refers to pipe {}, which is not there", end.pipe);
             ensure!(!(end.write && end.awaits_writer), record, "a writing end that waits for a writer");

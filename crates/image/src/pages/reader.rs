@@ -3,12 +3,13 @@
 use std::fmt;
 use std::fs::File;
 use std::ops::Range;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::codec::Decoder;
 use super::{BLOCK_SIZE, BLOCK_SIZE_U64, block_length};
-use crate::image::open_regular;
+use crate::image::{open_directory, open_regular};
 use crate::records::PageStream;
 use crate::records::page_stream::Compression;
 use crate::{ImageError, PAGES_FILE, check};
@@ -45,8 +46,16 @@ impl PageReader {
     /// [`ImageError::Invalid`] when `stream` makes no sense, [`ImageError::Damaged`] when the file's length differs, else
     /// [`ImageError::Io`].
     pub fn open(image: &Path, stream: &PageStream) -> Result<Self, ImageError> {
+        Self::open_at(open_directory(image)?, image, stream)
+    }
+
+    /// The same in a directory that is open already, whatever has its name `image` by now.
+    ///
+    /// # Errors
+    /// As [`PageReader::open`].
+    pub fn open_at(directory: impl AsFd, image: &Path, stream: &PageStream) -> Result<Self, ImageError> {
         check::stream(stream).map_err(|error| error.in_image(image))?;
-        let (file, length) = open_regular(image, PAGES_FILE)?;
+        let (file, length) = open_regular(directory, image, PAGES_FILE)?;
         if length != stream.file_length {
             let detail = format!("it has {length} bytes, {} expected", stream.file_length);
             let error =

@@ -4,15 +4,16 @@ use super::{ANONYMOUS, PID, TID, image};
 use crate::records::open_file::Kind;
 use crate::records::vma::Backing;
 use crate::records::{
-    Descriptor, Epoll, EpollWatch, EventFd, Extent, Fanotify, FanotifyMark, FileContent, FileIdentity,
-    Inotify, InotifyWatch, KernelFile, OpenFile, Pipe, PipeEnd, PosixTimer, RegularFile, RemovedFile,
-    SeccompFilter, SignalFd, SpeculationControl, Symlink, TimerFd, Vma, file_content,
+    AioContext, Descriptor, Epoll, EpollWatch, EventFd, Extent, Fanotify, FanotifyMark, FileContent,
+    FileIdentity, Inotify, InotifyWatch, KernelFile, OpenFile, Pipe, PipeEnd, PosixTimer, RegularFile,
+    RemovedFile, SeccompFilter, SignalFd, SpeculationControl, Symlink, TimerFd, Vma, file_content,
 };
 use crate::{Image, PAGE_SIZE, hostile};
 
 /// `SECCOMP_RET_ALLOW` as the one instruction of a filter.
 const ALLOW: [u8; 8] = [6, 0, 0, 0, 0, 0, 0xff, 0x7f];
 const GUARDED: u64 = ANONYMOUS + 0x100 * PAGE_SIZE;
+const RING: u64 = GUARDED + 0x100 * PAGE_SIZE;
 const SECOND: u64 = 1_000_000_000;
 
 /// The records. Their page stream is all zeros, not compressed.
@@ -167,6 +168,22 @@ fn memory(image: &mut Image) {
         guards: vec![Extent { address: GUARDED + PAGE_SIZE, length: PAGE_SIZE, stream_offset: 0 }],
         ..Vma::default()
     };
-    let place = memory.vmas.partition_point(|other| other.start < vma.start);
-    memory.vmas.insert(place, vma);
+    let ring = Vma {
+        start: RING,
+        end: RING + PAGE_SIZE,
+        protection: 3,
+        shared: true,
+        backing: Backing::Aio.into(),
+        ..Vma::default()
+    };
+    for vma in [vma, ring] {
+        let place = memory.vmas.partition_point(|other| other.start < vma.start);
+        memory.vmas.insert(place, vma);
+    }
+    // Two events not read, one at the ring's end and one at its beginning.
+    let header = [0u32, 127, 126, 1, 0xa10a_10a1, 1, 0, 32];
+    let mut bytes: Vec<u8> = header.iter().flat_map(|word| word.to_le_bytes()).collect();
+    bytes.resize(3 * 32, 0x55);
+    let context = AioContext { address: RING, length: PAGE_SIZE, events: 127, ring: bytes };
+    image.processes[0].aio_contexts = vec![context];
 }

@@ -1,5 +1,6 @@
 //! x86-64: registers, interrupted system calls, signal frames.
 
+pub mod forgets;
 pub mod frame;
 pub mod regs;
 pub mod restart;

@@ -81,6 +81,8 @@ pub struct Status {
     pub seccomp: u32,
     /// Number of seccomp filters.
     pub seccomp_filters: u32,
+    /// Which bits of addresses count (x86-64 since Linux 6.4): all, unless the program masks some off for tags (LAM).
+    pub untag_mask: Option<u64>,
 }
 
 impl Status {
@@ -127,6 +129,10 @@ impl Status {
             b"NoNewPrivs" => self.no_new_privs = value == b"1",
             b"Seccomp" => self.seccomp = decimal(value, "Seccomp")?,
             b"Seccomp_filters" => self.seccomp_filters = decimal(value, "Seccomp_filters")?,
+            b"untag_mask" => {
+                let digits = value.strip_prefix(b"0x").unwrap_or(value);
+                self.untag_mask = Some(number(digits, 16, "a mask")?);
+            }
             _ => return self.mask(key, value),
         }
         Ok(())
@@ -187,7 +193,7 @@ mod tests {
         CoreDumping:\t0\nTHP_enabled:\t1\nThreads:\t3\nSigQ:\t0/7799\nSigPnd:\t0000000000000001\nShdPnd:\t0000000000000002\n\
         SigBlk:\t0000000000010000\nSigIgn:\tfffffffe00000000\nSigCgt:\t0000000000004002\nCapInh:\t0000000000000001\n\
         CapPrm:\t000001fffeffffff\nCapEff:\t0000000000000004\nCapBnd:\t0000000000000008\nCapAmb:\t0000000000000010\n\
-        NoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t3\nCpus_allowed:\t3\nx86_Thread_features:\t\n";
+        NoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t3\nCpus_allowed:\t3\nx86_Thread_features:\t\nuntag_mask:\t0x81ffffffffffffff\n";
 
     #[test]
     fn sample() {
@@ -208,6 +214,7 @@ mod tests {
         let Capabilities { inheritable, permitted, effective, bounding, ambient } = status.capabilities;
         assert_eq!((inheritable, permitted, effective, bounding, ambient), (1, 0x1ff_feff_ffff, 4, 8, 16));
         assert_eq!((status.seccomp, status.seccomp_filters), (2, 3));
+        assert_eq!(status.untag_mask, Some(0x81ff_ffff_ffff_ffff));
     }
 
     #[test]

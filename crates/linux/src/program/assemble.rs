@@ -197,6 +197,11 @@ fn encode(call: &Call, out: &Assembled) -> [u8; ENTRY_SIZE] {
         words[1 + index] = match *value {
             Value::Const(value) => value,
             Value::Data(data) => out.data(data).get(),
+            Value::Word(data) => {
+                assert!(data.len >= 8, "an argument has eight bytes");
+                flags |= 1 << index;
+                out.data(data).get()
+            }
             Value::Result(at) => {
                 flags |= 1 << index;
                 (out.first_entry(at.track) + (at.index * ENTRY_SIZE + RESULT) as u64).get()

@@ -53,6 +53,7 @@ impl Program {
             Value::Const(value) => number(value),
             Value::Result(at) => format!("${}.{}", at.track.0, at.index),
             Value::Data(data) => self.data_text(data),
+            Value::Word(data) => format!("*&[{:#x}]", data.offset),
         }
     }
 

@@ -65,6 +65,7 @@ sysno! {
     inotify_add_watch = SYS_inotify_add_watch
     inotify_init1 = SYS_inotify_init1
     inotify_rm_watch = SYS_inotify_rm_watch
+    io_getevents = SYS_io_getevents
     io_setup = SYS_io_setup
     io_submit = SYS_io_submit
     ioctl = SYS_ioctl

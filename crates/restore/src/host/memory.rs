@@ -1,4 +1,4 @@
-//! Memory of special kinds that this host must have: huge pages set aside (hugetlb), nodes.
+//! Memory of special kinds that this host must have: huge pages set aside (hugetlb), nodes, rings of asynchronous I/O.
 
 use std::collections::BTreeMap;
 
@@ -17,6 +17,9 @@ const RELATIVE_NODES: u32 = 1 << 14;
 pub fn check_memory(image: &Image) -> Result<(), RestoreError> {
     let unsupported = |(object, reason)| RestoreError::Unsupported { pid: image.root().pid, object, reason };
     check_huge_pages(image).map_err(unsupported)?;
+    for process in &image.processes {
+        super::aio::check(&process.aio_contexts).map_err(unsupported)?;
+    }
     let vmas = image.memories().flat_map(|memory| &memory.vmas);
     let lists = ["has_memory", "online"].map(|list| format!("/sys/devices/system/node/{list}"));
     let nodes = lists.iter().find_map(|list| std::fs::read_to_string(list).ok());
@@ -24,7 +27,7 @@ pub fn check_memory(image: &Image) -> Result<(), RestoreError> {
 }
 
 /// What is missing, and why that matters.
-type Lack = (String, String);
+pub(super) type Lack = (String, String);
 
 fn check_huge_pages(image: &Image) -> Result<(), Lack> {
     for (shift, wanted) in huge_pages(image) {
@@ -113,7 +116,7 @@ fn check_nodes<'a>(vmas: impl Iterator<Item = &'a Vma>, here: &[usize]) -> Resul
 }
 
 /// Numbers of a list such as `0-2,4`.
-fn parse_list(text: &str) -> Vec<usize> {
+pub(super) fn parse_list(text: &str) -> Vec<usize> {
     let mut numbers = Vec::new();
     for part in text.trim().split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));

@@ -250,6 +250,11 @@ impl Step<'_> {
         if len == 0 || !model.is_free(new, end) {
             return Err("moves over a mapping".into());
         }
+        if let Some(Value::Word(_)) = self.call.args.first() {
+            // Made just now by the kernel, where it liked, and nowhere else known.
+            model.ranges.insert(new, Range::new(end, true));
+            return Ok(());
+        }
         // What the seed itself brought may be moved; a length of 0 maps a shared object once more.
         let seeds =
             model.ranges.range(..=old).next_back().is_some_and(|(_, range)| range.seed && range.end > old);

@@ -32,13 +32,19 @@ const STATUS: u32 =
 const LAST_FD: u32 = u32::MAX;
 
 impl Planner<'_> {
-    pub(super) fn open_files(&mut self) -> Result<(), RestoreError> {
+    /// A `/proc` of its own where that is another one, and none of `resume`'s files but the helpers.
+    pub(super) fn before_files(&mut self) {
+        if self.site.inside {
+            self.own_proc();
+        }
         let (leader, base) = (self.leader, self.site.fd_base);
         let program = &mut self.program;
         program.call(leader, Sysno::close_range, args![0, base - 1, 0]).note("what resume had open");
         let first_spare = self.site.spare();
         program.call(leader, Sysno::close_range, args![first_spare, LAST_FD, 0]);
-        self.make_removed_files();
+    }
+
+    pub(super) fn open_files(&mut self) -> Result<(), RestoreError> {
         self.pipes();
         for (index, file) in self.image.open_files.iter().enumerate() {
             self.open_file(self.spare(index), file)?;

@@ -1,5 +1,6 @@
 //! The address space: everything of the seed goes, the image's mappings come, are filled ([`fill`]) and finished ([`finish`]).
 
+mod aio;
 mod fill;
 mod finish;
 mod inherit;
@@ -13,6 +14,7 @@ use rewake_linux::addr::{PAGE_SIZE, RemoteAddr, page_up};
 use rewake_linux::program::{Accept, Sysno};
 
 use super::{Planner, Site, TASK_SIZE, args};
+use crate::contents::PERMISSIONS;
 use crate::error::RestoreError;
 
 use super::family::Inherited;
@@ -59,6 +61,7 @@ impl Planner<'_> {
             self.program.call(self.leader, Sysno::madvise, args).note("pages that only the parent has");
         }
         self.fill(&kept.missing(&memory.pages), 0);
+        self.contexts(memory);
         Ok(specials)
     }
 
@@ -105,10 +108,18 @@ impl Planner<'_> {
         }
     }
 
-    /// Memfds are sealed when their mappings are there: some seals forbid to make them.
-    pub(super) fn seal_files(&mut self) {
-        for content in self.image.file_contents.iter().filter(|content| content.seals != 0) {
-            if let Some(prepared) = self.site.prepared.get(&content.id) {
+    /// Files made anew get their modes, and memfds their seals, when they are open, and mapped by all: some of both forbid that. Modes come
+    /// first, since a seal may forbid to change them, and brings others with it where the file may be run.
+    pub(super) fn finish_contents(&mut self) {
+        for content in &self.image.file_contents {
+            let Some(prepared) = self.site.prepared.get(&content.id) else { continue };
+            if let Some(identity) = &content.identity {
+                let args = args![*prepared, identity.mode & PERMISSIONS];
+                let call = self.program.call(self.leader, Sysno::fchmod, args);
+                // That of another user has it already.
+                call.accept(Accept::SuccessOr(libc::EPERM)).note(format!("mode of content {}", content.id));
+            }
+            if content.seals != 0 {
                 let args = args![*prepared, libc::F_ADD_SEALS, content.seals];
                 let call = self.program.call(self.leader, Sysno::fcntl, args);
                 // One made without the right to be sealed has this seal already.
@@ -144,11 +155,8 @@ impl Planner<'_> {
                     }
                     parts.iter().for_each(|part| self.map(vma, part, filled, 0, 0));
                 }
-                Backing::SharedMemory
-                | Backing::Vdso
-                | Backing::Vvar
-                | Backing::VvarVclock
-                | Backing::Aio => {}
+                Backing::Aio => self.reserve(vma),
+                Backing::SharedMemory | Backing::Vdso | Backing::Vvar | Backing::VvarVclock => {}
             }
         }
         if open.is_some() {

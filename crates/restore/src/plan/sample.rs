@@ -1,6 +1,8 @@
 //! A host to plan for without one, for tests and fuzz targets.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::sync::Arc;
 
 use rewake_image::Image;
 use rewake_image::records::vma::Backing;
@@ -8,7 +10,7 @@ use rewake_linux::addr::RemoteAddr;
 use rewake_linux::seed::OwnRseq;
 
 use crate::credentials::Identity;
-use crate::removed::Place;
+use crate::removed::{Place, Places};
 
 use super::{Plan, Site, Special, check, free_gap, plan};
 
@@ -43,7 +45,7 @@ impl Site {
             spare_ids: (4_000_000..4_000_064).collect(),
             clocks: BTreeMap::from([(libc::CLOCK_MONOTONIC, 1_000_000_000_000)]),
             prepared: BTreeMap::new(),
-            removed: BTreeMap::new(),
+            removed: Places::default(),
             login_uid: Some(u32::MAX),
         }
     }
@@ -77,7 +79,7 @@ fn placed(image: &Image, site: &Site, length: u64) -> Result<Plan, String> {
 }
 
 /// A host whose kernel's own mappings are as large as the image's. `resume` refuses an image that has one of them twice.
-fn site_for(image: &Image) -> Option<Site> {
+pub(super) fn site_for(image: &Image) -> Option<Site> {
     let memory = image.root().memory.as_ref()?;
     let mut site = Site::sample();
     let numbers = image.processes.iter().filter_map(|process| process.descriptors.last());
@@ -99,8 +101,14 @@ fn site_for(image: &Image) -> Option<Site> {
     // What `resume` prepares: contents of files, each at a descriptor.
     site.prepared =
         image.file_contents.iter().map(|content| content.id).zip(site.first_prepared()..).collect();
-    let place = |id| Place { path: format!("/tmp/{id}").into_bytes(), around: vec![b"/tmp/around".to_vec()] };
-    let removed = image.removed_files.iter();
-    site.removed = removed.map(|file| (file.id, place(file.id))).collect();
+    let folder = File::open("/").ok()?;
+    site.removed.folders = vec![Arc::new(folder.into())];
+    for file in &image.removed_files {
+        let around = file.parent.and_then(|parent| site.removed.by_id.get(&parent));
+        let mut names = around.map_or_else(|| vec![b"around".to_vec()], |folder| folder.names.clone());
+        names.push(file.id.to_string().into_bytes());
+        let path = [b"/".as_slice(), &names.join(&b'/')].concat();
+        site.removed.by_id.insert(file.id, Place { path, outside: 0, names });
+    }
     Some(site)
 }

@@ -5,9 +5,9 @@ use proptest::prelude::*;
 use rewake_image::records::{Extent, SharedMemory, Vma, vma::Backing};
 use rewake_image::{Image, hostile, sample};
 use rewake_linux::addr::RemoteAddr;
-use rewake_linux::program::{Program, Sysno};
+use rewake_linux::program::{Action, Program, Sysno};
 
-use super::sample::STAGE;
+use super::sample::{STAGE, site_for};
 use super::{Plan, Site, check, plan};
 use crate::vdso::tests as vdso;
 
@@ -34,6 +34,40 @@ fn the_sample_image_is_planned_as_it_was() {
     let plan = plan(&image, &site).expect("a plan");
     assert_eq!(check::check(&plan, &site), Ok(()));
     insta::assert_snapshot!(plan.program.listing());
+}
+
+/// Whoever may move folders meanwhile must not lead the program elsewhere.
+#[test]
+fn what_is_made_for_a_moment_is_one_name_in_a_folder_that_is_open() {
+    let image = sample::everything();
+    let site = site_for(&image).expect("a site");
+    let plan = plan(&image, &site).expect("a plan");
+    let calls = plan.program.tracks().iter().flat_map(|track| &track.calls);
+    let makes = [Sysno::mkdirat, Sysno::mknodat, Sysno::unlinkat];
+    let of_made = calls.filter(|call| match call.action {
+        Action::Call(nr) => makes.contains(&nr) || nr == Sysno::openat && is_made(&plan, &call.note),
+        _ => false,
+    });
+    let lines: Vec<String> = of_made.map(|call| plan.program.line(call)).collect();
+    // Three removed ones and two folders around them: made, opened, removed.
+    assert_eq!(lines.len(), 15, "{lines:#?}");
+    for line in lines {
+        let (_, args) = line.split_once('(').expect("arguments");
+        let mut args = args.split(", ");
+        let folder: i32 = args.next().and_then(|arg| arg.parse().ok()).expect("a descriptor");
+        assert!(folder >= site.first_folder(), "{line}");
+        assert!(args.next().is_some_and(|name| !name.contains('/')), "{line}");
+    }
+}
+
+fn is_made(plan: &Plan, note: &str) -> bool {
+    plan.made.iter().any(|made| made.path == note.as_bytes())
+}
+
+#[test]
+fn an_image_with_everything_has_a_plan() {
+    let plan = Plan::sample(&sample::everything()).expect("no refusal").expect("all rules kept");
+    assert!(plan.program.assembled_size() > 0);
 }
 
 #[test]
@@ -274,4 +308,25 @@ fn what_mappings_are_beside_their_content_is_planned_in_order() {
     let listing = plan.program.listing();
     let places = ["mbind(", "in 4 parts", "guard at", "mseal("].map(|what| listing.find(what).expect(what));
     assert!(places.is_sorted(), "{listing}");
+}
+
+#[test]
+fn contexts_of_asynchronous_io_are_made_moved_and_filled_in_their_place() {
+    let image = sample::everything();
+    let ring = image.processes[0].aio_contexts[0].address;
+    let plan = Plan::sample(&image).expect("not refused").expect("by the rules");
+    let listing = plan.program.listing();
+    let lines: Vec<&str> = listing.lines().collect();
+    let place = |what: String| lines.iter().position(|line| line.contains(&what)).expect(&what);
+    let places = [
+        place(format!("mmap({ring:#x}, 4096, 0")),
+        place("io_setup(1, ".to_owned()),
+        place(format!("munmap({ring:#x}")),
+        place("mremap(*&[".to_owned()),
+        place(format!("io_getevents({ring:#x}, 31, 31")),
+        place(format!("io_submit({ring:#x}, 2")),
+        place(format!("# events, context {ring:#x}")),
+    ];
+    assert!(places.is_sorted(), "{listing}");
+    assert!(lines[place(format!("# events, context {ring:#x}"))].contains(", 2, 0, 0) = 64"), "{listing}");
 }

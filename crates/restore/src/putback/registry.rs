@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
 
 /// No more links than this are looked at.
-const MOST: usize = 1024;
+const MOST: usize = 1 << 16;
 /// A link to an image that has not been there for so long (its disk is not mounted?) is given up.
 const OLD: Duration = Duration::from_secs(30 * 24 * 3600);
 

@@ -6,6 +6,24 @@ use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabiliti
 use super::error::PutBackError;
 use crate::host;
 
+/// All that a capability of our file is for: choosing process ids, and reading what a process has mapped.
+const OF_OUR_FILE: CapabilitySet = CapabilitySet::CHECKPOINT_RESTORE;
+
+/// Gives up, for good, every capability that our file gave us but [`OF_OUR_FILE`]: with others, files named by an image would be
+/// opened with rights that the invoker has not. What is inheritable is the invoker's own and stays; ambient ones he had, the kernel
+/// took away when it started us. To be called before anything is opened, while this process has one thread.
+///
+/// # Errors
+/// When the kernel refuses it, and we still have them.
+pub fn give_up_rights_of_our_file() -> std::io::Result<()> {
+    if !host::is_privileged_binary() {
+        return Ok(());
+    }
+    let have = capabilities(None)?;
+    let (effective, permitted) = (have.effective & OF_OUR_FILE, have.permitted & OF_OUR_FILE);
+    Ok(set_capabilities(None, CapabilitySets { effective, permitted, ..have })?)
+}
+
 /// While this lives, capabilities that came from our binary are of no effect.
 #[derive(Debug)]
 pub struct InvokersRights {

@@ -3,17 +3,17 @@
 use rewake_image::records::Process;
 use rewake_linux::attributes;
 
-/// One line about the threads that may not run where they could, if there are any.
-pub fn note(process: &Process) -> Option<String> {
+/// One line about the threads that may not run where they could, if there are any; `outer` is a thread's id out here.
+pub fn note(process: &Process, outer: impl Fn(i32) -> i32) -> Option<String> {
     let threads = process.threads.iter().filter(|thread| !thread.exited && !thread.affinity.is_empty());
     let moved: Vec<i32> = threads
         .filter(|thread| {
-            attributes::affinity(thread.tid).is_ok_and(|now| list(&now) != list(&thread.affinity))
+            attributes::affinity(outer(thread.tid)).is_ok_and(|now| list(&now) != list(&thread.affinity))
         })
         .map(|thread| thread.tid)
         .collect();
     let first = process.threads.iter().find(|thread| Some(&thread.tid) == moved.first())?;
-    let now = attributes::affinity(first.tid).ok()?;
+    let now = attributes::affinity(outer(first.tid)).ok()?;
     let others = match moved.len() - 1 {
         0 => String::new(),
         more => format!(" and {more} more"),

@@ -4,7 +4,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rewake_image::records::{AddressSpace, Extent, Process, Thread};
 use rewake_linux::addr::RemoteAddr;
-use rewake_linux::arch::x86_64::restart::{CriticalSection, invisible_restart};
+use rewake_linux::arch::x86_64::restart::{
+    CriticalSection, invisible_restart, is_epoll_again, with_epoll_time_left,
+};
 use rewake_linux::arch::x86_64::{Registers, XState};
 use rewake_linux::memory::ProcessMemory;
 
@@ -53,7 +55,10 @@ pub fn to_go_on_with(
 ) -> Registers {
     let saved = interrupted::registers_of(thread);
     let registers = match interrupted::go_on(thread) {
-        GoOn::AsItWas => invisible_restart(&saved, handler_due(process, thread)).unwrap_or(saved),
+        GoOn::AsItWas => {
+            let registers = invisible_restart(&saved, handler_due(process, thread)).unwrap_or(saved);
+            for_time_left(registers, thread.remaining_ns)
+        }
         GoOn::Again => interrupted::again(&saved),
         GoOn::Waiting(wait) if interrupted::is_waiting(now, &wait) => saved,
         GoOn::Waiting(_) => interrupted::has_returned(&saved, returned),
@@ -61,6 +66,15 @@ pub fn to_go_on_with(
     critical_section(thread, pages, memory)
         .and_then(|section| section.aborted(&registers))
         .unwrap_or(registers)
+}
+
+/// A wait of epoll that is made again lasts the time that was left of it. That is known only where the program does not look at the
+/// register that says so again.
+fn for_time_left(registers: Registers, left: Option<u64>) -> Registers {
+    match left.filter(|_| is_epoll_again(&registers)) {
+        Some(left) => with_epoll_time_left(&registers, left),
+        None => registers,
+    }
 }
 
 /// Whether a handler will run before the thread goes on: then an EINTR is its due.

@@ -32,6 +32,7 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
             refused_before_anything(workshop, &subject, words)
         });
     }
+    report.test("a host that was started anew is told of, unless clocks are kept", || started_anew(workshop));
     report.test("image of a newer version is refused", || {
         let subject = captured(workshop, "newer")?;
         edit::format_version(&subject.image(), 2)?;
@@ -57,6 +58,25 @@ fn refused_before_anything(workshop: &Workshop, subject: &Subject, words: &[&str
     finished.expect_code("resume", 125)?;
     for word in words {
         finished.expect_words("resume", &[word])?;
+    }
+    process::nothing_left(&[], SOON)
+}
+
+fn started_anew(workshop: &Workshop) -> Result<()> {
+    const WORDS: &str = "CLOCK_MONOTONIC";
+    let subject = captured(workshop, "started-anew")?;
+    edit::image(&subject.image(), |image| {
+        image.manifest.host.iter_mut().for_each(|host| "another-start".clone_into(&mut host.boot_id));
+    })?;
+    for (clock, told) in [("go", true), ("keep", false)] {
+        let mut command = subject.resume_command(workshop);
+        command.args(["--on-changed", "as-is", "--clock", clock]);
+        let resumed = Running::start(command, &subject.folder, "resume")?;
+        subject.go()?;
+        let finished = resumed.finish(PATIENCE)?;
+        subject.expect_pass(finished.status, &finished.errors).context(clock)?;
+        ensure!(finished.errors.contains(WORDS) == told, "--clock {clock}: {}", finished.errors);
+        subject.rewind()?;
     }
     process::nothing_left(&[], SOON)
 }

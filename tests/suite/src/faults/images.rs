@@ -134,7 +134,11 @@ fn resume_flips(workshop: &Workshop) -> Result<()> {
     let (mut random, files) = (Random::new(7), files(&subject.image())?);
     for _ in 0..RESUME_FLIPS {
         flip(&mut random, &files, || {
-            refuses(workshop, &subject, &["checksum", "damaged", "corrupt", "header", "magic", "image"])
+            refuses(
+                workshop,
+                &subject,
+                &["checksum|not a rewake image|made by a newer rewake|records:|header"],
+            )
         })?;
     }
     subject.resume_and_pass(workshop, &["--on-changed", "as-is"]).context("with every bit back")
@@ -146,7 +150,7 @@ fn truncated(workshop: &Workshop) -> Result<()> {
         let whole = fs::read(&path)?;
         for length in [0, 1, whole.len() / 2, whole.len() - 1] {
             fs::write(&path, &whole[..length])?;
-            refuses(workshop, &subject, &["truncated", "short", "end", "damaged", "image"])
+            refuses(workshop, &subject, &["truncated|not a rewake image|too short|ends|bytes"])
                 .with_context(|| format!("{} cut to {length} bytes", path.display()))?;
         }
         fs::write(&path, &whole)?;
@@ -159,7 +163,8 @@ fn missing_file(workshop: &Workshop) -> Result<()> {
     for path in files(&subject.image())? {
         let aside = subject.folder.join("aside");
         fs::rename(&path, &aside)?;
-        refuses(workshop, &subject, &["no such", "missing", "image"])?;
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        refuses(workshop, &subject, &["no such file|it has no file", name])?;
         fs::rename(&aside, &path)?;
     }
     Ok(())
@@ -168,9 +173,9 @@ fn missing_file(workshop: &Workshop) -> Result<()> {
 fn no_image(workshop: &Workshop) -> Result<()> {
     let subject = captured(workshop, "no-image", "busy", &["1"])?;
     fs::remove_dir_all(subject.image())?;
-    refuses(workshop, &subject, &["image", "no such", "not found"])?;
+    refuses(workshop, &subject, &["no such directory"])?;
     fs::create_dir(subject.image())?;
-    refuses(workshop, &subject, &["image", "no such", "not found"])
+    refuses(workshop, &subject, &["no complete image in this store"])
 }
 
 fn pid_taken(workshop: &Workshop) -> Result<()> {
@@ -191,6 +196,15 @@ fn file_changed(workshop: &Workshop) -> Result<()> {
     let input = subject.folder.join("input");
     fs::write(&input, "something else, and longer\n")?;
     refuses(workshop, &subject, &[&input.display().to_string()])?;
+    let plan = |options: &[&str]| {
+        let mut command = subject.resume_command(workshop);
+        command.arg("--plan").args(options);
+        process::run(command, &subject.folder, "resume")
+    };
+    let refused = plan(&[])?;
+    refused.expect_code("resume --plan", 125)?;
+    refused.expect_words("resume --plan", &[&input.display().to_string()])?;
+    plan(&["--on-changed", "as-is"])?.expect_code("resume --plan", 0)?;
     subject.resume_and_pass(workshop, &["--on-changed", "as-is"]).context("as it is")
 }
 

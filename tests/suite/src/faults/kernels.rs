@@ -4,7 +4,7 @@
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rewake_image::Image;
 use rewake_image::records::vma::Backing;
 use rewake_image::records::{AddressSpace, Vma};
@@ -15,6 +15,9 @@ use crate::report::Report;
 use crate::subject::Subject;
 use crate::workshop::Workshop;
 
+/// By chance, so many captures of so many find all threads outside of the vdso once in a thousand runs.
+const ENOUGH: usize = 4;
+const CAPTURES: usize = 12;
 const SOON: Duration = Duration::from_secs(5);
 /// Place of the instruction pointer among a thread's registers.
 const RIP: usize = 16;
@@ -25,8 +28,14 @@ const CODE: u64 = 4;
 const PAGE: u64 = 4096;
 
 pub(super) fn run(workshop: &Workshop, report: &mut Report) {
-    report.test("resumed under another kernel, whose vdso differs", || another(workshop, other_code));
-    report.test("resumed under another kernel, whose vdso has other data", || another(workshop, other_data));
+    report.test("resumed under another kernel, whose vdso differs", || another(workshop, other_code, &[]));
+    report.test("resumed under another kernel, whose vdso has other data", || {
+        another(workshop, other_data, &[])
+    });
+    report.test("resumed under another kernel, with its clocks kept", || {
+        another(workshop, other_code, &["--clock", "keep"])
+    });
+    report.test("resumed under another kernel, asking for the time all the while", || asking(workshop));
     report.test("resumed under another kernel, captured again, resumed under a third", || third(workshop));
     report.test("thread inside the vdso of another kernel is refused by name", || {
         refused(workshop, "inside-the-vdso", &["vdso", "captured inside"], |image| {
@@ -61,12 +70,36 @@ fn start(workshop: &Workshop, name: &str, kind: &str) -> Result<Subject> {
     Subject::start(&workshop.compile("vdso", &[])?, &[kind], workshop.folder(name)?)
 }
 
-fn another(workshop: &Workshop, change: fn(&mut Image)) -> Result<()> {
+fn another(workshop: &Workshop, change: fn(&mut Image), options: &[&str]) -> Result<()> {
     let mut subject = start(workshop, "another-kernel", "bridged")?;
     subject.save_and_kill(workshop)?;
     edit::image(&subject.image(), change)?;
-    subject.resume_and_pass(workshop, &[])?;
+    subject.resume_and_pass(workshop, options)?;
     process::nothing_left(&[], SOON)
+}
+
+/// A thread that asks for the time all the while is nearly always inside the vdso. Captures find it outside, if not each time.
+fn asking(workshop: &Workshop) -> Result<()> {
+    let mut subject = start(workshop, "asking", "asking")?;
+    let mut outside = 0;
+    for _ in 0..CAPTURES {
+        if subject.image().exists() {
+            fs::remove_dir_all(subject.image()).context("removing an image")?;
+        }
+        subject.save(workshop)?;
+        edit::image(&subject.image(), |image| {
+            let vdso = vdso(memory(image)).map_or(0..0, |vma| vma.start..vma.end);
+            let mut at = image.processes[0].threads.iter().filter_map(|thread| thread.registers.get(RIP));
+            outside += usize::from(!at.any(|rip| vdso.contains(rip)));
+            other_code(image);
+        })?;
+        if outside == ENOUGH {
+            subject.end();
+            subject.resume_and_pass(workshop, &[])?;
+            return process::nothing_left(&[], SOON);
+        }
+    }
+    bail!("only {outside} of {CAPTURES} captures found all threads outside of the vdso")
 }
 
 /// What was woken under another kernel has a vdso elsewhere, and leads to it from the old one.

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 
 use crate::process::{self, PATIENCE, Running, describe};
 use crate::report::{Report, Skip};
@@ -28,6 +28,10 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
     report.test("in a namespace, a restore that fails leaves nothing", || failing(workshop));
     report.test("namespaces of others are refused by name", || others(workshop));
     report.test("clocks are kept on request", || clocks(workshop));
+    report.test("in a namespace, processors of a stranger with its old id are not its own", || {
+        pinned(workshop)
+    });
+    report.test("what the host does not allow or --detach takes away is told", || told(workshop));
 }
 
 /// A program of three threads, the user's, running.
@@ -249,4 +253,80 @@ fn clocks(workshop: &Workshop) -> Result<()> {
     );
     ensure!(finished.status.code() == Some(1), "it passed all the same");
     process::nothing_left(&[], SOON)
+}
+
+/// The original lives on, with all its ids, and may run on one processor only: the one that wakes may run on all.
+fn pinned(workshop: &Workshop) -> Result<()> {
+    let user = user(workshop)?;
+    let mut subject = threads(&user, "pinned")?;
+    let all = rustix::thread::sched_getaffinity(None).context("our processors")?;
+    let Some(first) = (0..rustix::thread::CpuSet::MAX_CPU).find(|cpu| all.is_set(*cpu)) else {
+        bail!("we may run nowhere")
+    };
+    if all.count() < 2 {
+        return Err(Skip("there is only one processor".to_owned()).into());
+    }
+    subject.save(&user)?;
+    let mut one = rustix::thread::CpuSet::new();
+    one.set(first);
+    for thread in fs::read_dir(format!("/proc/{}/task", subject.pid()))?.flatten() {
+        let id = thread.file_name().to_string_lossy().parse().ok().and_then(Pid::from_raw);
+        rustix::thread::sched_setaffinity(id, &one).context("pinning the original")?;
+    }
+    let command = subject.resume_command(&user);
+    let (running, outer) = resume(&subject, command, &["--pids", "namespace", "--on-changed", "as-is"])?;
+    let said = fs::read_to_string(subject.folder.join("resume.err"))?;
+    ensure!(!said.contains("processors"), "it speaks of another's processors: {said}");
+    ensure!(outer != subject.pid(), "it has the id of the original, which lives");
+    subject.end();
+    finish(&subject, running)?;
+    process::nothing_left(&[], SOON)
+}
+
+/// Far from any processor that there is.
+const NO_PROCESSOR: [u8; 8] = [0, 0, 0, 0, 0, 0, 0, 0x80];
+
+fn told(workshop: &Workshop) -> Result<()> {
+    let user = user(workshop)?;
+    let account = user.account().context("the workshop is a user's")?;
+    let mut subject = threads(&user, "told")?;
+    let pid = subject.pid();
+    subject.save_and_kill(&user)?;
+    let wake = |options: &[&str]| {
+        let mut command = subject.resume_command(&user);
+        command.args(options);
+        process::run(command, &subject.folder, "resume")
+    };
+    let kill = |outer: &str| -> Result<()> {
+        process::signal(outer.trim().parse().context("the id that resume printed")?, Signal::KILL);
+        process::nothing_left(&[], SOON)
+    };
+    let detached = wake(&["--detach"])?;
+    detached.expect_code("resume --detach", 0)?;
+    kill(&detached.output)?;
+    ensure!(!detached.errors.contains("processors"), "told without cause: {}", detached.errors);
+    ensure!(!detached.errors.contains("PDEATHSIG"), "told without cause: {}", detached.errors);
+    crate::edit::image(&subject.image(), |image| {
+        for thread in &mut image.processes[0].threads {
+            thread.affinity.extend(NO_PROCESSOR);
+            thread.parent_death_signal = 15;
+        }
+    })?;
+    account.give(&subject.image().join("records"))?;
+    let words = ["pid namespace", "and 2 more may run on processors", "PR_SET_PDEATHSIG"];
+    let detached = wake(&["--detach"])?;
+    detached.expect_code("resume --detach", 0)?;
+    kill(&detached.output)?;
+    let json = wake(&["--detach", "--json"])?;
+    json.expect_code("resume --detach --json", 0)?;
+    let number = json.output.split("\"pid\":").nth(1).and_then(|rest| rest.split([',', '\n']).next());
+    kill(number.context("no pid in the JSON")?)?;
+    for word in words {
+        ensure!(detached.errors.contains(word), "no word of {word}: {}", detached.errors);
+        ensure!(json.output.contains(word), "no word of {word} in the JSON: {}", json.output);
+        ensure!(!json.errors.contains(word), "{word} beside the JSON: {}", json.errors);
+    }
+    let inner = format!("\"inner_pid\":{pid},");
+    ensure!(json.output.contains(&inner), "{inner} is not in the JSON: {}", json.output);
+    Ok(())
 }

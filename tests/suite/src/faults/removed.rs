@@ -5,14 +5,17 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 
 use super::refusals::Mounted;
-use crate::process;
+use crate::process::{self, Running};
 use crate::report::{Report, Skip};
 use crate::subject::Subject;
 use crate::workshop::Workshop;
 
 const SOON: Duration = Duration::from_secs(5);
+/// Instants at which `resume` is killed.
+const KILLS: u32 = 60;
 
 pub(super) fn run(workshop: &Workshop, report: &mut Report) {
     report.test("a removed working folder, and something else is where that was", || {
@@ -25,6 +28,10 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
         elsewhere(&workshop.as_user()?, "removed-closed", |subject| {
             Ok(std::os::unix::fs::chown(subject.folder.join("a"), Some(0), Some(0))?)
         })
+    });
+    report.test("a removed working folder, and a link leads elsewhere where it was", || linked(workshop));
+    report.test(&format!("SIGKILL to resume at {KILLS} instants leaves no removed folder"), || {
+        killed(workshop)
     });
     report.test("a restore that fails between two removed folders leaves neither", || half(workshop));
 }
@@ -39,6 +46,42 @@ fn elsewhere(workshop: &Workshop, name: &str, change: impl Fn(&Subject) -> Resul
     resumed.expect_code("resume", 0)?;
     resumed.expect_words("resume", &["which was removed, comes back as if it had been"])?;
     process::nothing_left(&[], SOON)
+}
+
+/// Nothing is made, not for a moment, where the link leads.
+fn linked(workshop: &Workshop) -> Result<()> {
+    let victim = workshop.folder("removed-victim")?;
+    let before = fs::metadata(&victim)?.modified()?;
+    elsewhere(workshop, "removed-linked", |subject| {
+        fs::remove_dir(subject.folder.join("a"))?;
+        Ok(std::os::unix::fs::symlink(&victim, subject.folder.join("a"))?)
+    })?;
+    ensure!(fs::metadata(&victim)?.modified()? == before, "something was made where the link leads");
+    Ok(())
+}
+
+/// Whatever `resume` had begun, the process it was making finishes.
+fn killed(workshop: &Workshop) -> Result<()> {
+    let program = workshop.compile("removed", &[])?;
+    let mut subject = Subject::start(&program, &["cwd"], workshop.folder("removed-killed")?)?;
+    subject.save_and_kill(workshop)?;
+    let mut woken = 0;
+    for shot in 0..KILLS {
+        let running = Running::start(subject.resume_command(workshop), &subject.folder, "resume")?;
+        std::thread::sleep(Duration::from_micros(200) * shot);
+        process::signal(running.child.id(), Signal::KILL);
+        running.finish(SOON).with_context(|| format!("shot {shot}"))?;
+        // One that was let go already lives on.
+        if process::glimpse(subject.pid()).is_some_and(|seen| seen.state != 'Z' && seen.tracer == 0) {
+            woken += 1;
+            process::signal(subject.pid(), Signal::KILL);
+        }
+        process::nothing_left(&[], SOON).with_context(|| format!("shot {shot}"))?;
+        let left: Vec<_> = fs::read_dir(subject.folder.join("a"))?.flatten().collect();
+        ensure!(left.is_empty(), "shot {shot}: left: {left:?}");
+    }
+    ensure!(woken < KILLS, "every program was woken before");
+    subject.resume_and_pass(workshop, &[])
 }
 
 /// A file system that has room for one more folder, where two are needed.

@@ -26,6 +26,7 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
     report.test("traced process is refused, its tracer named", || traced(workshop));
     report.test("save into a folder of another user", || others_folder(workshop));
     report.test("resume of an image that may not be read", || unreadable(workshop));
+    report.test("resume of an image of somebody else, also by root", || somebody_elses(workshop));
     report.test("resume while the pid is a stranger's", || pid_of_a_stranger(workshop));
     report.test("resume while the pid is a zombie's", || pid_of_a_zombie(workshop));
     report.test("resume waits for a zombie to be reaped", || zombie_is_reaped(workshop));
@@ -64,7 +65,8 @@ fn others_process(workshop: &Workshop) -> Result<()> {
     let ended = process::run(save_command(&user, subject.pid(), &folder.join("image")), &folder, "save")?;
     ended.expect_code("save", 1)?;
     ended.expect_words("save", &[&subject.pid().to_string()])?;
-    ended.expect_words("save", &["permi", "denied", "owner"])?;
+    ended
+        .expect_words("save", &["belongs to user|does not let this user", "run the command as the owner"])?;
     ensure!(!folder.join("image").exists(), "an image is left");
     let mut subject = subject;
     subject.pass().context("the target after the refusal")
@@ -101,9 +103,32 @@ fn unreadable(workshop: &Workshop) -> Result<()> {
     subject.save_and_kill(&user)?;
     for (path, name) in [(subject.image(), "image"), (subject.image().join("records"), "records")] {
         fs::set_permissions(&path, Permissions::from_mode(0o000)).context(name)?;
-        refuses(subject.resume_command(&user), &subject.folder, &["permission denied", "image"])?;
+        refuses(
+            subject.resume_command(&user),
+            &subject.folder,
+            &["permission denied", &format!("{}", path.display())],
+        )?;
         fs::set_permissions(&path, Permissions::from_mode(0o700)).context(name)?;
     }
+    process::nothing_left(&[], SOON)
+}
+
+fn somebody_elses(workshop: &Workshop) -> Result<()> {
+    let user = another_user(workshop)?;
+    let account = user.account().context("the user's account")?;
+    let subject = captured(workshop, "somebody-elses")?;
+    let (image, records) = (subject.image(), subject.image().join("records"));
+    for path in [&image, &records] {
+        account.give(path)?;
+        let words = [&format!("{}", path.display()), "it belongs to user", "chown"];
+        refuses(subject.resume_command(workshop), &subject.folder, &words)?;
+        let mut planned = subject.resume_command(workshop);
+        planned.arg("--plan");
+        refuses(planned, &subject.folder, &words).context("--plan")?;
+        std::os::unix::fs::chown(path, Some(0), Some(0)).context("taking it back")?;
+    }
+    fs::set_permissions(&records, Permissions::from_mode(0o666)).context("records for all")?;
+    refuses(subject.resume_command(workshop), &subject.folder, &["others may write it", "chmod"])?;
     process::nothing_left(&[], SOON)
 }
 

@@ -1,7 +1,7 @@
 //! An ordinary user: saves without any right, is told what waking takes, and wakes with a binary that was given just that.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -19,11 +19,21 @@ use crate::workshop::Workshop;
 
 /// `struct vfs_cap_data`, revision 2: effective from the start; permitted, the lower and the upper half: CAP_CHECKPOINT_RESTORE, 40.
 const CHOOSES_IDS: [u32; 5] = [0x0200_0001, 0, 0, 1 << (40 - 32), 0];
+/// The same and CAP_DAC_READ_SEARCH, 2: such a binary may read everything, and whoever calls it may not.
+const READS_EVERYTHING: [u32; 5] = [0x0200_0001, 1 << 2, 0, 1 << (40 - 32), 0];
 const SOON: Duration = Duration::from_secs(5);
 
 pub(super) fn run(workshop: &Workshop, report: &mut Report) {
     report.test("an ordinary user saves, and wakes if the binary may choose ids", || ordinary_user(workshop));
-    report.test("a hostile image gives nobody what only the binary may", || hostile(workshop));
+    report.test("an ordinary user's program, its library upgraded while it runs", || upgraded(workshop));
+    report.test("an ordinary user's nameless file that he may not open for writing again", || {
+        read_only_file(workshop)
+    });
+    report.test("a hostile image gives nobody what only the binary may", || hostile(workshop, CHOOSES_IDS));
+    report.test("nor one what the binary may besides choosing ids", || {
+        hostile(workshop, READS_EVERYTHING)?;
+        linked(workshop)
+    });
 }
 
 /// What an image may be edited to ask for, and words of its refusal.
@@ -90,9 +100,44 @@ fn open_instead(image: &mut Image, flags: OFlags) {
     }
 }
 
-fn hostile(workshop: &Workshop) -> Result<()> {
+/// Nothing but the mappings has the old library any more, and it was where the user may make nothing.
+fn upgraded(workshop: &Workshop) -> Result<()> {
     let user = workshop.as_user()?;
-    let capable = capable_binary(&user)?;
+    let compile = |options: &[&str]| user.compile("answer", &[&["-shared", "-fPIC"], options].concat());
+    let (ours, other) = (compile(&[])?, compile(&["-DANSWER=7"])?);
+    let folder = user.folder("library-of-root")?;
+    let library = folder.join("lib").join("libanswer.so");
+    fs::create_dir(folder.join("lib"))?;
+    fs::copy(&ours, &library)?;
+    let program = user.compile("mem_dlopen", &[])?;
+    let mut subject = Subject::start_in(&user, &program, &[&library.display().to_string()], folder)?;
+    fs::copy(&other, subject.folder.join("lib/new"))?;
+    fs::rename(subject.folder.join("lib/new"), &library)?;
+    subject.save_and_kill(&user)?;
+    subject.resume_and_pass(&user, &[])?;
+    process::nothing_left(&[], SOON)
+}
+
+/// The binary may choose ids, and nothing else: a mode is in its way as in the user's.
+fn read_only_file(workshop: &Workshop) -> Result<()> {
+    let user = workshop.as_user()?;
+    let capable = capable_binary(&user, CHOOSES_IDS)?;
+    let program = user.compile("file_unlinked", &[])?;
+    for kind in ["read-only", "mapped"] {
+        let mut subject = Subject::start_in(&user, &program, &[kind], user.folder("nameless-file")?)?;
+        subject.save_and_kill(&user)?;
+        let resumed = Running::start(resume_with(&user, &capable, &subject), &subject.folder, "resume")?;
+        subject.go()?;
+        let finished = resumed.finish(PATIENCE).context(kind)?;
+        subject.expect_pass(finished.status, &finished.errors).context(kind)?;
+        process::nothing_left(&[], SOON)?;
+    }
+    Ok(())
+}
+
+fn hostile(workshop: &Workshop, capabilities: [u32; 5]) -> Result<()> {
+    let user = workshop.as_user()?;
+    let capable = capable_binary(&user, capabilities)?;
     let program = user.compile("busy", &[])?;
     let mut subject = Subject::start_in(&user, &program, &["1"], user.folder("hostile-image")?)?;
     subject.save_and_kill(&user)?;
@@ -114,12 +159,32 @@ fn hostile(workshop: &Workshop) -> Result<()> {
     subject.expect_pass(finished.status, &finished.errors).context("the honest image")
 }
 
+/// Since the capture the user has put a link to a secret of root's in the place of his own file.
+fn linked(workshop: &Workshop) -> Result<()> {
+    let user = workshop.as_user()?;
+    let capable = capable_binary(&user, READS_EVERYTHING)?;
+    let program = user.compile("mem_file_private", &[])?;
+    let mut subject = Subject::start_in(&user, &program, &[], user.folder("linked-secret")?)?;
+    subject.save_and_kill(&user)?;
+    let (mapped, secret) = (subject.folder.join("private.dat"), subject.folder.join("secret"));
+    fs::write(&secret, vec![b's'; 1 << 20])?;
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600))?;
+    fs::remove_file(&mapped)?;
+    symlink(&secret, &mapped)?;
+    let mut command = resume_with(&user, &capable, &subject);
+    command.args(["--on-changed", "as-is"]);
+    let refused = process::run(command, &subject.folder, "resume")?;
+    refused.expect_code("resume", 125)?;
+    refused.expect_words("resume", &["private.dat", "Permission denied"])?;
+    process::nothing_left(&[], SOON)
+}
+
 /// A copy of the binary, the user's, that may choose process ids.
-fn capable_binary(user: &Workshop) -> Result<PathBuf> {
+fn capable_binary(user: &Workshop, capabilities: [u32; 5]) -> Result<PathBuf> {
     let account = user.account().context("the workshop is a user's")?;
     let capable = account.home().join("capable");
     fs::copy(user.rewake(), &capable).context("copying the binary")?;
-    let capability: Vec<u8> = CHOOSES_IDS.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let capability: Vec<u8> = capabilities.iter().flat_map(|word| word.to_le_bytes()).collect();
     rustix::fs::setxattr(&capable, "security.capability", &capability, XattrFlags::empty())
         .map_err(|errno| Skip(format!("file capabilities cannot be set here: {errno}")))?;
     Ok(capable)
@@ -135,7 +200,7 @@ fn resume_with(user: &Workshop, binary: &std::path::Path, subject: &Subject) -> 
 fn ordinary_user(workshop: &Workshop) -> Result<()> {
     let user = workshop.as_user()?;
     let owner = user.account().context("the workshop is a user's")?.id();
-    let capable = capable_binary(&user)?;
+    let capable = capable_binary(&user, CHOOSES_IDS)?;
     let program = user.compile("threads", &[])?;
     let mut subject = Subject::start_in(&user, &program, &["3"], user.folder("capable-resume")?)?;
     let pid = subject.pid();

@@ -71,6 +71,36 @@ pub fn invisible_restart(registers: &Registers, handler_due: bool) -> Option<Reg
     (interrupted && !handler_due && never_restarts(call)).then(|| again(registers))
 }
 
+/// A wait for events of an epoll instance with a time-out that a stop ended, to be made again by [`invisible_restart`]: the time-out, in
+/// milliseconds.
+#[must_use]
+pub fn epoll_timeout(registers: &Registers) -> Option<u32> {
+    let interrupted = registers.rax().cast_signed() == -i64::from(libc::EINTR);
+    let call = registers.system_call()?.cast_signed();
+    let waits = interrupted && [libc::SYS_epoll_wait, libc::SYS_epoll_pwait].contains(&call);
+    // An int; negative is for ever.
+    let timeout = u32::try_from(registers.r10() & u64::from(u32::MAX)).ok()?.cast_signed();
+    u32::try_from(timeout).ok().filter(|timeout| waits && *timeout > 0)
+}
+
+/// Whether these are registers of [`invisible_restart`] that make such a call again.
+#[must_use]
+pub fn is_epoll_again(registers: &Registers) -> bool {
+    let mut before = *registers;
+    before.set_rax((-i64::from(libc::EINTR)).cast_unsigned());
+    registers.system_call() == Some(registers.rax()) && epoll_timeout(&before).is_some()
+}
+
+/// Registers that make such a call for the time that was left of it, in nanoseconds: for a program that does not look at them again
+/// (see [`forgets_r10`](super::forgets::forgets_r10)).
+#[must_use]
+pub fn with_epoll_time_left(registers: &Registers, left: u64) -> Registers {
+    const NANOSECONDS_PER_MS: u64 = 1_000_000;
+    let mut out = *registers;
+    out.set_r10(left.div_ceil(NANOSECONDS_PER_MS).min(registers.r10() & u64::from(u32::MAX)));
+    out
+}
+
 /// The stopped thread's critical section of restartable sequences: `struct rseq_cs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CriticalSection {
@@ -186,6 +216,25 @@ mod tests {
         assert_eq!(invisible_restart(&registers, true), None);
         assert_eq!(invisible_restart(&stopped_in(libc::SYS_epoll_wait, 1), false), None);
         assert_eq!(invisible_restart(&stopped_in(libc::SYS_nanosleep, -4), false), None);
+    }
+
+    #[test]
+    fn waits_for_epoll_go_on_for_the_time_left() {
+        let with = |call, rax, timeout: i32| {
+            let mut registers = stopped_in(call, rax);
+            registers.set_r10(i64::from(timeout).cast_unsigned());
+            registers
+        };
+        assert_eq!(epoll_timeout(&with(libc::SYS_epoll_wait, -4, 1250)), Some(1250));
+        assert_eq!(epoll_timeout(&with(libc::SYS_epoll_pwait, -4, 1)), Some(1));
+        assert_eq!(epoll_timeout(&with(libc::SYS_epoll_wait, -4, -1)), None);
+        assert_eq!(epoll_timeout(&with(libc::SYS_epoll_wait, -4, 0)), None);
+        assert_eq!(epoll_timeout(&with(libc::SYS_epoll_wait, 1, 1250)), None);
+        assert_eq!(epoll_timeout(&with(libc::SYS_poll, -4, 1250)), None);
+        let registers = with(libc::SYS_epoll_wait, -4, 1250);
+        assert!(!is_epoll_again(&registers) && is_epoll_again(&again(&registers)));
+        assert_eq!(with_epoll_time_left(&registers, 649_000_001).r10(), 650);
+        assert_eq!(with_epoll_time_left(&registers, u64::MAX).r10(), 1250);
     }
 
     #[test]

@@ -1,13 +1,17 @@
 //! Folders and fifos that had no name any more: each is made, opened and removed again, one call after the other, a chain of folders
 //! from the outside in and back. What then keeps them is descriptors; the program gets at them as at files that `resume` prepared.
+//!
+//! Each is made under one name, relative to the descriptor of the folder it comes into: the one that `resume` opened, or one just made.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::os::unix::ffi::OsStrExt as _;
 
-use rewake_image::records::RemovedFile;
-use rewake_linux::program::{Accept, CallRef, DataRef, Sysno};
+use rewake_image::records::{RemovedFile, path_of};
+use rewake_linux::program::{Accept, CallRef, Sysno};
 
 use super::super::{Made, Planner, args};
+use crate::removed::Place;
 
 /// Until all is done.
 const MODE: u32 = 0o700;
@@ -17,7 +21,7 @@ const PERMISSIONS: u32 = 0o7777;
 
 impl Planner<'_> {
     /// Makes all of them. Their numbers stay open until the helpers are closed.
-    pub(super) fn make_removed_files(&mut self) {
+    pub(in super::super) fn make_removed_files(&mut self) {
         let image = self.image;
         if image.removed_files.is_empty() {
             return;
@@ -47,40 +51,56 @@ impl Planner<'_> {
 
     /// One, with what must be around it.
     fn make(&mut self, file: &RemovedFile) {
-        let (Some(place), Some(number)) = (self.site.removed.get(&file.id), self.removed_number(file.id))
+        let (Some(place), Some(number)) =
+            (self.site.removed.by_id.get(&file.id), self.removed_number(file.id))
         else {
             return;
         };
-        for path in &place.around {
-            self.make_at(path, true);
+        let (last, folder) = (place.names.len().saturating_sub(1), file.is_folder());
+        let parent = file.parent.and_then(|parent| self.removed_number(parent));
+        let (first, mut inside) = match parent {
+            Some(parent) => (last, parent),
+            None => (0, self.site.first_folder() + i32::try_from(place.outside).unwrap_or(i32::MAX)),
+        };
+        for at in first..last {
+            let above = path_of(&place.path).ancestors().nth(last - at);
+            let path = above.map(|path| path.as_os_str().as_bytes()).unwrap_or_default();
+            self.make_at(inside, place, at, path, true);
+            let number = self.next_around();
+            self.open_made(inside, &place.names[at], libc::O_PATH | libc::O_DIRECTORY, path, number);
+            inside = number;
         }
-        let folder = file.is_folder();
-        let name = self.make_at(&place.path, folder);
+        self.make_at(inside, place, last, &place.path, folder);
         let flags = if folder { libc::O_RDONLY | libc::O_DIRECTORY } else { libc::O_PATH };
-        let args = args![libc::AT_FDCWD, name, flags | libc::O_NOFOLLOW | libc::O_CLOEXEC, 0];
-        let call = self.program.call(self.leader, Sysno::openat, args);
-        call.accept(Accept::Exactly(0)).note(String::from_utf8_lossy(&place.path));
-        self.move_up(0, number);
+        self.open_made(inside, &place.names[last], flags, &place.path, number);
     }
 
-    fn make_at(&mut self, path: &[u8], folder: bool) -> DataRef {
-        let name = self.program.string(path);
+    fn make_at(&mut self, inside: i32, place: &Place, at: usize, path: &[u8], folder: bool) {
+        let name = self.program.string(&place.names[at]);
         let (leader, program) = (self.leader, &mut self.program);
         let call = if folder {
-            program.call(leader, Sysno::mkdirat, args![libc::AT_FDCWD, name, MODE])
+            program.call(leader, Sysno::mkdirat, args![inside, name, MODE])
         } else {
-            program.call(leader, Sysno::mknodat, args![libc::AT_FDCWD, name, FIFO | MODE, 0])
+            program.call(leader, Sysno::mknodat, args![inside, name, FIFO | MODE, 0])
         };
         call.note(format!("{}, to be removed again", String::from_utf8_lossy(path)));
         let made = self.mark();
-        self.made.push(Made { path: path.to_vec(), folder, made, gone: None });
-        name
+        let (path, names, outside) = (path.to_vec(), place.names[..=at].to_vec(), place.outside);
+        self.made.push(Made { path, outside, names, inside, folder, made, gone: None });
+    }
+
+    fn open_made(&mut self, inside: i32, name: &[u8], flags: i32, path: &[u8], number: i32) {
+        let name = self.program.string(name);
+        let args = args![inside, name, flags | libc::O_NOFOLLOW | libc::O_CLOEXEC, 0];
+        let call = self.program.call(self.leader, Sysno::openat, args);
+        call.accept(Accept::Exactly(0)).note(String::from_utf8_lossy(path));
+        self.move_up(0, number);
     }
 
     fn unmake(&mut self, at: usize) {
-        let (path, folder) = (self.made[at].path.clone(), self.made[at].folder);
-        let name = self.program.string(&path);
-        let args = args![libc::AT_FDCWD, name, if folder { libc::AT_REMOVEDIR } else { 0 }];
+        let Made { path, names, inside, folder, .. } = self.made[at].clone();
+        let name = self.program.string(names.last().map_or(&[], Vec::as_slice));
+        let args = args![inside, name, if folder { libc::AT_REMOVEDIR } else { 0 }];
         let note = format!("{}, which had no name any more", String::from_utf8_lossy(&path));
         self.program.call(self.leader, Sysno::unlinkat, args).note(note);
         self.made[at].gone = Some(self.mark());
@@ -89,6 +109,11 @@ impl Planner<'_> {
     /// An entry whose result, which is not 0, says that all before it were carried out.
     fn mark(&mut self) -> CallRef {
         self.program.call(self.leader, Sysno::gettid, args![]).done()
+    }
+
+    /// The descriptor for the next folder that is made around one: behind all others, one for each that was made before.
+    fn next_around(&self) -> i32 {
+        self.spare(self.image.open_files.len() + self.image.removed_files.len() + self.made.len())
     }
 
     /// The descriptor that keeps one.

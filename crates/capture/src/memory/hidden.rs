@@ -1,0 +1,153 @@
+//! Files that have no name any more, are open nowhere and only mapped, for a user who may not open them through the mapping: their
+//! content is what the mappings show. What no mapping shows, or private pages hide, nobody but the kernel could give.
+
+use std::io;
+
+use rewake_image::records::Vma;
+use rewake_image::records::vma::Backing;
+use rewake_linux::addr::{PAGE_SIZE, RemoteAddr};
+use rewake_linux::memory::ProcessMemory;
+use rewake_linux::pagemap::{PageMap, Query, Run};
+use rewake_linux::proc::{FileStat, Link, Mapping, MappingKind, VmFlags};
+
+use super::shared::apart;
+use super::{MappedPart, Memory, Refusal};
+use crate::contents::Source;
+
+const AS_ROOT: &str = "run the command as root, or with the capability CAP_CHECKPOINT_RESTORE";
+/// All there is to know: readable and writable for its owner.
+const MODE: u32 = libc::S_IFREG | 0o600;
+
+/// Such a file. One whose name really ends with ` (deleted)` is found under it.
+pub(super) fn link(pid: i32, mapping: &Mapping) -> (Link, Source) {
+    let whole = [&mapping.name[..], b" (deleted)"].concat();
+    let inode = |stat: &FileStat| (stat.device, stat.inode) == (mapping.device, mapping.inode);
+    if let Some(stat) = FileStat::of_path(&whole).ok().filter(inode) {
+        let link = Link { target: whole, deleted: false, reachable: true, stat };
+        return (link, Source::mapping(pid, mapping.clone()));
+    }
+    let stat = FileStat {
+        device: mapping.device,
+        inode: mapping.inode,
+        mode: MODE,
+        rdev: 0,
+        size: 0,
+        links: 0,
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+        mtime_s: 0,
+        mtime_ns: 0,
+    };
+    (Link { target: mapping.name.clone(), deleted: true, reachable: false, stat }, Source::shown(pid))
+}
+
+/// Refuses what would come back as a copy of something that others see.
+pub(super) fn check(mapping: &Mapping) -> Result<(), Refusal> {
+    if mapping.flags.contains(VmFlags::HUGETLB) {
+        return Err(("this user may not open the huge pages behind it".to_owned(), AS_ROOT));
+    }
+    if mapping.shared && !matches!(mapping.kind(), MappingKind::Memfd(_)) {
+        let reason = "the deleted file may live on under another name, which this user is not told";
+        return Err((reason.to_owned(), AS_ROOT));
+    }
+    Ok(())
+}
+
+impl Memory {
+    /// What the mappings of a content show of it, and where it ends, as far as they tell: in whole pages.
+    ///
+    /// # Errors
+    /// When memory or page table of a process cannot be read.
+    pub(crate) fn shown(&self, content: u32) -> io::Result<(Vec<MappedPart>, u64)> {
+        let (mut parts, mut size) = (Vec::new(), 0);
+        for space in &self.spaces {
+            let mut vmas = space.vmas.iter().filter(|vma| self.is_of(vma, content)).peekable();
+            if vmas.peek().is_none() {
+                continue;
+            }
+            let target = ProcessMemory::open(space.pid).map_err(|error| error.source)?;
+            let mut map = PageMap::open(space.pid).map_err(io::Error::other)?;
+            for vma in vmas {
+                size = size.max(show(space.pid, vma, &target, &mut map, &mut parts)?);
+            }
+        }
+        Ok((apart(parts), size))
+    }
+
+    fn is_of(&self, vma: &Vma, content: u32) -> bool {
+        let file = usize::try_from(vma.object).ok().and_then(|object| self.files.get(object));
+        vma.backing() == Backing::File && file.is_some_and(|file| file.content == Some(content))
+    }
+}
+
+/// Adds what one mapping shows, and tells where that ends.
+fn show(
+    pid: i32,
+    vma: &Vma,
+    target: &ProcessMemory,
+    map: &mut PageMap,
+    parts: &mut Vec<MappedPart>,
+) -> io::Result<u64> {
+    let (mut at, mut size) = (vma.start, 0);
+    let guards = vma.guards.iter().map(|guard| (guard.address, guard.address + guard.length));
+    for (start, end) in guards.chain([(vma.end, vma.end)]) {
+        let readable = at + readable(target, RemoteAddr::new(at), start - at);
+        size = size.max(vma.offset + (readable - vma.start));
+        let mut own = Vec::new();
+        if !vma.shared && at < readable {
+            let range = RemoteAddr::new(at)..RemoteAddr::new(readable);
+            map.scan_into(range, Query::ANONYMOUS, &mut own).map_err(io::Error::other)?;
+        }
+        parts.extend(without(at, readable, &own).into_iter().map(|(from, to)| MappedPart {
+            pid,
+            address: RemoteAddr::new(from),
+            offset: vma.offset + (from - vma.start),
+            len: to - from,
+        }));
+        at = end;
+    }
+    Ok(size)
+}
+
+/// The part of a range that lies outside of all runs.
+fn without(mut at: u64, end: u64, runs: &[Run]) -> Vec<(u64, u64)> {
+    let mut left = Vec::new();
+    for run in runs {
+        if at < run.start.get() {
+            left.push((at, run.start.get()));
+        }
+        at = run.start.get() + run.len;
+    }
+    if at < end {
+        left.push((at, end));
+    }
+    left
+}
+
+/// How many bytes from `start` on are in the file: those behind its end cannot be read.
+fn readable(target: &ProcessMemory, start: RemoteAddr, len: u64) -> u64 {
+    let (mut first, mut last) = (0, len / PAGE_SIZE);
+    // Pages before `first` can be read, those from `last` on cannot.
+    while first < last {
+        let middle = first + (last - first) / 2;
+        if target.read_exact_at(start + middle * PAGE_SIZE, &mut [0]).is_ok() {
+            first = middle + 1;
+        } else {
+            last = middle;
+        }
+    }
+    first * PAGE_SIZE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_left_out() {
+        let run = |start, len| Run { start: RemoteAddr::new(start), len };
+        assert_eq!(without(0, 100, &[]), [(0, 100)]);
+        assert_eq!(without(0, 100, &[run(0, 10), run(20, 30), run(90, 10)]), [(10, 20), (50, 90)]);
+        assert_eq!(without(5, 5, &[]), []);
+    }
+}
