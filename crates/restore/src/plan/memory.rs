@@ -99,7 +99,7 @@ impl Planner<'_> {
         }
         stay.sort_unstable_by_key(|range| range.start);
         let mut from = 0;
-        for range in stay.into_iter().chain([TASK_SIZE..TASK_SIZE]) {
+        for range in stay.into_iter().chain(std::iter::once(TASK_SIZE..TASK_SIZE)) {
             if from < range.start {
                 let call = program.call(*leader, Sysno::munmap, args![from, range.start - from]);
                 call.note(format!("all from {from:#x} to {:#x}", range.start));
