@@ -1,5 +1,5 @@
 /* Things that must be refused by name.
-   argument: child, socket, reading (a regular file held open for reading: not refused), zombie, sharer (a process that is no
+   argument: child-socket (a child has one), traced (a child traces another one), socket, reading (a regular file held open for reading: not refused), sharer (a process that is no
    child has the same memory), memory-file (one maps a memfd too), ldt (modify_ldt), keyring, secret (memfd_secret), aio (a thread
    waits for a request that is in flight), other-process and ended-thread
    (open files of /proc that tell of those), permission (fanotify), queued (events of inotify); what is no stream to the outside, though
@@ -16,6 +16,7 @@
 #include <sys/inotify.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 
@@ -157,22 +158,32 @@ int main(int argc, char **argv) {
     const char *kind = argc > 2 ? argv[2] : "";
     pid_t child = 0;
     int fd = -1;
-    if (!strcmp(kind, "child")) {
+    pid_t second = 0;
+    if (!strcmp(kind, "child-socket") || !strcmp(kind, "traced")) {
+        int ready[2];
+        char byte;
+        TRY(pipe(ready));
         child = TRY(fork());
         if (child == 0) {
             TRY(prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0));
             for (;;) pause();
         }
+        second = TRY(fork());
+        if (second == 0) {
+            TRY(prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0));
+            if (!strcmp(kind, "child-socket")) GET(socket(AF_INET, SOCK_STREAM, 0));
+            else GET(ptrace(PTRACE_SEIZE, child, NULL, NULL));
+            GET(write(ready[1], "x", 1));
+            for (;;) pause();
+        }
+        TRY(close(ready[1]));
+        CHECK(read(ready[0], &byte, 1) == 1, "the second child failed");
+        TRY(close(ready[0]));
     }
     if (!strcmp(kind, "socket")) {
         TRY(fd = socket(AF_INET, SOCK_STREAM, 0));
         struct sockaddr none = {.sa_family = AF_UNSPEC};
         (void)connect(fd, &none, sizeof none);
-    }
-    if (!strcmp(kind, "zombie")) {
-        child = TRY(fork());
-        if (child == 0) _exit(7);
-        usleep(20000);
     }
     if (!strcmp(kind, "reading")) {
         fd = TRY(open("input", O_RDONLY));
@@ -189,7 +200,9 @@ int main(int argc, char **argv) {
         PTRY(pthread_join(waiter, NULL));
     }
     if (sharer) TRY(kill(sharer, SIGKILL));
-    if (child && !strcmp(kind, "child")) TRY(kill(child, SIGKILL));
-    if (child) CHECK(waitpid(child, NULL, 0) == child, "waitpid: %s", strerror(errno));
+    for (pid_t one = second; one; one = one == second ? child : 0) {
+        TRY(kill(one, SIGKILL));
+        CHECK(waitpid(one, NULL, 0) == one, "waitpid: %s", strerror(errno));
+    }
     return probe_pass();
 }

@@ -36,6 +36,8 @@ pub(crate) fn outside(proc: &Proc, ids: &Ids) -> Result<Process> {
         exe: Some(MappedFile { identity: Some(identity(&exe)), ..MappedFile::default() }),
         ..AddressSpace::default()
     };
+    // Only the first thread has one, also when it has ended.
+    let exit_signal = Proc::open(pid).and_then(|proc| proc.stat()).during("read stat", pid, "process")?.exit_signal;
     let [own, parent, group, session] = spaces::relations(&status, &stat, ids);
     let text = |file| proc.read(file).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     Ok(Process {
@@ -44,7 +46,7 @@ pub(crate) fn outside(proc: &Proc, ids: &Ids) -> Result<Process> {
         login_uid: text("loginuid").and_then(|text| text.trim().parse().ok()),
         pid: own,
         ppid: parent,
-        exit_signal: Some(stat.exit_signal).filter(|signal| *signal != libc::SIGCHLD),
+        exit_signal: Some(exit_signal).filter(|signal| *signal != libc::SIGCHLD),
         pgid: group,
         sid: session,
         clocks: spaces::clocks(proc),

@@ -44,11 +44,9 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
     report.test("unwritable folder: below a file", || below_a_file(workshop));
     report.test("folder that is not there", || missing_folder(workshop));
     report.test("image folder that exists", || existing_image(workshop));
-    report.test("tree of two processes is refused", || {
-        refused(workshop, "child", &["children", "trees of more than one process"])
-    });
-    report.test("process with a zombie child is refused", || {
-        refused(workshop, "zombie", &["children", "trees of more than one process"])
+    report.test("what a child holds is refused by name", || refused(workshop, "child-socket", &["socket"]));
+    report.test("a child that traces another one is refused by name", || {
+        refused(workshop, "traced", &["traced by process"])
     });
     report.test("network socket is refused by name", || refused(workshop, "socket", &["socket"]));
     for (kind, words) in STANDARD_INPUT {
