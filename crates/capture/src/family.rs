@@ -5,14 +5,17 @@ use std::time::{Duration, Instant};
 
 use rewake_image::records::{Process, SeccompFilter};
 use rewake_linux::kcmp::{self, Shared};
-use rewake_linux::proc::{self, Proc};
+use rewake_linux::proc::Proc;
 
 use crate::error::{CaptureError, During, Result};
 use crate::findings::Findings;
 use crate::freeze::{Frozen, Running};
-use crate::preflight;
 use crate::seccomp::Filters;
 use crate::spaces::{self, Ids};
+use crate::{kin, preflight};
+
+/// Between looks at processes that end.
+const ENDING: Duration = Duration::from_micros(100);
 
 /// The tree at rest. Dropping it lets it go on.
 #[derive(Debug)]
@@ -33,51 +36,29 @@ pub(crate) struct Told {
     pub(crate) filters: Vec<SeccompFilter>,
 }
 
-/// The ids of process `root` and of all below it, as they are now; those that have ended apart.
-///
-/// # Errors
-/// When the root is gone or may not be looked at.
-pub(crate) fn members(root: i32) -> Result<(Vec<i32>, Vec<i32>)> {
-    let below = proc::descendants(root).during("list children", root, "children")?;
-    Ok([root].into_iter().chain(below).partition(|pid| !has_ended(*pid)))
-}
-
-fn has_ended(pid: i32) -> bool {
-    let stat = Proc::open(pid).and_then(|proc| proc.stat());
-    // The first thread may have ended while others run.
-    stat.is_ok_and(|stat| matches!(stat.state, 'Z' | 'X') && stat.num_threads <= 1)
-}
-
-fn is_gone(pid: i32) -> bool {
-    Proc::open(pid).is_err() || has_ended(pid)
-}
-
 impl Family {
     /// Stops every thread of the tree. Nothing can be born any more of what stands still, so that this comes to an end.
     ///
     /// # Errors
     /// As [`Running::freeze`], of any of them.
     pub(crate) fn freeze(root: i32, timeout: Duration) -> Result<Self> {
-        let ask = |pids: Vec<i32>| -> Result<Vec<(i32, Running)>> {
-            let asked = pids.into_iter().map(|pid| match Running::ask(pid) {
-                // It ended meanwhile.
-                Err(_) if pid != root && is_gone(pid) => Ok(None),
-                asked => asked.map(|running| Some((pid, running))),
-            });
-            asked.filter_map(Result::transpose).collect()
-        };
-        let mut running = ask(members(root)?.0)?;
         let mut family = Self { members: BTreeMap::new(), root, begin: Instant::now() };
-        while !running.is_empty() {
-            for (pid, running) in running {
-                match running.freeze(family.begin, timeout) {
-                    Ok(frozen) => drop(family.members.insert(pid, frozen)),
-                    Err(_) if pid != root && is_gone(pid) => {}
-                    Err(error) => return Err(error),
-                }
+        let mut listed = kin::members(root)?;
+        loop {
+            let new = listed.0.iter().copied().filter(|pid| !family.members.contains_key(pid));
+            // Those that end cannot be stopped any more, and will be zombies.
+            let (left, there): (Vec<i32>, Vec<i32>) =
+                new.partition(|pid| *pid != root && kin::has_left(*pid));
+            family.stop(&there, timeout)?;
+            if let Some(first) = left.first() {
+                family.wait_for_end(*first, timeout)?;
             }
-            let (living, _) = members(root)?;
-            running = ask(living.into_iter().filter(|pid| !family.members.contains_key(pid)).collect())?;
+            let now = kin::members_at_rest(root)?;
+            // One that had ended when it was looked at may have had a child since the list was made: only the next list has that.
+            if left.is_empty() && there.is_empty() && now == listed || now == (vec![root], Vec::new()) {
+                break;
+            }
+            listed = now;
         }
         let mut findings = Findings::new(root);
         for (pid, frozen) in &family.members {
@@ -89,12 +70,47 @@ impl Family {
         Ok(family)
     }
 
+    /// Stops these, which may end at any moment.
+    fn stop(&mut self, living: &[i32], timeout: Duration) -> Result<()> {
+        let root = self.root;
+        let mut running = Vec::with_capacity(living.len());
+        for pid in living.iter().copied() {
+            match Running::ask(pid) {
+                Err(_) if pid != root && kin::has_left(pid) => {}
+                asked => running.push((pid, asked?)),
+            }
+        }
+        if self.members.is_empty() {
+            self.begin = Instant::now();
+        }
+        for (pid, running) in running {
+            match running.freeze(self.begin, timeout) {
+                // It ended before it could be stopped.
+                Ok(frozen) if frozen.threads.is_empty() && pid != root => {}
+                Ok(frozen) => drop(self.members.insert(pid, frozen)),
+                Err(_) if pid != root && kin::has_left(pid) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_for_end(&self, pid: i32, timeout: Duration) -> Result<()> {
+        if self.begin.elapsed() > timeout {
+            let reason = format!("it ends, and has not ended within {} s", timeout.as_secs());
+            let error = CaptureError::failed("freeze", pid, "process", reason);
+            return Err(error.advise("try again later"));
+        }
+        std::thread::sleep(ENDING);
+        Ok(())
+    }
+
     /// Asks all of them.
     ///
     /// # Errors
     /// When one was killed meanwhile, or what it tells cannot be captured.
     pub(crate) fn ask(&mut self) -> Result<Told> {
-        let (living, ended) = members(self.root)?;
+        let (living, ended) = kin::members_at_rest(self.root)?;
         let ids = Ids::of_all(living.iter().chain(&ended).copied())?;
         let mut filters = Filters::default();
         let mut found = Vec::new();

@@ -58,6 +58,22 @@ impl Findings {
         }
     }
 
+    /// Adds all that another look has found.
+    pub(crate) fn append(&mut self, other: Self) {
+        let pid = self.pid;
+        for obstacle in other.into_obstacles() {
+            self.turn_to(obstacle.pid);
+            self.add(obstacle.object, obstacle.reason, obstacle.remedy);
+        }
+        self.turn_to(pid);
+    }
+
+    /// Forgets what was found about some processes.
+    pub(crate) fn forget(&mut self, who: impl Fn(i32) -> bool) {
+        self.obstacles.retain(|obstacle| !who(obstacle.pid));
+        self.threads.retain(|obstacle| !who(obstacle.pid));
+    }
+
     /// All that was found.
     pub(crate) fn into_obstacles(mut self) -> Vec<Obstacle> {
         for ThreadObstacle { pid, reason, remedy, tids } in std::mem::take(&mut self.threads) {

@@ -3,20 +3,24 @@
 //! The checks here read `/proc` and compare by kcmp(2), nothing else. Those that cost little run again when the target stands
 //! still, since things change.
 
+mod others;
+
 use rewake_linux::attributes;
-use rewake_linux::kcmp::{self, Shared};
-use rewake_linux::proc::{self, Proc, Stat, Status};
+use rewake_linux::kcmp::Shared;
+use rewake_linux::proc::{Proc, Stat, Status};
 
 use crate::Options;
-use crate::capture::has_ended;
 use crate::contents::Contents;
 use crate::error::{CaptureError, During, Result};
 use crate::files::Target;
 use crate::findings::Findings;
-use crate::{family, files, memory, spaces, threads, timers};
+use crate::{files, kin, memory, spaces, threads, timers};
 
 /// `PF_KTHREAD`: a thread of the kernel.
 const PF_KTHREAD: u32 = 0x0020_0000;
+
+/// How often files and memory of a running tree are looked at, if each time a process ends meanwhile.
+const SURVEYS: u32 = 5;
 
 const LATER: &str = "capture the program at a time when it does not use this";
 
@@ -48,33 +52,56 @@ pub(crate) fn look(options: &Options) -> Result<Findings> {
         return Ok(findings);
     }
     check_not_ourselves(pid, &mut findings)?;
-    let (living, ended) = family::members(pid)?;
+    look_at_tree(options, &mut findings)?;
     // Those that end while we look do not count.
+    findings.forget(|member| member != pid && kin::has_left(member));
+    Ok(findings)
+}
+
+fn look_at_tree(options: &Options, findings: &mut Findings) -> Result<()> {
+    let pid = options.pid;
+    let counts = |member: i32| member == pid || !kin::has_left(member);
+    let (living, ended) = kin::members(pid)?;
     let procs: Vec<Proc> = living.iter().filter_map(|member| open(*member).ok()).collect();
-    let all: Vec<i32> = living.iter().chain(&ended).copied().collect();
+    let family: Vec<i32> = living.iter().chain(&ended).copied().collect();
     let mut permitted = true;
     for proc in &procs {
         findings.turn_to(proc.id());
-        permitted &= check_permission(proc, &mut findings);
+        permitted &= check_permission(proc, findings) || !counts(proc.id());
     }
     if !permitted {
-        return Ok(findings);
+        return Ok(());
     }
     for proc in &procs {
         findings.turn_to(proc.id());
-        let checked = check_member(proc, &mut findings);
-        // One below may have ended meanwhile.
-        if proc.id() == pid || !has_ended(proc) {
+        let checked = check_member(proc, findings);
+        if counts(proc.id()) {
             checked?;
         }
     }
-    check_others(&procs, &all, &mut findings);
-    // What will go into the image counts in the freeze only.
+    others::check(&procs, &family, findings);
+    for _ in 0..SURVEYS {
+        let living: Vec<Proc> =
+            family.iter().filter(|member| counts(**member)).filter_map(|member| open(*member).ok()).collect();
+        let mut found = Findings::new(pid);
+        match survey(options, &living, &family, &mut found) {
+            Ok(()) => {
+                findings.append(found);
+                break;
+            }
+            Err(error) if living.iter().all(|proc| counts(proc.id())) => return Err(error),
+            // All of this is looked at again when the tree stands still.
+            Err(error) => tracing::debug!(%error, "a process ended meanwhile"),
+        }
+    }
+    Ok(())
+}
+
+/// What will go into the image counts in the freeze only.
+fn survey(options: &Options, procs: &[Proc], family: &[i32], findings: &mut Findings) -> Result<()> {
     let mut contents = Contents::new(options.file_level);
-    let living: Vec<Proc> = procs.into_iter().filter(|proc| proc.id() == pid || !has_ended(proc)).collect();
-    files::survey(Target { procs: &living, family: &all }, &mut contents, &mut findings)?;
-    memory::survey(&living, &all, &mut contents, &mut findings)?;
-    Ok(findings)
+    files::survey(Target { procs, family }, &mut contents, findings)?;
+    memory::survey(procs, family, &mut contents, findings).map(|_| ())
 }
 
 /// Everything that can be told of one process of the tree.
@@ -202,36 +229,6 @@ fn check_running(proc: &Proc, findings: &mut Findings) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// A debugger would lose what it traces; and what is shared with a process outside comes back as a copy.
-fn check_others(procs: &[Proc], family: &[i32], findings: &mut Findings) {
-    const KINDS: &[(Shared, &str)] =
-        &[(Shared::Memory, "memory"), (Shared::Files, "descriptors"), (Shared::Fs, "working directory")];
-    for other in proc::processes().unwrap_or_default() {
-        let tracer = Proc::open(other).and_then(|other| other.status()).map_or(0, |status| status.tracer_pid);
-        if tracer != other && family.contains(&tracer) {
-            findings.turn_to(tracer);
-            let reason = format!("it traces process {other}");
-            findings.add(format!("process {tracer}"), reason, "end the tracing first");
-        }
-        if family.contains(&other) {
-            continue;
-        }
-        for proc in procs {
-            // Processes that end meanwhile and those of others, which we may not ask, do not count.
-            let same = |kind| kcmp::compare(kind, proc.living(), other).is_ok_and(std::cmp::Ordering::is_eq);
-            let shared: Vec<&str> =
-                KINDS.iter().filter(|(kind, _)| same(*kind)).map(|(_, name)| *name).collect();
-            if !shared.is_empty() {
-                let pid = proc.id();
-                findings.turn_to(pid);
-                let reason = format!("it shares its {} with process {other}", shared.join(" and its "));
-                let remedy = format!("wait until process {other} has ended, or end it");
-                findings.add(format!("process {pid}"), reason, remedy);
-            }
-        }
-    }
 }
 
 /// Everything about process and threads that may change while the target runs. Called again in the freeze.
@@ -371,7 +368,8 @@ fn check_thread(tid: i32, thread: &Status, findings: &mut Findings) {
 
 /// Threads made by raw clone(2) may have descriptors or directories of their own.
 fn check_sharing(proc: &Proc, tid: i32, findings: &mut Findings) -> Result<()> {
-    if !threads::shares(Shared::Files, proc, tid)? {
+    // One that ends has given them up.
+    if !threads::shares(Shared::Files, proc, tid)? && !kin::ends(proc, tid) {
         findings.add_thread(tid, "it has descriptors of its own", LATER);
     }
     Ok(())

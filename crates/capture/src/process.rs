@@ -37,7 +37,8 @@ pub(crate) fn outside(proc: &Proc, ids: &Ids) -> Result<Process> {
         ..AddressSpace::default()
     };
     // Only the first thread has one, also when it has ended.
-    let exit_signal = Proc::open(pid).and_then(|proc| proc.stat()).during("read stat", pid, "process")?.exit_signal;
+    let exit_signal =
+        Proc::open(pid).and_then(|proc| proc.stat()).during("read stat", pid, "process")?.exit_signal;
     let [own, parent, group, session] = spaces::relations(&status, &stat, ids);
     let text = |file| proc.read(file).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     Ok(Process {

@@ -9,6 +9,7 @@
 use std::io;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
+use std::os::fd::RawFd;
 
 use rustix::process::Pid;
 
@@ -38,6 +39,24 @@ pub fn fork() -> io::Result<Forked> {
             Pid::from_raw(pid).filter(|_| pid > 0).map(Forked::Parent).ok_or_else(io::Error::last_os_error)
         }
     }
+}
+
+/// Closes every descriptor but these.
+///
+/// # Safety
+/// Whoever owns one of the others must never use or close it again: for children that never return to them.
+pub(crate) unsafe fn close_all_but<const N: usize>(mut keep: [RawFd; N]) {
+    keep.sort_unstable();
+    let mut first = 0;
+    for fd in keep.map(i32::unsigned_abs) {
+        if fd > first {
+            // SAFETY: the caller's.
+            unsafe { libc::close_range(first, fd - 1, 0) };
+        }
+        first = fd + 1;
+    }
+    // SAFETY: the caller's.
+    unsafe { libc::close_range(first, u32::MAX, 0) };
 }
 
 /// Makes this process ignore signals.

@@ -6,6 +6,7 @@
 pub mod addr;
 pub mod arch;
 pub mod attributes;
+pub mod bond;
 pub mod cpu;
 pub mod executor;
 pub mod fork;

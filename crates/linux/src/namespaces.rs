@@ -168,14 +168,8 @@ fn serve(control: OwnedFd, program: i32) -> ! {
     let _ = rustix::process::setsid();
     let _ = std::env::set_current_dir("/");
     let _ = rustix::thread::set_name(c"rewake-init");
-    let keep = control.as_raw_fd().unsigned_abs();
     // SAFETY: this process never returns from here, so nobody uses a descriptor again, or closes one, but `control`.
-    unsafe {
-        if keep > 0 {
-            libc::close_range(0, keep - 1, 0);
-        }
-        libc::close_range(keep + 1, u32::MAX, 0);
-    }
+    unsafe { fork::close_all_but([control.as_raw_fd()]) };
     let mut byte = [0];
     let mut control = fs::File::from(control);
     let told = loop {

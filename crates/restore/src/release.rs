@@ -1,6 +1,7 @@
 //! The end of a restore: all threads are parked; they get their registers, the program is unmapped, and all go.
 //!
-//! Until the leader is detached, last of all, our death is the new process's too (`PTRACE_O_EXITKILL`).
+//! Until the leader is detached, last of all, our death is the new process's too (`PTRACE_O_EXITKILL`); that of several, until all are
+//! detached (`Bond`).
 
 pub mod affinity;
 mod positions;
@@ -15,6 +16,7 @@ use rewake_image::Image;
 use rewake_image::records::{Process, Thread, vma::Backing};
 use rewake_linux::addr::RemoteAddr;
 use rewake_linux::arch::x86_64::Registers;
+use rewake_linux::bond::Bond;
 use rewake_linux::memory::ProcessMemory;
 use rewake_linux::program::Sysno;
 use rewake_linux::ptrace::{Event, PtraceError, Running, StopReason, Stopped};
@@ -87,6 +89,7 @@ pub fn release(
         one.work.write_proc_files()?;
     }
     positions::set(image, &seed)?;
+    let bond = together(&seed, &released)?;
     seed.keep_namespace()?;
     last.let_signals_through()?;
     progress(Progress::Ready { pid });
@@ -98,7 +101,25 @@ pub fn release(
         }
     }
     seed.let_go();
+    if let Some(Err(error)) = bond.map(Bond::dissolve) {
+        tracing::debug!(%error, "nobody watched over the last step");
+    }
     Ok(pid)
+}
+
+/// Should we die between letting go the first and the last of several processes, none must live on.
+fn together(seed: &Seed<'_>, released: &[Ready<'_>]) -> Result<Option<Bond>, RestoreError> {
+    if released.len() == 1 {
+        return Ok(None);
+    }
+    let pids: Vec<i32> = released.iter().map(|one| one.work.pid).collect();
+    let bond = Bond::tie(&pids).map_err(|source| RestoreError::System {
+        operation: "release",
+        pid: seed.pid(),
+        object: format!("{} processes together", pids.len()),
+        source,
+    })?;
+    Ok(Some(bond))
 }
 
 fn refused(pid: i32, error: PtraceError) -> RestoreError {

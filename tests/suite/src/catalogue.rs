@@ -71,6 +71,16 @@ pub const SECTIONS: &[Section] = &[
 
 const PROCESSES: &[Row] = &[
     row("one parent and many children", &[probe("tree children 3"), probe("tree children 200")]),
+    row(
+        "storms: processes, threads and programs that are born and end while the freeze happens",
+        &[
+            probe("storm processes"),
+            probe("storm orphans"),
+            probe("storm programs"),
+            probe("storm threads"),
+            probe("storm both"),
+        ],
+    ),
     row("deep trees", &[probe("tree deep 5")]),
     row("children that run other programs, a shell among them", &[probe("tree programs")]),
     row("children that ended and were not waited for (zombies): how, each once", &[probe("tree zombies")]),

@@ -11,6 +11,7 @@ mod putback;
 mod refusals;
 mod removed;
 mod shots;
+mod storms;
 mod strangers;
 mod terminals;
 mod users;
@@ -21,6 +22,7 @@ use crate::workshop::Workshop;
 /// Runs the group.
 pub fn run(workshop: &Workshop, report: &mut Report) {
     shots::run(workshop, report);
+    storms::run(workshop, report);
     refusals::run(workshop, report);
     strangers::run(workshop, report);
     images::run(workshop, report);

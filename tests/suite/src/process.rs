@@ -95,6 +95,16 @@ pub fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
     await_some(limit, || child.try_wait().ok().flatten())
 }
 
+/// The same of a process and all below it.
+#[must_use]
+pub fn threads_of_tree(pid: u32) -> Vec<Glimpse> {
+    let mut all = threads(pid);
+    for child in children(pid) {
+        all.extend(threads_of_tree(child));
+    }
+    all
+}
+
 /// Reaps an orphan that became ours; its exit code, or 128 and its signal's number.
 #[must_use]
 pub fn reap(pid: u32) -> Option<i32> {

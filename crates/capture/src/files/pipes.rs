@@ -14,6 +14,7 @@ use rustix::pipe::SpliceFlags;
 use super::removed::Removed;
 use super::{Seen, fifos, identity};
 use crate::error::{CaptureError, During, Result};
+use crate::kin;
 
 /// Standard error.
 const HIGHEST_STREAM: i32 = 2;
@@ -66,7 +67,8 @@ pub(super) fn inside(family: &[i32], seen: &[Seen], removed: &Removed) -> Vec<Pi
         }
     }
     named(seen, removed, &mut pipes);
-    let elsewhere = holders(&pipes.iter().map(|pipe| pipe.inode).collect(), family);
+    let elsewhere =
+        holders(&pipes.iter().map(|pipe| pipe.inode).collect(), |pid| !kin::is_outsider(family, pid));
     pipes.retain(|pipe| pipe.only_path || !elsewhere.contains_key(&pipe.inode));
     for (id, pipe) in (0..).zip(&mut pipes) {
         pipe.id = id;

@@ -7,6 +7,7 @@ use rewake_linux::addr::RemoteAddr;
 use rewake_linux::proc::{self, Mapping, Proc};
 
 use super::Memory;
+use crate::kin;
 
 /// A shared anonymous object and where the target maps it.
 #[derive(Clone, Debug)]
@@ -109,12 +110,16 @@ pub(super) fn mapped_elsewhere(family: &[i32], objects: &Known) -> Vec<usize> {
     if objects.is_empty() {
         return Vec::new();
     }
-    let others = proc::processes().unwrap_or_default().into_iter().filter(|other| !family.contains(other));
-    let mappings = others.filter_map(|other| Proc::open(other).and_then(|other| other.maps()).ok()).flatten();
-    let mut found: Vec<usize> = mappings
-        .filter(|mapping| mapping.shared)
-        .filter_map(|mapping| objects.get(&(mapping.device, mapping.inode)).copied())
-        .collect();
+    let mut found = Vec::new();
+    for other in proc::processes().unwrap_or_default().into_iter().filter(|other| !family.contains(other)) {
+        let maps = Proc::open(other).and_then(|other| other.maps()).unwrap_or_default();
+        let shared = maps.iter().filter(|mapping| mapping.shared);
+        let known = shared.filter_map(|mapping| objects.get(&(mapping.device, mapping.inode)).copied());
+        let known: Vec<usize> = known.filter(|object| !found.contains(object)).collect();
+        if !known.is_empty() && kin::is_outsider(family, other) {
+            found.extend(known);
+        }
+    }
     found.sort_unstable();
     found.dedup();
     found

@@ -6,14 +6,15 @@ use rustix::fs::AtFlags;
 
 use super::{Proc, processes};
 
-/// For each of these inodes (device and number) a process other than `except` that has it open, as far as we may look.
+/// For each of these inodes (device and number) a process that has it open, as far as we may look. Those for which `except` says so
+/// do not count; it is asked only of those that have one open.
 #[must_use]
-pub fn holders(wanted: &HashSet<(u64, u64)>, except: &[i32]) -> HashMap<(u64, u64), i32> {
+pub fn holders(wanted: &HashSet<(u64, u64)>, except: impl Fn(i32) -> bool) -> HashMap<(u64, u64), i32> {
     let mut holders = HashMap::new();
     if wanted.is_empty() {
         return holders;
     }
-    for pid in processes().unwrap_or_default().into_iter().filter(|pid| !except.contains(pid)) {
+    for pid in processes().unwrap_or_default() {
         let Ok(other) = Proc::open(pid) else { continue };
         for fd in other.fd_numbers().unwrap_or_default() {
             let name = format!("fd/{fd}");
@@ -22,6 +23,7 @@ pub fn holders(wanted: &HashSet<(u64, u64)>, except: &[i32]) -> HashMap<(u64, u6
             if (link.starts_with(b"pipe:") || link.starts_with(b"/"))
                 && let Ok(stat) = rustix::fs::statat(&other, &name, AtFlags::empty())
                 && wanted.contains(&(stat.st_dev, stat.st_ino))
+                && !except(pid)
             {
                 holders.insert((stat.st_dev, stat.st_ino), pid);
             }

@@ -407,13 +407,16 @@ fn unescape(name: &[u8]) -> Vec<u8> {
     plain
 }
 
+/// How often a table of mappings is read that makes no sense.
+const READINGS: u32 = 10;
+
 impl Proc {
     /// The mappings from `maps`, in order of address, without flags.
     ///
     /// # Errors
     /// As [`ProcError`] tells apart.
     pub fn maps(&self) -> Result<Vec<Mapping>, ProcError> {
-        parse_maps(&self.read("maps")?).map_err(self.malformed("maps"))
+        self.parsed("maps", parse_maps)
     }
 
     /// The mappings from `smaps`, in order of address, with flags. The kernel's share of the time grows with resident memory.
@@ -421,7 +424,21 @@ impl Proc {
     /// # Errors
     /// As [`ProcError`] tells apart.
     pub fn smaps(&self) -> Result<Vec<Mapping>, ProcError> {
-        parse_smaps(&self.read("smaps")?).map_err(self.malformed("smaps"))
+        self.parsed("smaps", parse_smaps)
+    }
+
+    /// While a process changes its mappings the kernel may tell of some twice: then it is asked again.
+    fn parsed(
+        &self,
+        file: &str,
+        parse: impl Fn(&[u8]) -> Result<Vec<Mapping>, ParseError>,
+    ) -> Result<Vec<Mapping>, ProcError> {
+        for _ in 1..READINGS {
+            if let Ok(mappings) = parse(&self.read(file)?) {
+                return Ok(mappings);
+            }
+        }
+        parse(&self.read(file)?).map_err(self.malformed(file))
     }
 
     /// The file behind a mapping, by the kernel's own link `map_files/START-END`: exact path, whether it is deleted, stat.

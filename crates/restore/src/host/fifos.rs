@@ -33,7 +33,7 @@ fn one(identity: &FileIdentity, the_same: bool, open: bool) -> Option<String> {
         return None;
     }
     let own = i32::try_from(std::process::id()).unwrap_or_default();
-    let holder = *holders(&HashSet::from([inode]), &[own]).get(&inode)?;
+    let holder = *holders(&HashSet::from([inode]), |pid| pid == own).get(&inode)?;
     let name = Proc::open(holder).and_then(|holder| holder.comm()).unwrap_or_default();
     let name = String::from_utf8_lossy(&name).into_owned();
     Some(format!(

@@ -32,20 +32,26 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
         [("SIGINT", Signal::INT, 1), ("SIGTERM", Signal::TERM, 2), ("SIGKILL", Signal::KILL, 3)]
     {
         report.test(&format!("{name} to chkpnt at {SHOTS} instants"), || {
-            shoot_front(workshop, name, signal, seed)
+            shoot_front(workshop, name, signal, seed, Kind::Running)
         });
     }
+    report.test(&format!("SIGKILL to chkpnt of a tree at {SHOTS} instants"), || {
+        shoot_front(workshop, "SIGKILL", Signal::KILL, 6, Kind::Tree)
+    });
     for (of, kind, shots) in [
         ("a running program", Kind::Running, GUARDIAN_SHOTS),
         ("a stopped program", Kind::Stopped, HARD_SHOTS),
         ("a program whose first thread ended", Kind::Leaderless, HARD_SHOTS),
         ("a static program with musl", Kind::Musl, HARD_SHOTS),
+        ("a tree of processes", Kind::Tree, GUARDIAN_SHOTS),
     ] {
         report.test(&format!("SIGKILL to the guardian of {of} at {shots} instants"), || {
             shoot_guardian(workshop, kind, shots)
         });
     }
-    report.test(&format!("SIGKILL to resume at {SHOTS} instants"), || shoot_resume(workshop));
+    for (of, kind) in [("", Kind::Running), (" of a tree", Kind::Tree)] {
+        report.test(&format!("SIGKILL to resume{of} at {SHOTS} instants"), || shoot_resume(workshop, kind));
+    }
 }
 
 /// The range of random instants, from the start of a command until a little after its end. The machine is not always
@@ -73,8 +79,8 @@ impl Instants {
     }
 }
 
-fn shoot_front(workshop: &Workshop, name: &str, signal: Signal, seed: u64) -> Result<()> {
-    let mut target = Target::start(workshop, &format!("chkpnt-{name}"), Kind::Running)?;
+fn shoot_front(workshop: &Workshop, name: &str, signal: Signal, seed: u64, kind: Kind) -> Result<()> {
+    let mut target = Target::start(workshop, &format!("chkpnt-{name}-{kind:?}"), kind)?;
     let span = target.measure(workshop)?;
     let mut instants = Instants::new(seed, span, 0.2);
     let mut images = 0;
@@ -143,8 +149,8 @@ fn shoot_guardian(workshop: &Workshop, kind: Kind, shots: u32) -> Result<()> {
     target.subject.pass().context("self-check of the target at the end")
 }
 
-fn shoot_resume(workshop: &Workshop) -> Result<()> {
-    let mut target = Target::start(workshop, "resume", Kind::Running)?;
+fn shoot_resume(workshop: &Workshop, kind: Kind) -> Result<()> {
+    let mut target = Target::start(workshop, &format!("resume-{kind:?}"), kind)?;
     target.subject.save_and_kill(workshop)?;
     let span = measure_resume(workshop, &target)?;
     let mut instants = Instants::new(5, span, 0.4);
@@ -198,9 +204,12 @@ fn measure_resume(workshop: &Workshop, target: &Target) -> Result<Duration> {
 fn nothing_or_whole(target: &Target, before: [u64; COUNTERS]) -> Result<bool> {
     let (me, pid) = (std::process::id(), target.subject.pid());
     let whole = || {
-        let threads = process::threads(pid);
+        let threads = process::threads_of_tree(pid);
+        let ended = if target.kind == Kind::Tree { "" } else { "ZX" };
         threads.len() == target.threads
-            && threads.iter().all(|thread| thread.tracer == 0 && !"tTZX".contains(thread.state))
+            && threads.iter().all(|thread| {
+                thread.tracer == 0 && !"tT".contains(thread.state) && !ended.contains(thread.state)
+            })
     };
     let settled = process::await_some(SOON, || {
         process::reap_all(&process::children(me));
@@ -209,7 +218,7 @@ fn nothing_or_whole(target: &Target, before: [u64; COUNTERS]) -> Result<bool> {
     });
     match settled.as_deref() {
         None => {
-            let threads = process::threads(pid);
+            let threads = process::threads_of_tree(pid);
             process::nothing_left(&[], Duration::ZERO).with_context(|| format!("half alive: {threads:?}"))?;
             bail!("half alive: {threads:?}")
         }
@@ -225,8 +234,10 @@ fn runs_to_its_end(target: &Target, before: &[u64]) -> Result<bool> {
     let never_ran = target.counters()? == before;
     target.subject.go()?;
     let code = process::await_some(SOON, || process::reap(pid));
-    process::nothing_left(&[], Duration::ZERO)?;
-    if never_ran && code == Some(KILLED) {
+    let tree = target.kind == Kind::Tree;
+    process::nothing_left(&[], if tree { SOON } else { Duration::ZERO })?;
+    // A tree some of which was let go before `resume` died is killed whole, by a process that this leaves behind for a moment.
+    if (never_ran || tree) && code == Some(KILLED) {
         target.subject.rewind()?;
         return Ok(false);
     }

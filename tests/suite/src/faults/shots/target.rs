@@ -27,13 +27,22 @@ pub(super) enum Kind {
     Leaderless,
     /// Without any shared library, and with another C library.
     Musl,
+    /// Processes instead of threads, and one that has ended.
+    Tree,
+}
+
+impl Kind {
+    /// Whether a thread or process of it has ended, and is still listed.
+    fn has_ended_one(self) -> bool {
+        matches!(self, Self::Leaderless | Self::Tree)
+    }
 }
 
 /// A program whose threads can be seen to go on, one by one.
 pub(super) struct Target {
     pub(super) subject: Subject,
     progress: fs::File,
-    kind: Kind,
+    pub(super) kind: Kind,
     /// How many it has, with one that ended.
     pub(super) threads: usize,
 }
@@ -41,13 +50,22 @@ pub(super) struct Target {
 impl Target {
     pub(super) fn start(workshop: &Workshop, name: &str, kind: Kind) -> Result<Self> {
         let options: &[&str] = if kind == Kind::Musl { &["musl-gcc", "-static"] } else { &[] };
-        let arguments: &[&str] = if kind == Kind::Leaderless { &["2", "leaderless"] } else { &["2"] };
+        let arguments: &[&str] = match kind {
+            Kind::Leaderless => &["2", "leaderless"],
+            Kind::Tree => &["2", "tree"],
+            _ => &["2"],
+        };
         let program = workshop.compile("busy", options)?;
         let subject = Subject::start(&program, arguments, workshop.folder(name)?)?;
         let progress = fs::File::open(subject.folder.join("progress")).context("progress file")?;
-        let threads = process::threads(subject.pid());
-        let leaderless = threads.iter().any(|thread| thread.state == 'Z');
-        ensure!(leaderless == (kind == Kind::Leaderless), "its threads: {threads:?}");
+        // The last of them may still be about to be born.
+        let all = if kind == Kind::Tree { COUNTERS + 2 } else { 0 };
+        let threads = process::await_some(SOON, || {
+            Some(process::threads_of_tree(subject.pid())).filter(|threads| threads.len() >= all)
+        });
+        let threads = threads.context("the tree is not complete")?;
+        let has_ended = threads.iter().any(|thread| thread.state == 'Z');
+        ensure!(has_ended == kind.has_ended_one(), "its threads: {threads:?}");
         let target = Target { subject, progress, kind, threads: threads.len() };
         if kind == Kind::Stopped {
             process::signal(target.subject.pid(), Signal::STOP);
@@ -83,16 +101,16 @@ impl Target {
     pub(super) fn goes_on(&self) -> Result<()> {
         let pid = self.subject.pid();
         let free = process::await_some(SOON, || {
-            let threads = process::threads(pid);
+            let threads = process::threads_of_tree(pid);
             let ended = threads.iter().filter(|thread| thread.state == 'Z').count();
             let free = threads.iter().all(|thread| thread.tracer == 0 && !"tTX".contains(thread.state));
-            let whole = threads.len() == self.threads && ended == usize::from(self.kind == Kind::Leaderless);
+            let whole = threads.len() == self.threads && ended == usize::from(self.kind.has_ended_one());
             (free && whole).then_some(())
         });
         ensure!(
             free.is_some(),
             "the target is not free: {:?}; it says {:?}",
-            process::threads(pid),
+            process::threads_of_tree(pid),
             self.subject.said()
         );
         let before = self.counters()?;

@@ -1,0 +1,153 @@
+/* Processes and threads that are born and end as fast as they can, while the freeze happens.
+   argument: processes (a tree of up to 500, of which each ends at once or makes others), orphans (they leave children behind),
+   programs (each is another program: /bin/true), threads (of up to 100), both.
+   Births and ends are counted in memory that all share: none may be lost, and none counted twice. */
+#include "tree.h"
+#include <spawn.h>
+#include <stdatomic.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+
+extern char **environ;
+
+static struct {
+    atomic_long born, ended, alive, wrong;
+    atomic_int stop;
+} *count;
+
+static int most = 500;
+
+static uint32_t chance(uint32_t *state) {
+    *state ^= *state << 13;
+    *state ^= *state >> 17;
+    return *state ^= *state << 5;
+}
+
+/* One that has room to be born. */
+static int enter(void) {
+    if (atomic_fetch_add(&count->alive, 1) >= most) {
+        atomic_fetch_sub(&count->alive, 1);
+        return 0;
+    }
+    atomic_fetch_add(&count->born, 1);
+    return 1;
+}
+
+static void leave(void) {
+    atomic_fetch_add(&count->ended, 1);
+    atomic_fetch_sub(&count->alive, 1);
+}
+
+/* Makes some children and waits for them, or leaves them behind. */
+__attribute__((noreturn)) static void live(uint32_t state, int depth, int orphans) {
+    pid_t own = getpid(), made[3];
+    int children = 0;
+    for (uint32_t i = chance(&state) % 4; i > 0 && depth < 6 && !atomic_load(&count->stop); i--) {
+        if (!enter()) continue;
+        pid_t child = fork();
+        if (child == -1) leave();
+        else if (child == 0) live(state * 2654435761u + i, depth + 1, orphans);
+        else made[children++] = child;
+    }
+    for (int i = 0; i < children && !orphans; i++) {
+        int status;
+        pid_t ended;
+        do ended = waitpid(made[i], &status, 0); while (ended == -1 && errno == EINTR);
+        if (ended != made[i] || status != 0) atomic_fetch_add(&count->wrong, 1);
+    }
+    if (getpid() != own) atomic_fetch_add(&count->wrong, 1);
+    leave();
+    _exit(0);
+}
+
+static void storm(int orphans) {
+    uint32_t state = 2463534242u;
+    if (orphans) TRY(prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0));
+    while (!probe_resumed()) {
+        if (enter()) {
+            pid_t child = fork();
+            if (child == 0) live(state, 0, orphans);
+            if (child == -1) leave();
+        }
+        chance(&state);
+        int status;
+        while (waitpid(-1, &status, WNOHANG) > 0) if (status != 0) atomic_fetch_add(&count->wrong, 1);
+    }
+    atomic_store(&count->stop, 1);
+    int status;
+    pid_t ended;
+    while ((ended = waitpid(-1, &status, 0)) > 0 || errno == EINTR) {
+        if (ended > 0 && status != 0) atomic_fetch_add(&count->wrong, 1);
+    }
+    CHECK(errno == ECHILD, "waiting for the last: %s", strerror(errno));
+}
+
+static void programs(void) {
+    char *words[] = {"true", NULL};
+    while (!probe_resumed()) {
+        pid_t child;
+        int status;
+        PTRY(posix_spawn(&child, "/bin/true", NULL, NULL, words, environ));
+        atomic_fetch_add(&count->born, 1);
+        pid_t ended;
+        do ended = waitpid(child, &status, 0); while (ended == -1 && errno == EINTR);
+        CHECK(ended == child && status == 0, "true ended as %#x", status);
+        atomic_fetch_add(&count->ended, 1);
+    }
+}
+
+static void *brief(void *argument) {
+    uint32_t state = (uint32_t)(uintptr_t)argument;
+    for (uint32_t turns = chance(&state) % 1000; turns > 0; turns--) chance(&state);
+    leave();
+    return argument;
+}
+
+static void *starter(void *argument) {
+    uintptr_t next = 1;
+    while (!atomic_load(&count->stop)) {
+        pthread_t threads[20];
+        int started = 0;
+        for (; started < 20 && enter(); started++) {
+            if (pthread_create(&threads[started], NULL, brief, (void *)(next + (uintptr_t)started)) != 0) {
+                leave();
+                break;
+            }
+        }
+        for (int i = 0; i < started; i++) {
+            void *back;
+            PTRY(pthread_join(threads[i], &back));
+            if (back != (void *)(next + (uintptr_t)i)) atomic_fetch_add(&count->wrong, 1);
+        }
+        next += 20;
+    }
+    return argument;
+}
+
+static void threads(void (*beside)(void)) {
+    pthread_t starters[5];
+    most = beside ? 500 : 100;
+    for (int i = 0; i < 5; i++) PTRY(pthread_create(&starters[i], NULL, starter, NULL));
+    if (beside) beside();
+    while (!probe_resumed()) usleep(1000);
+    atomic_store(&count->stop, 1);
+    for (int i = 0; i < 5; i++) PTRY(pthread_join(starters[i], NULL));
+}
+
+static void rain(void) { storm(0); }
+
+int main(int argc, char **argv) {
+    probe_start(argc, argv);
+    const char *kind = argc > 2 ? argv[2] : "processes";
+    count = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(count != MAP_FAILED, "mmap: %s", strerror(errno));
+    probe_ready();
+    if (!strcmp(kind, "threads")) threads(NULL);
+    else if (!strcmp(kind, "both")) threads(rain);
+    else if (!strcmp(kind, "programs")) programs();
+    else storm(!strcmp(kind, "orphans"));
+    CHECK(atomic_load(&count->born) > 0 && atomic_load(&count->born) == atomic_load(&count->ended),
+          "%ld born, %ld ended", atomic_load(&count->born), atomic_load(&count->ended));
+    CHECK(atomic_load(&count->wrong) == 0, "%ld ended wrongly", atomic_load(&count->wrong));
+    return probe_pass();
+}
