@@ -266,13 +266,17 @@ mod tests {
         let _alone = ONE_AT_A_TIME.lock().unwrap();
         let (reader, writer) = std::io::pipe().unwrap();
         let held = reader.try_clone().unwrap();
-        let mut child = std::process::Command::new("sleep").arg("100").stdin(held).spawn().unwrap();
+        // Below nobody of ours: whoever takes in orphans.
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", "exec 3<&0; sleep 100 <&3 >/dev/null 2>&1 & echo $!"]).stdin(held);
+        let told = String::from_utf8(shell.output().unwrap().stdout).unwrap();
+        drop(shell);
+        let orphan = rustix::process::Pid::from_raw(told.trim().parse().unwrap()).unwrap();
         let proc = Proc::own().unwrap();
         let stat = rustix::fs::fstat(&writer).unwrap();
         let mut findings = Findings::new(proc.id());
         let files = files::survey(of(&proc), &mut Contents::default(), &mut findings).unwrap();
-        child.kill().unwrap();
-        child.wait().unwrap();
+        rustix::process::kill_process(orphan, rustix::process::Signal::KILL).unwrap();
         assert!(!files.pipes.iter().any(|pipe| pipe.inode == (stat.st_dev, stat.st_ino)));
         let name = format!("descriptor {}: pipe:[{}]", reader.as_raw_fd(), stat.st_ino);
         assert!(
