@@ -10,7 +10,7 @@ use rewake_linux::fork::{self, StopsBlocked};
 use rewake_linux::host::Host;
 use rewake_linux::proc::Proc;
 
-use crate::error::{During, Result};
+use crate::error::{CaptureError, During, Result};
 use crate::guardian::Guardian;
 use crate::still::StandingStill;
 use crate::{Options, Progress, Summary, commit, preflight};
@@ -44,7 +44,10 @@ pub(crate) fn run(options: &Options, progress: &mut dyn FnMut(Progress)) -> Resu
     let pid = options.pid;
     let mut phases = Phases { progress, current: None };
     phases.begin("preflight");
-    preflight::look(options)?.into_result()?;
+    let obstacles = preflight::look(options)?;
+    if !obstacles.is_empty() {
+        return Err(CaptureError::Refused(obstacles));
+    }
     let manifest = manifest(options)?;
     let pending = commit::create(pid, &options.dir)?;
     let dir = pending.target().to_owned();

@@ -123,7 +123,7 @@ pub fn capture(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<
 /// # Errors
 /// When the look itself fails.
 pub fn obstacles(options: &Options) -> Result<Vec<Obstacle>, CaptureError> {
-    Ok(preflight::look(options)?.into_obstacles())
+    preflight::look(options)
 }
 
 /// Where the image of `pid` goes when nobody says: `./rewake-PID-N`, with the first N from 1 that is free.

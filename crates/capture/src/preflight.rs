@@ -5,13 +5,15 @@
 
 mod others;
 
+use std::time::Duration;
+
 use rewake_linux::attributes;
 use rewake_linux::kcmp::Shared;
 use rewake_linux::proc::{Proc, Stat, Status};
 
 use crate::Options;
 use crate::contents::Contents;
-use crate::error::{CaptureError, During, Result};
+use crate::error::{CaptureError, During, Obstacle, Result};
 use crate::files::Target;
 use crate::findings::Findings;
 use crate::{files, kin, memory, spaces, threads, timers};
@@ -21,6 +23,9 @@ const PF_KTHREAD: u32 = 0x0020_0000;
 
 /// How often files and memory of a running tree are looked at, if each time a process ends meanwhile.
 const SURVEYS: u32 = 5;
+
+/// Between two looks.
+const BETWEEN: Duration = Duration::from_millis(20);
 
 const LATER: &str = "capture the program at a time when it does not use this";
 
@@ -36,11 +41,23 @@ pub(crate) fn open(pid: i32) -> Result<Proc> {
     })
 }
 
-/// Everything that can be known before the freeze.
+/// Everything that can be known before the freeze. A running program is seen in states that do not last (a pipe that one process has
+/// and another one not yet): only what is seen twice stands in the way, and the frozen program is looked at again.
 ///
 /// # Errors
 /// When the target is gone or the look itself fails.
-pub(crate) fn look(options: &Options) -> Result<Findings> {
+pub(crate) fn look(options: &Options) -> Result<Vec<Obstacle>> {
+    let first = look_once(options)?.into_obstacles();
+    if first.is_empty() {
+        return Ok(first);
+    }
+    std::thread::sleep(BETWEEN);
+    let mut again = look_once(options)?.into_obstacles();
+    again.retain(|obstacle| first.contains(obstacle));
+    Ok(again)
+}
+
+fn look_once(options: &Options) -> Result<Findings> {
     let pid = options.pid;
     let mut findings = Findings::new(pid);
     if pid <= 0 {

@@ -23,7 +23,7 @@ use std::marker::PhantomData;
 use crate::signal::SigInfo;
 
 pub use stopped::{Detached, RseqConfiguration, SeccompFilter};
-pub use wait::{kill_and_reap, kill_and_reap_children};
+pub use wait::{kill_and_reap, kill_and_reap_children, kill_and_reap_tracee};
 
 /// A request to the kernel about a tracee failed.
 #[derive(Debug, thiserror::Error)]

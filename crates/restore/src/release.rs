@@ -90,15 +90,21 @@ pub fn release(
     }
     positions::set(image, &seed)?;
     let bond = together(&seed, &released)?;
-    seed.keep_namespace()?;
+    if released.len() == 1 {
+        seed.keep_namespace()?;
+    }
     last.let_signals_through()?;
     progress(Progress::Ready { pid });
     last.commit()?;
+    let released_many = released.len() > 1;
     // The root and, of each process, the first thread come last.
     for Ready { threads, .. } in released.into_iter().rev() {
         for (parked, _) in threads.into_iter().rev() {
             parked.tracee.detach(0).map_err(|error| refused(pid, error))?;
         }
+    }
+    if released_many {
+        seed.keep_namespace()?;
     }
     seed.let_go();
     if let Some(Err(error)) = bond.map(Bond::dissolve) {
@@ -107,9 +113,10 @@ pub fn release(
     Ok(pid)
 }
 
-/// Should we die between letting go the first and the last of several processes, none must live on.
+/// Should we die between letting go the first and the last of several processes, none must live on. Those in a namespace of theirs die
+/// with its first process, as long as that is not told to stay.
 fn together(seed: &Seed<'_>, released: &[Ready<'_>]) -> Result<Option<Bond>, RestoreError> {
-    if released.len() == 1 {
+    if released.len() == 1 || seed.has_namespace() {
         return Ok(None);
     }
     let pids: Vec<i32> = released.iter().map(|one| one.work.pid).collect();

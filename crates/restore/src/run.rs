@@ -392,6 +392,11 @@ impl Seed<'_> {
         self.stage.range()
     }
 
+    /// Whether the new processes have a pid namespace of their own.
+    pub fn has_namespace(&self) -> bool {
+        self.init.is_some()
+    }
+
     /// From now on the new process's namespace stays, whatever becomes of us.
     ///
     /// # Errors
@@ -449,7 +454,10 @@ impl Drop for Seed<'_> {
         // Its threads may be our tracees too, and it is not dead before each of them has been waited for.
         ptrace::kill_and_reap(self.pid);
         if self.plan.born.is_some() {
-            // Those below died with it, and are ours to be waited for; or will, since they were not asked yet to.
+            // Those below died with it, or will, since they were not asked yet to. A namespace is not gone before we have waited for
+            // those that we trace.
+            let traced = self.plan.living.values().chain(&self.plan.threads).map(|id| self.outer(*id));
+            traced.filter(|id| *id > 0).for_each(ptrace::kill_and_reap_tracee);
             let init = self.init.as_ref().map(Init::pid);
             ptrace::kill_and_reap_children(init);
         }

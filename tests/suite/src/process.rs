@@ -105,6 +105,19 @@ pub fn threads_of_tree(pid: u32) -> Vec<Glimpse> {
     all
 }
 
+/// Kills a process and all below it, as a crash of the machine would: none has time to see that another is gone.
+pub fn kill_tree(pid: u32) {
+    let mut all = vec![pid];
+    let mut next = 0;
+    while let Some(&one) = all.get(next) {
+        // Nobody is born any more of one that is stopped.
+        signal(one, Signal::STOP);
+        all.extend(children(one));
+        next += 1;
+    }
+    all.iter().for_each(|&one| signal(one, Signal::KILL));
+}
+
 /// Reaps an orphan that became ours; its exit code, or 128 and its signal's number.
 #[must_use]
 pub fn reap(pid: u32) -> Option<i32> {

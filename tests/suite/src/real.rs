@@ -4,6 +4,7 @@
 mod job;
 mod programs;
 mod redis;
+mod trees;
 mod ways;
 
 use std::cell::OnceCell;

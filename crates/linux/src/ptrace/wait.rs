@@ -196,6 +196,25 @@ pub fn kill_and_reap(pid: i32) {
     }
 }
 
+/// Kills one that we trace, whoever's child it is, and waits for it: until then nobody else can. Does nothing about others.
+pub fn kill_and_reap_tracee(tid: i32) {
+    let own = std::process::id().cast_signed();
+    let is_ours = || {
+        let status = crate::proc::Proc::open(tid).and_then(|proc| proc.status());
+        status.is_ok_and(|status| status.tracer_pid == own)
+    };
+    while is_ours() {
+        // SAFETY: kill takes numbers only; while we trace it and have not waited for it, the id is its.
+        unsafe { libc::kill(tid, libc::SIGKILL) };
+        // SAFETY: no status is asked for.
+        if unsafe { libc::waitpid(tid, std::ptr::null_mut(), libc::__WALL) } == -1
+            && io::Error::last_os_error().kind() != io::ErrorKind::Interrupted
+        {
+            return;
+        }
+    }
+}
+
 /// Kills all children of ours but one, and waits for them, until there is none left: also those that become ours meanwhile.
 ///
 /// # Panics

@@ -160,13 +160,14 @@ impl<'a> Job<'a> {
         let mut running = self.running.take().context("the program runs")?;
         let status = process::wait(&mut running.child, PATIENCE).context("the program does not end")?;
         ensure!(status.signal() == Some(9), "the program ended with {}", process::describe(status));
-        Ok(())
+        // Those below it are ours now, and keep their ids until somebody waits for them.
+        process::nothing_left(&[], Duration::from_secs(5))
     }
 
     /// Ends it as a crash of the machine would.
     pub(super) fn kill(&mut self) -> Result<()> {
         ensure!(self.runs(), "the program ended before it was killed{}", self.complaint());
-        process::signal(self.pid, Signal::KILL);
+        process::kill_tree(self.pid);
         self.expect_killed()
     }
 
@@ -192,8 +193,8 @@ impl<'a> Job<'a> {
     /// Waits until it runs on its own again, which is when it can be captured once more.
     pub(super) fn await_release(&mut self) -> Result<()> {
         let free = process::await_some(PATIENCE, || {
-            let threads = process::threads(self.pid);
-            let free = !threads.is_empty() && threads.iter().all(|thread| thread.tracer == 0);
+            let told = fs::read_to_string(self.folder.join("resume.err")).unwrap_or_default();
+            let free = told.lines().any(|line| line.starts_with("woke "));
             (free || !self.runs()).then_some(free)
         });
         ensure!(free == Some(true), "the program is not let go{}", self.complaint());
@@ -230,7 +231,7 @@ impl Drop for Job<'_> {
         (self.real.tidy)(self.pid);
         let Some(mut running) = self.running.take() else { return };
         if matches!(running.child.try_wait(), Ok(None)) {
-            process::signal(running.child.id(), Signal::KILL);
+            process::kill_tree(running.child.id());
             process::wait(&mut running.child, Duration::from_secs(10));
         }
     }

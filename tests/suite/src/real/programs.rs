@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::redis;
+use super::{redis, trees};
 use crate::account::give_to_owner_of;
 use crate::random::Random;
 use crate::report::Skip;
@@ -97,6 +97,22 @@ pub(super) const PROGRAMS: &[Real] = &[
     },
     Real { name: "java", prepare: java, tidy: remove_counters, thorough: true, ..PLAIN },
     Real {
+        name: "seq, awk, sort, uniq, tee and md5sum in a pipeline",
+        prepare: trees::pipeline,
+        progress: Progress::Grows(trees::STAGE),
+        products: |_, folder| files(folder, &["program.out", "sorted"]),
+        written: &["program.out", trees::STAGE],
+        ..PLAIN
+    },
+    Real {
+        name: "make -j2 of a C project",
+        prepare: trees::make,
+        products: |_, folder| files(folder, &["project", "result"]),
+        ..PLAIN
+    },
+    Real { name: "python3, a pool of processes", prepare: trees::pool, thorough: true, ..PLAIN },
+    Real { name: "bash with background jobs", prepare: trees::shell, thorough: true, ..PLAIN },
+    Real {
         name: "redis-server, loading",
         prepare: redis::loading,
         progress: Progress::Reads(redis::BASE, "DB loaded"),
@@ -152,7 +168,12 @@ fn put_source(folder: &Path, name: &str) -> Result<()> {
     put(folder, name, source.with_context(|| format!("reading {name}"))?)
 }
 
-fn interpreter(workshop: &Workshop, folder: &Path, program: &str, words: &[&str]) -> Result<Command> {
+pub(super) fn interpreter(
+    workshop: &Workshop,
+    folder: &Path,
+    program: &str,
+    words: &[&str],
+) -> Result<Command> {
     let mut command = workshop.program(&installed(program)?);
     for source in words.iter().filter(|word| root().join("tests/programs/real").join(word).is_file()) {
         put_source(folder, source)?;
@@ -270,7 +291,7 @@ fn cc1(workshop: &Workshop, folder: &Path) -> Result<Command> {
     Ok(command)
 }
 
-fn functions(count: u64) -> Result<String> {
+pub(super) fn functions(count: u64) -> Result<String> {
     let mut text = String::new();
     let mut random = Random::new(12);
     for number in 0..count {
