@@ -7,6 +7,7 @@
 mod aio;
 mod contents;
 mod files;
+mod ipc;
 mod memory;
 mod process;
 mod removed;
@@ -55,6 +56,7 @@ pub(crate) fn image(image: &Image) -> Result<(), ImageError> {
     files::check(image)?;
     removed::check(image)?;
     memory::check(image)?;
+    ipc::check(image)?;
     image.processes.iter().try_for_each(|process| memory::registrations(image, process))?;
     image.processes.iter().try_for_each(aio::check)?;
     for record in &image.unknown {

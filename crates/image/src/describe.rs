@@ -37,6 +37,25 @@ pub struct Description {
     pub processes: Vec<ProcessDescription>,
     /// Bytes of shared memory in the image, decompressed.
     pub shared_bytes: u64,
+    /// System V objects: segments, sets of semaphores, queues.
+    pub ipc: Vec<IpcDescription>,
+}
+
+/// A System V object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct IpcDescription {
+    /// `segment`, `semaphores` or `queue`.
+    pub kind: &'static str,
+    /// As ipcs(1) shows it.
+    pub id: i32,
+    /// 0: private.
+    pub key: u32,
+    /// Its owner.
+    pub uid: u32,
+    /// Its permissions.
+    pub mode: u32,
+    /// What is in it: bytes, semaphores, messages.
+    pub amount: u64,
 }
 
 /// The host an image was made on.
@@ -225,6 +244,7 @@ impl Description {
             stored_bytes: image.stream.stream_length,
             processes: image.processes.iter().map(|one| process(image, one)).collect(),
             shared_bytes: shared_bytes(image),
+            ipc: crate::ipc::objects(image).map(|object| object.describe()).collect(),
         }
     }
 

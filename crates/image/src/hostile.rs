@@ -141,7 +141,7 @@ fn change(records: &mut Vec<Record>, random: &mut Random) {
     let place = random.place(records.len());
     let Some((kind, flags, payload)) = records.get_mut(place) else { return };
     match random.below(40) {
-        0 => *kind = u32::try_from(random.below(12)).unwrap_or(0),
+        0 => *kind = u32::try_from(random.below(24)).unwrap_or(0),
         1 => *flags ^= MANDATORY,
         2 => drop(records.remove(place)),
         3 => {

@@ -11,8 +11,8 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use crate::container::{self, Frame, MANDATORY, UnknownRecord, Writer};
 use crate::header::MAX_RECORDS_LENGTH;
 use crate::records::{
-    AddressSpace, FileContent, Manifest, MappedFile, OpenFile, PageStream, Pipe, Process, RecordKind,
-    RemovedFile, SeccompFilter, SharedMemory,
+    AddressSpace, FileContent, Manifest, MappedFile, MessageQueue, OpenFile, PageStream, Pipe, Process,
+    RecordKind, RemovedFile, SeccompFilter, SemaphoreSet, SharedMemory,
 };
 use crate::{ImageError, RECORDS_FILE, check, wire};
 
@@ -37,6 +37,10 @@ pub struct Image {
     pub seccomp_filters: Vec<SeccompFilter>,
     /// Folders and fifos that have no name any more.
     pub removed_files: Vec<RemovedFile>,
+    /// System V semaphores.
+    pub semaphore_sets: Vec<SemaphoreSet>,
+    /// System V message queues.
+    pub message_queues: Vec<MessageQueue>,
     /// How the file `pages` is cut up.
     pub stream: PageStream,
     /// Optional records that this version does not know, in their order. They are written again as they were.
@@ -135,6 +139,8 @@ impl Image {
         put_all(&mut writer, RecordKind::FileContent, &self.file_contents);
         put_all(&mut writer, RecordKind::SeccompFilter, &self.seccomp_filters);
         put_all(&mut writer, RecordKind::RemovedFile, &self.removed_files);
+        put_all(&mut writer, RecordKind::SemaphoreSet, &self.semaphore_sets);
+        put_all(&mut writer, RecordKind::MessageQueue, &self.message_queues);
         put(&mut writer, RecordKind::PageStream, &self.stream);
         for record in &self.unknown {
             writer.frame(record.kind, record.flags, |bytes| bytes.extend_from_slice(&record.payload));
@@ -175,6 +181,8 @@ struct Records {
     file_contents: Vec<FileContent>,
     seccomp_filters: Vec<SeccompFilter>,
     removed_files: Vec<RemovedFile>,
+    semaphore_sets: Vec<SemaphoreSet>,
+    message_queues: Vec<MessageQueue>,
     stream: Vec<PageStream>,
     unknown: Vec<UnknownRecord>,
 }
@@ -193,6 +201,8 @@ impl Records {
                 push(&mut self.seccomp_filters, RecordKind::SeccompFilter, frame)
             }
             Some(RecordKind::RemovedFile) => push(&mut self.removed_files, RecordKind::RemovedFile, frame),
+            Some(RecordKind::SemaphoreSet) => push(&mut self.semaphore_sets, RecordKind::SemaphoreSet, frame),
+            Some(RecordKind::MessageQueue) => push(&mut self.message_queues, RecordKind::MessageQueue, frame),
             Some(RecordKind::PageStream) => push(&mut self.stream, RecordKind::PageStream, frame),
             None if frame.flags & MANDATORY != 0 => {
                 Err(ImageError::UnknownMandatory { kind: frame.kind, offset: frame.offset })
@@ -216,6 +226,8 @@ impl Records {
             file_contents: self.file_contents,
             seccomp_filters: self.seccomp_filters,
             removed_files: self.removed_files,
+            semaphore_sets: self.semaphore_sets,
+            message_queues: self.message_queues,
             stream: only(self.stream, RecordKind::PageStream)?,
             unknown: self.unknown,
         })

@@ -20,6 +20,7 @@ pub mod header;
 #[cfg(any(test, feature = "sample"))]
 pub mod hostile;
 pub mod image;
+pub mod ipc;
 pub mod pages;
 pub mod records;
 #[cfg(any(test, feature = "sample"))]

@@ -42,11 +42,15 @@ pub enum RecordKind {
     SeccompFilter,
     /// [`RemovedFile`].
     RemovedFile,
+    /// [`SemaphoreSet`].
+    SemaphoreSet,
+    /// [`MessageQueue`].
+    MessageQueue,
 }
 
 impl RecordKind {
     /// Every kind this version knows.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Manifest,
         Self::Process,
         Self::MappedFile,
@@ -57,6 +61,8 @@ impl RecordKind {
         Self::FileContent,
         Self::SeccompFilter,
         Self::RemovedFile,
+        Self::SemaphoreSet,
+        Self::MessageQueue,
     ];
 
     /// The kind with that number, if this version knows it.
@@ -79,6 +85,8 @@ impl RecordKind {
             Self::FileContent => 8,
             Self::SeccompFilter => 9,
             Self::RemovedFile => 10,
+            Self::SemaphoreSet => 20,
+            Self::MessageQueue => 21,
         }
     }
 
@@ -96,6 +104,8 @@ impl RecordKind {
             Self::FileContent => "FileContent",
             Self::SeccompFilter => "SeccompFilter",
             Self::RemovedFile => "RemovedFile",
+            Self::SemaphoreSet => "SemaphoreSet",
+            Self::MessageQueue => "MessageQueue",
         }
     }
 }

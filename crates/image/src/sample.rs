@@ -55,6 +55,8 @@ pub fn image() -> Image {
         file_contents: Vec::new(),
         seccomp_filters: Vec::new(),
         removed_files: Vec::new(),
+        semaphore_sets: Vec::new(),
+        message_queues: Vec::new(),
         stream: PageStream {
             compression: Compression::None.into(),
             block_size: 1 << 20,
@@ -110,6 +112,7 @@ fn manifest() -> Manifest {
         page_size: 4096,
         file_level: 1,
         uid: 1000,
+        ..Manifest::default()
     }
 }
 

@@ -346,3 +346,42 @@ fn shared_working_folders_are_those_of_other_threads() {
         refused("shares a working folder that thread", share(with));
     }
 }
+
+#[test]
+fn system_v_objects() {
+    let refused = |wanted: &str, change: &dyn Fn(&mut Image)| {
+        let mut image = sample::everything();
+        image.check().unwrap();
+        change(&mut image);
+        let message = image.check().unwrap_err().to_string();
+        assert!(message.contains(wanted), "{message:?} does not contain {wanted:?}");
+    };
+    refused("no id", &|image| image.semaphore_sets[0].object = None);
+    refused("id -1", &|image| image.message_queues[0].object.as_mut().unwrap().id = -1);
+    refused("permissions 1600", &|image| image.message_queues[0].object.as_mut().unwrap().mode = 0o1600);
+    refused("0 semaphores", &|image| image.semaphore_sets[0].values.clear());
+    refused("value 32768", &|image| image.semaphore_sets[0].values[0] = 32_768);
+    refused("2 process ids", &|image| drop(image.semaphore_sets[0].pids.pop()));
+    refused("process 9", &|image| image.semaphore_sets[0].pids[0] = 9);
+    refused("set 7", &|image| image.processes[0].semaphore_undo[0].set = 7);
+    refused("semaphore 3 of 3", &|image| image.processes[0].semaphore_undo[0].semaphores[1] = 3);
+    refused("an adjustment", &|image| image.processes[0].semaphore_undo[0].adjustments[1] = -32_769);
+    refused("1 adjustments", &|image| drop(image.processes[0].semaphore_undo[0].adjustments.pop()));
+    refused("impossible type", &|image| image.message_queues[0].messages[0].r#type = 0);
+    refused("is there twice", &|image| {
+        image.semaphore_sets.push(image.semaphore_sets[0].clone());
+        image.semaphore_sets[1].object.as_mut().unwrap().id = 1;
+    });
+    let segment =
+        |image: &mut Image| image.shared_memory.iter_mut().find(|one| one.id == 7).cloned().unwrap();
+    refused("id 3 comes after 3", &|image| {
+        let copy = segment(image);
+        image.shared_memory.push(rewake_image::records::SharedMemory { id: 9, pages: Vec::new(), ..copy });
+    });
+    refused("a segment of 0 bytes", &|image| {
+        image.shared_memory.iter_mut().filter_map(|one| one.segment.as_mut()).for_each(|one| one.size = 0);
+    });
+    refused("to no segment", &|image| {
+        image.shared_memory.iter_mut().for_each(|one| one.segment = None);
+    });
+}

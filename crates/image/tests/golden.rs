@@ -36,6 +36,8 @@ fn constants_of_format_1() {
         (8, "FileContent"),
         (9, "SeccompFilter"),
         (10, "RemovedFile"),
+        (20, "SemaphoreSet"),
+        (21, "MessageQueue"),
     ];
     assert_eq!(kinds, expected);
 }

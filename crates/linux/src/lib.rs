@@ -25,4 +25,5 @@ pub mod remote;
 pub mod seed;
 pub mod signal;
 pub mod socket;
+pub mod sysv;
 pub mod virtual_files;

@@ -1,12 +1,14 @@
 //! The sample with every kind of record and field that came to the format after its golden image was made.
 
 use super::{ANONYMOUS, PID, TID, image};
+use crate::records::message_queue::Message;
 use crate::records::open_file::Kind;
 use crate::records::vma::Backing;
 use crate::records::{
     AioContext, Descriptor, Epoll, EpollWatch, EventFd, Extent, Fanotify, FanotifyMark, FileContent,
-    FileIdentity, Inotify, InotifyWatch, KernelFile, OpenFile, Pipe, PipeEnd, PosixTimer, RegularFile,
-    RemovedFile, SeccompFilter, SignalFd, SpeculationControl, Symlink, TimerFd, Vma, file_content,
+    FileIdentity, Inotify, InotifyWatch, IpcObject, KernelFile, MessageQueue, OpenFile, Pipe, PipeEnd,
+    PosixTimer, RegularFile, RemovedFile, SeccompFilter, Segment, SemaphoreSet, SemaphoreUndo, SharedMemory,
+    SignalFd, SpeculationControl, Symlink, TimerFd, Vma, file_content,
 };
 use crate::{Image, PAGE_SIZE, hostile};
 
@@ -25,6 +27,7 @@ pub fn everything() -> Image {
     removed(&mut image);
     process(&mut image);
     memory(&mut image);
+    ipc(&mut image);
     let mut image = hostile::with_fitting_stream(image);
     let length = usize::try_from(image.stream.stream_length).expect("a small sample");
     image.stream.checksums = vec![hostile::checksum(&vec![0; length])];
@@ -186,4 +189,59 @@ fn memory(image: &mut Image) {
     bytes.resize(3 * 32, 0x55);
     let context = AioContext { address: RING, length: PAGE_SIZE, events: 127, ring: bytes };
     image.processes[0].aio_contexts = vec![context];
+}
+
+/// A segment attached for reading only, and one that nobody has attached; semaphores, one of them to be given back; a queue.
+fn ipc(image: &mut Image) {
+    let object = |id, key| {
+        Some(IpcObject {
+            id,
+            key,
+            uid: 1000,
+            gid: 1000,
+            creator_uid: 1000,
+            creator_gid: 1000,
+            mode: 0o600,
+            changed_s: 1_700_000_000,
+        })
+    };
+    let segment = |id, object, removed| SharedMemory {
+        id,
+        size: 4 * PAGE_SIZE,
+        pages: vec![Extent { address: PAGE_SIZE, length: PAGE_SIZE, stream_offset: 0 }],
+        segment: Some(Segment { object, size: 3 * PAGE_SIZE + 1, removed, locked: false }),
+        ..SharedMemory::default()
+    };
+    image.shared_memory.push(segment(7, object(3, 0), true));
+    image.shared_memory.push(segment(8, object(32_772, 0x5151), false));
+    image.semaphore_sets = vec![SemaphoreSet {
+        object: object(0, -5),
+        values: vec![3, 0, 32_767],
+        pids: vec![PID, 0, 0],
+        operated: true,
+    }];
+    image.message_queues = vec![MessageQueue {
+        object: object(1, 0),
+        max_bytes: 16_384,
+        messages: vec![
+            Message { r#type: 1, content: b"first".to_vec() },
+            Message { r#type: i64::MAX, content: Vec::new() },
+        ],
+    }];
+    let undo = SemaphoreUndo { set: 0, semaphores: vec![0, 2], adjustments: vec![1, -32_768] };
+    image.processes[0].semaphore_undo = vec![undo];
+    let Some(memory) = &mut image.processes[0].memory else { return };
+    let start = GUARDED + 0x100 * PAGE_SIZE;
+    let vma = Vma {
+        start,
+        end: start + 4 * PAGE_SIZE,
+        protection: 1,
+        shared: true,
+        backing: Backing::SharedMemory.into(),
+        object: 7,
+        attached_read_only: true,
+        ..Vma::default()
+    };
+    let place = memory.vmas.partition_point(|other| other.start < vma.start);
+    memory.vmas.insert(place, vma);
 }
