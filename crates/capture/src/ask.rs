@@ -5,6 +5,7 @@
 mod contexts;
 mod policies;
 mod settings;
+mod undo;
 
 use std::collections::BTreeMap;
 

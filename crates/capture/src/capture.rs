@@ -194,5 +194,6 @@ fn manifest(options: &Options) -> Result<Manifest> {
         page_size: u32::try_from(PAGE_SIZE).expect("a page is small"),
         file_level: options.file_level.into(),
         uid: rustix::process::getuid().as_raw(),
+        ..Manifest::default()
     })
 }

@@ -3,16 +3,17 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use rewake_image::records::{Process, SeccompFilter};
+use rewake_image::records::{Process, SeccompFilter, SemaphoreSet};
 use rewake_linux::kcmp::{self, Shared};
 use rewake_linux::proc::Proc;
 
 use crate::error::{CaptureError, During, Result};
 use crate::findings::Findings;
 use crate::freeze::{Frozen, Running};
+use crate::ipc::{self, Objects, Ties};
 use crate::seccomp::Filters;
 use crate::spaces::{self, Ids};
-use crate::{kin, preflight};
+use crate::{kin, preflight, threads};
 
 /// Between looks at processes that end.
 const ENDING: Duration = Duration::from_micros(100);
@@ -34,6 +35,8 @@ pub(crate) struct Told {
     /// Their ids out here, in that order.
     pub(crate) pids: Vec<i32>,
     pub(crate) filters: Vec<SeccompFilter>,
+    /// System V IPC.
+    pub(crate) ipc: Objects,
 }
 
 impl Family {
@@ -66,6 +69,9 @@ impl Family {
             preflight::check_state(&frozen.proc, &mut findings)?;
             frozen.check_registers(&mut findings)?;
         }
+        let others = family.members.keys().copied().filter(|pid| *pid != root);
+        let all: Vec<i32> = std::iter::once(root).chain(others).collect();
+        ipc::check_namespace(root, &all, &mut findings)?;
         findings.into_result()?;
         Ok(family)
     }
@@ -124,8 +130,9 @@ impl Family {
             found.push((pid, ended_process(pid, &ids)?));
         }
         self.share(&mut found)?;
+        let ipc = self.ipc(&mut found, &ids)?;
         let (pids, processes) = parents_first(found).into_iter().unzip();
-        Ok(Told { processes, pids, filters: filters.into_records() })
+        Ok(Told { processes, pids, filters: filters.into_records(), ipc })
     }
 
     /// Notes what processes have in common.
@@ -153,6 +160,52 @@ impl Family {
         Ok(())
     }
 
+    /// The System V objects of the tree, and what its processes give back to semaphores when they end.
+    fn ipc(&mut self, found: &mut [(i32, Process)], ids: &Ids) -> Result<Objects> {
+        let ties = Ties::of(found.iter().map(|(pid, process)| (*pid, process)), ids)?;
+        let mut objects = ipc::survey(self.root, &ties)?;
+        let others = std::mem::take(&mut objects.others);
+        let sets: Vec<_> = objects.sets.iter().chain(&others).cloned().collect();
+        if sets.is_empty() {
+            return Ok(objects);
+        }
+        let mut findings = Findings::new(self.root);
+        let mut known: Vec<i32> = Vec::new();
+        for (pid, process) in found.iter_mut() {
+            let Some(frozen) = self.members.get_mut(pid).filter(|frozen| has_undo(frozen.proc.living()))
+            else {
+                continue;
+            };
+            findings.turn_to(*pid);
+            frozen.check_undo_of_threads(&mut findings)?;
+            process.semaphore_undo = frozen.semaphore_undo(&sets)?;
+            if !process.semaphore_undo.is_empty() {
+                known.push(*pid);
+            }
+        }
+        for (at, pid) in known.iter().enumerate() {
+            let same = |other: &&i32| {
+                let order = kcmp::compare(Shared::SemaphoreUndo, self.living(**other), self.living(*pid));
+                order.is_ok_and(std::cmp::Ordering::is_eq)
+            };
+            if let Some(other) = known[..at].iter().find(same) {
+                findings.turn_to(*pid);
+                let reason = format!(
+                    "what its end gives back to semaphores is shared with process {other} (CLONE_SYSVSEM)"
+                );
+                findings.add("System V semaphores", reason, "run the program without that flag of clone(2)");
+            }
+        }
+        findings.into_result()?;
+        ipc::check_unchanged(self.root, &objects, &ties)?;
+        let given: Vec<i32> =
+            found.iter().flat_map(|(_, process)| &process.semaphore_undo).map(|undo| undo.set).collect();
+        let given = |set: &SemaphoreSet| set.object.is_some_and(|object| given.contains(&object.id));
+        objects.sets.extend(others.into_iter().filter(given));
+        objects.sets.sort_by_key(|set| set.object.map(|object| object.id));
+        Ok(objects)
+    }
+
     /// A thread of a process that lives.
     fn living(&self, pid: i32) -> i32 {
         self.members.get(&pid).map_or(pid, |frozen| frozen.proc.living())
@@ -175,6 +228,29 @@ impl Family {
             drop(frozen);
         }
         Ok(self.begin.elapsed())
+    }
+}
+
+/// Whether a thread has a list of what is given back, be it empty: this process, whose threads were not made by pthread_create, has none.
+fn has_undo(tid: i32) -> bool {
+    let own = i32::try_from(std::process::id()).unwrap_or_default();
+    !kcmp::compare(Shared::SemaphoreUndo, own, tid).is_ok_and(std::cmp::Ordering::is_eq)
+}
+
+impl Frozen {
+    /// Threads made by raw clone(2) may have such a list of their own.
+    fn check_undo_of_threads(&self, findings: &mut Findings) -> Result<()> {
+        for tid in self.threads.keys().filter(|tid| has_undo(**tid)) {
+            if !threads::shares(Shared::SemaphoreUndo, &self.proc, *tid)? {
+                let reason = "what its end gives back to semaphores (SEM_UNDO) is its own";
+                findings.add_thread(
+                    *tid,
+                    reason,
+                    "let the program make its threads with CLONE_SYSVSEM, as pthread_create does",
+                );
+            }
+        }
+        Ok(())
     }
 }
 

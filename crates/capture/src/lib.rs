@@ -13,6 +13,7 @@ mod files;
 mod findings;
 mod freeze;
 mod guardian;
+mod ipc;
 mod kin;
 mod memory;
 mod pages;

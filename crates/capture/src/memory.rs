@@ -18,6 +18,7 @@ use crate::contents::{self, Contents, Source, Way};
 use crate::error::{During, Result};
 use crate::files::identity;
 use crate::findings::Findings;
+use crate::ipc;
 
 pub(crate) use self::shared::{MappedPart, SharedObject};
 
@@ -109,7 +110,9 @@ fn check_shared(family: &[i32], memory: &Memory, findings: &mut Findings) {
         );
     }
     let parts = memory.mapped_parts();
-    for object in memory.shared.iter().filter(|object| parts.lacks_some(object)) {
+    // A segment can be attached for a moment.
+    let anonymous = memory.shared.iter().filter(|object| object.segment.is_none());
+    for object in anonymous.filter(|object| parts.lacks_some(object)) {
         let opened = Proc::open_living(object.pid)
             .and_then(|proc| proc.open_mapped_file(&object.mapping, OFlags::RDONLY));
         if opened.is_err_and(|error| error.is_denied()) {
@@ -262,6 +265,7 @@ impl Memory {
             no_reserve: flags.contains(VmFlags::NO_RESERVE),
             name,
             huge_page_shift: huge_page_shift(mapping),
+            attached_read_only: ipc::segment_of(mapping).is_some() && !flags.contains(VmFlags::MAY_WRITE),
             sealed: flags.contains(VmFlags::SEALED) && !special,
             ..Vma::default()
         });
@@ -308,7 +312,10 @@ impl Memory {
                 let at = self.shared_object(proc.id(), mapping, 0);
                 Ok((vma::Backing::SharedMemory, self.shared[at].id, Content::Shared(at)))
             }
-            MappingKind::SystemV(_) => refuse("System V shared memory is not supported yet"),
+            MappingKind::SystemV(_) => {
+                let at = self.shared_object(proc.id(), mapping, huge_page_shift(mapping));
+                Ok((vma::Backing::SharedMemory, self.shared[at].id, Content::Shared(at)))
+            }
             MappingKind::File(b"/secretmem") if mapping.deleted => {
                 refuse("secret memory (memfd_secret) is not supported")
             }

@@ -22,6 +22,8 @@ use rustix::fs::OFlags;
 
 use crate::contents::{Contents, Opened};
 use crate::error::{CaptureError, During, Result};
+use crate::ipc;
+use crate::ipc::contents::Segments;
 use crate::memory::{MappedPart, Memory, SharedObject};
 
 use private::Common;
@@ -75,17 +77,37 @@ enum Place {
 ///
 /// # Errors
 /// When the kernel does not tell.
-pub(crate) fn plan(procs: &[Proc], memory: &Memory, contents: &Contents) -> Result<Plan> {
+pub(crate) fn plan(
+    procs: &[Proc],
+    memory: &Memory,
+    contents: &Contents,
+    segments: &mut Segments<'_>,
+) -> Result<Plan> {
     let mut plan = Plan::default();
     let mut common = Common::of(procs.len());
     for (proc, space) in procs.iter().zip(&memory.spaces) {
         plan.add_space(proc, space, &mut common)?;
     }
     let parts = memory.mapped_parts();
-    for object in &memory.shared {
-        plan.add_object(parts.of(object), object)?;
-    }
     let root = procs.first().map_or(0, Proc::id);
+    for object in &memory.shared {
+        match object.segment.and_then(|id| segments.take(id)) {
+            Some((found, file)) => {
+                let record = ipc::contents::record(object.id, found);
+                let record = SharedMemory { huge_page_shift: object.huge_page_shift, ..record };
+                plan.add_segment(root, record, file)?;
+            }
+            None => plan.add_object(parts.of(object), object)?,
+        }
+    }
+    for (record, object) in plan.shared.iter_mut().zip(&memory.shared) {
+        record.segment = object.segment.and_then(|id| segments.segment(id));
+        record.size = record.size.max(record.segment.map_or(0, |segment| page_up(segment.size)));
+    }
+    let next = u32::try_from(memory.shared.len()).expect("fewer objects than mappings");
+    for ((found, file), id) in segments.rest().into_iter().zip(next..) {
+        plan.add_segment(root, ipc::contents::record(id, found), file)?;
+    }
     for (record, opened) in contents.open()? {
         match opened {
             Opened::File(file) => plan.add_content(root, record, file)?,
@@ -189,6 +211,20 @@ impl Plan {
             identity.size = size;
         }
         self.contents.push(record);
+        Ok(())
+    }
+
+    /// Adds a System V segment by a copy of it.
+    fn add_segment(&mut self, pid: i32, mut record: SharedMemory, file: File) -> Result<()> {
+        let place = self.objects.len();
+        let runs = pagemap::data_runs(&file, 0..record.size);
+        for run in runs.during("find data", pid, format!("shared memory {}", record.id))? {
+            let length = run.end - run.start;
+            record.pages.push(Extent { address: run.start, length, stream_offset: self.total });
+            self.push(length, Place::Object(place, run.start));
+        }
+        self.objects.push(Object { file, size: record.size });
+        self.shared.push(record);
         Ok(())
     }
 

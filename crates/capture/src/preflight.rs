@@ -16,7 +16,7 @@ use crate::contents::Contents;
 use crate::error::{CaptureError, During, Obstacle, Result};
 use crate::files::Target;
 use crate::findings::Findings;
-use crate::{files, kin, memory, spaces, threads, timers};
+use crate::{files, ipc, kin, memory, spaces, threads, timers};
 
 /// `PF_KTHREAD`: a thread of the kernel.
 const PF_KTHREAD: u32 = 0x0020_0000;
@@ -97,6 +97,7 @@ fn look_at_tree(options: &Options, findings: &mut Findings) -> Result<()> {
         }
     }
     others::check(&procs, &family, findings);
+    ipc::check_namespace(pid, &family, findings)?;
     for _ in 0..SURVEYS {
         let living: Vec<Proc> =
             family.iter().filter(|member| counts(**member)).filter_map(|member| open(*member).ok()).collect();

@@ -26,7 +26,7 @@ pub(crate) fn check(proc: &Proc, findings: &mut Findings) -> Result<()> {
     let mut refuse = |kind: &str, reason: &str| {
         findings.add(format!("namespace {kind}"), reason, INSIDE);
     };
-    for kind in ["net", "ipc", "uts", "cgroup"] {
+    for kind in ["net", "uts", "cgroup"] {
         if !same(kind, kind)? {
             refuse(kind, "it is not the one of this command");
         }

@@ -13,6 +13,8 @@ use crate::error::{CaptureError, During, Result};
 use crate::family::Told;
 use crate::files::{self, Files, Target};
 use crate::findings::Findings;
+use crate::ipc;
+use crate::ipc::contents::Segments;
 use crate::memory::{self, Memory, Space};
 use crate::pages::{self, Plan};
 use crate::spaces::Ids;
@@ -65,7 +67,9 @@ impl StandingStill {
                 memory::aio::read(space.pid, process, &space.vmas, &mut findings)?;
             }
         }
-        let plan = pages::plan(&with_memory, &memory, &contents)?;
+        ipc::check_attached(&told.ipc, &memory.attachments(), &mut findings);
+        let mut segments = Segments::read(options.pid, &told.ipc, &memory)?;
+        let plan = pages::plan(&with_memory, &memory, &contents, &mut segments)?;
         findings.into_result()?;
         let ids = Ids::of_all(living.iter().map(Proc::id))?;
         for (pid, process) in told.pids.iter().zip(&mut told.processes) {
@@ -103,9 +107,10 @@ impl StandingStill {
     }
 
     /// The image, but for what is written already: its page stream.
-    pub(crate) fn into_image(self, manifest: Manifest, stream: PageStream, vdsos: Vec<Vec<u8>>) -> Image {
+    pub(crate) fn into_image(self, mut manifest: Manifest, stream: PageStream, vdsos: Vec<Vec<u8>>) -> Image {
         let Self { told, plan, memory, mut files, pipes, .. } = self;
-        let Told { mut processes, pids, filters } = told;
+        let Told { mut processes, pids, filters, ipc } = told;
+        manifest.own_ipc = ipc.own;
         for (pid, process) in pids.iter().zip(&mut processes) {
             process.descriptors = files.descriptors.remove(pid).unwrap_or_default();
             process.locks = files.locks.remove(pid).unwrap_or_default();
@@ -128,6 +133,8 @@ impl StandingStill {
             file_contents: plan.contents,
             seccomp_filters: filters,
             removed_files: files.removed.files,
+            semaphore_sets: ipc.sets,
+            message_queues: ipc.queues,
             stream,
             unknown: Vec::new(),
         }

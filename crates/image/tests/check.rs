@@ -361,12 +361,12 @@ fn system_v_objects() {
     refused("permissions 1600", &|image| image.message_queues[0].object.as_mut().unwrap().mode = 0o1600);
     refused("0 semaphores", &|image| image.semaphore_sets[0].values.clear());
     refused("value 32768", &|image| image.semaphore_sets[0].values[0] = 32_768);
-    refused("2 process ids", &|image| drop(image.semaphore_sets[0].pids.pop()));
+    refused("2 process ids", &|image| image.semaphore_sets[0].pids.truncate(2));
     refused("process 9", &|image| image.semaphore_sets[0].pids[0] = 9);
     refused("set 7", &|image| image.processes[0].semaphore_undo[0].set = 7);
     refused("semaphore 3 of 3", &|image| image.processes[0].semaphore_undo[0].semaphores[1] = 3);
     refused("an adjustment", &|image| image.processes[0].semaphore_undo[0].adjustments[1] = -32_769);
-    refused("1 adjustments", &|image| drop(image.processes[0].semaphore_undo[0].adjustments.pop()));
+    refused("1 adjustments", &|image| image.processes[0].semaphore_undo[0].adjustments.truncate(1));
     refused("impossible type", &|image| image.message_queues[0].messages[0].r#type = 0);
     refused("is there twice", &|image| {
         image.semaphore_sets.push(image.semaphore_sets[0].clone());

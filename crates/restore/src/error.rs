@@ -114,6 +114,26 @@ pub enum RestoreError {
         /// The id wanted.
         pid: i32,
     },
+    /// The id or the key of a System V object belongs to somebody else.
+    #[error("resume failed for pid {pid} ({object}): {reason}")]
+    IpcTaken {
+        /// The process in the image.
+        pid: i32,
+        /// Its kind, id and key.
+        object: String,
+        /// Whose, and which.
+        reason: String,
+    },
+    /// We may not choose the id of a System V object.
+    #[error(
+        "resume failed for pid {pid} ({object}): it is not there any more, and choosing ids is not permitted"
+    )]
+    IpcForbidden {
+        /// The process in the image.
+        pid: i32,
+        /// Its kind, id and key.
+        object: String,
+    },
     /// Namespaces are not to be had.
     #[error("unshare failed for pid {pid} ({namespace} namespace): {source}")]
     Namespace {
@@ -198,6 +218,12 @@ impl RestoreError {
                 "resume where these limits are as high (ulimit -H shows them); raising them takes CAP_SYS_RESOURCE"
             }
             Self::PidTaken { .. } => "end that process or wait for its end, then resume again",
+            Self::IpcTaken { .. } => {
+                "resume in an IPC namespace of its own (--ipc namespace); or remove that object, if nobody needs it (ipcrm), then resume again"
+            }
+            Self::IpcForbidden { .. } => {
+                "resume in an IPC namespace of its own (--ipc namespace), or as root, or let root allow it: setcap cap_checkpoint_restore+ep on the rewake binary"
+            }
             Self::PidForbidden { .. } => {
                 "resume in a pid namespace of its own (--pids namespace), or as root, or let root allow it: setcap cap_checkpoint_restore+ep on the rewake binary"
             }

@@ -19,6 +19,7 @@ pub mod credentials;
 pub mod error;
 pub mod host;
 pub mod interrupted;
+pub mod ipc;
 mod notes;
 mod owner;
 pub mod plan;
@@ -67,6 +68,18 @@ pub enum Pids {
     Namespace,
 }
 
+/// Where System V objects (shared memory, semaphores, message queues) come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IpcPolicy {
+    /// The same ids if permitted, else as [`IpcPolicy::Namespace`].
+    #[default]
+    Auto,
+    /// The same ids or an error.
+    Same,
+    /// The same ids, in an IPC namespace of its own.
+    Namespace,
+}
+
 /// What the program's `CLOCK_MONOTONIC` and `CLOCK_BOOTTIME` show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Clock {
@@ -85,6 +98,8 @@ pub struct Options {
     pub on_changed: OnChanged,
     /// Policy for process ids.
     pub pids: Pids,
+    /// Policy for System V objects.
+    pub ipc: IpcPolicy,
     /// The program's clocks; as it had them, its own or the host's, when not said.
     pub clock: Option<Clock>,
     /// Whether the program becomes leader of a session of its own (`--detach`).
@@ -213,7 +228,7 @@ fn restore(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Rest
     let put_back = transaction.paths();
     let (image, plan, site, pages) = (&image, &plan, &site, &pages);
     let clocks = spaces::clock_note(image, &spaces);
-    let notes = spaces.note.map(str::to_owned).into_iter().chain(clocks).collect();
+    let notes = spaces.note.into_iter().chain(spaces.ipc.note).map(str::to_owned).chain(clocks).collect();
     let ready = Ready { image, reader: &reader, plan, site, pages, notes };
     let left = removed::Left::default();
     let woken = wake(&ready, prepared, init, &left, &mut transaction, &mut phase);

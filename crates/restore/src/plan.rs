@@ -17,6 +17,7 @@ pub mod check;
 mod credentials;
 mod family;
 mod files;
+mod ipc;
 mod memory;
 mod process;
 #[cfg(any(test, feature = "sample"))]
@@ -38,11 +39,13 @@ use rewake_linux::seed::OwnRseq;
 
 use crate::credentials::Identity;
 use crate::error::RestoreError;
+use crate::ipc::Origin;
 use crate::removed::Places;
 
 use family::{Family, Growing, Inherited, Waiting};
 use tree::Tree;
 
+pub use ipc::MadeObject;
 use memory::Zone;
 pub use memory::{Special, free_gap};
 
@@ -91,6 +94,8 @@ pub struct Site {
     pub same_boot: bool,
     /// Process ids that nobody has, neither here nor in the image.
     pub spare_ids: Vec<i32>,
+    /// Where System V objects come from.
+    pub ipc: Origin,
 }
 
 impl Site {
@@ -174,6 +179,8 @@ pub struct Plan {
     pub own_proc: Option<CallRef>,
     /// What must not remain, should the program not come so far as to remove it itself; in the order of the making.
     pub made: Vec<Made>,
+    /// System V objects that must not remain either, in the order of the making.
+    pub made_objects: Vec<MadeObject>,
     /// The call that gives the program its login uid, where that is another one than ours; it may have failed.
     pub login_uid: Option<CallRef>,
 }
@@ -205,6 +212,9 @@ struct Planner<'a> {
     living: BTreeMap<TrackRef, i32>,
     own_proc: Option<CallRef>,
     made: Vec<Made>,
+    made_objects: Vec<MadeObject>,
+    /// Where all meet whose ends give something back to semaphores.
+    given_back: Option<DataRef>,
     login_uid: Option<CallRef>,
     /// Where this kernel's vdso comes to lie with its data, if not where the image had its own.
     kernels: Option<(u64, u64)>,
@@ -230,6 +240,7 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
         (program.zeros(4), program.zeros(4), program.zeros(4), program.zeros(4));
     let family = Family::new(&mut program, &tree);
     let traced = image.processes.iter().any(seccomp::is_used).then(|| program.zeros(4));
+    let given_back = ipc::given_back(&mut program, image);
     let mut planner = Planner {
         image,
         site,
@@ -247,6 +258,8 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
         living: BTreeMap::new(),
         own_proc: None,
         made: Vec::new(),
+        made_objects: Vec::new(),
+        given_back,
         login_uid: None,
         kernels: None,
         process: root,
@@ -269,6 +282,7 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
         threads: threads(image),
         own_proc: planner.own_proc,
         made: planner.made,
+        made_objects: planner.made_objects,
         login_uid: planner.login_uid,
     })
 }
@@ -296,6 +310,7 @@ impl<'a> Planner<'a> {
                 self.make_removed_files();
                 self.birth();
             }
+            self.ipc_objects();
             self.open_files()?;
             self.session();
         } else {
@@ -312,6 +327,7 @@ impl<'a> Planner<'a> {
         self.end_turn();
         self.bear(&growing.node, inherited.as_ref(), waiting);
         self.meet(&growing.node);
+        self.semaphores();
         if let Some(memory) = memory {
             self.finish_memory(memory)?;
         }

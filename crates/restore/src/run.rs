@@ -15,6 +15,7 @@ use rewake_linux::proc::Proc;
 use rewake_linux::program::{Action, Assembled, Sysno};
 use rewake_linux::ptrace::{self, Event, ExitStatus, Poll, PtraceError, Running, StopReason};
 use rewake_linux::seed::SharedStage;
+use rewake_linux::sysv;
 
 use crate::Progress;
 use crate::contents::Prepared;
@@ -35,6 +36,8 @@ pub struct Seed<'a> {
     plan: &'a Plan,
     /// Those that it makes things in.
     folders: &'a [Arc<OwnedFd>],
+    /// Its System V objects vanish with it.
+    own_ipc: bool,
     /// Where is remembered what it made and we could not remove.
     left: &'a Left,
     options: ptrace::Options,
@@ -138,10 +141,23 @@ pub fn start<'a>(
     drop((helpers, prepared));
     let options = ptrace::Options { exit_kill: true, suspend_seccomp: plan.traced.is_some() };
     let threads = u32::try_from(image.thread_count()).expect("image counts are checked");
-    let folders = &site.removed.folders[..];
+    let (folders, own_ipc) = (&site.removed.folders[..], site.ipc.own);
     let (leaders, others, outer) = (BTreeMap::new(), None, BTreeMap::new());
-    let mut seed =
-        Seed { pid, plan, folders, left, options, threads, assembled, stage, leaders, others, outer, init };
+    let mut seed = Seed {
+        pid,
+        plan,
+        folders,
+        own_ipc,
+        left,
+        options,
+        threads,
+        assembled,
+        stage,
+        leaders,
+        others,
+        outer,
+        init,
+    };
     seed.wait_made();
     match ptrace::seize(pid, options) {
         Ok(leader) => drop(seed.leaders.insert(image.root().pid, leader)),
@@ -275,6 +291,22 @@ impl Seed<'_> {
         let lives = || Proc::open(self.pid).and_then(|proc| proc.stat()).is_ok_and(|stat| stat.state != 'Z');
         while !self.plan.made.is_empty() && waiting() && lives() {
             std::thread::sleep(POLL);
+        }
+    }
+
+    /// System V objects that were not there before.
+    fn remove_objects(&self) {
+        let failed = self.stage.failure(&self.assembled).map(|failure| failure.at);
+        for made in self.plan.made_objects.iter().filter(|_| !self.own_ipc) {
+            // 0 is an id too, but also what stands there before the call.
+            let result = self.stage.result(&self.assembled, made.made).cast_signed();
+            let called = result != 0
+                || self.stage.result(&self.assembled, made.mark) != 0
+                || failed == Some(made.made);
+            if let (true, Ok(id @ 0..)) = (called, i32::try_from(result)) {
+                let removed = sysv::remove(made.kind, id);
+                tracing::debug!(kind = ?made.kind, id, ?removed, "left by a restore that failed");
+            }
         }
     }
 
@@ -462,6 +494,7 @@ impl Drop for Seed<'_> {
             ptrace::kill_and_reap_children(init);
         }
         self.remove_what_it_made();
+        self.remove_objects();
     }
 }
 

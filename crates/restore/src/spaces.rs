@@ -16,6 +16,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::credentials::Identity;
 use crate::error::RestoreError;
+use crate::ipc::{self, Origin};
 use crate::{Clock, Options, Pids, survey};
 
 /// The id of a pid namespace's own first process.
@@ -40,6 +41,8 @@ pub struct Spaces {
     pub keeps_clocks: Option<bool>,
     /// Our supplementary groups, in ascending order.
     pub groups: Vec<u32>,
+    /// Where System V objects come from.
+    pub ipc: Origin,
     /// What to tell people.
     pub note: Option<&'static str>,
 }
@@ -58,13 +61,23 @@ impl Spaces {
             Pids::Auto => (true, Some(NOTE_FORBIDDEN)),
             Pids::Namespace => (true, None),
         };
+        let ipc = ipc::origin(options, image, survey::is_same_boot(image))?;
+        let admin = CapabilitySet::own_effective().is_ok_and(|own| own.has(Capability::SysAdmin));
+        if ipc.own && !admin && options.pids == Pids::Same {
+            return Err(RestoreError::Namespace {
+                pid,
+                namespace: "ipc",
+                source: io::ErrorKind::PermissionDenied.into(),
+            });
+        }
+        // A user namespace gives the right, and takes that to choose process ids outside.
+        let inside = inside || ipc.own && !admin;
+        let user = inside && !admin;
         if inside
             && image.processes.iter().any(|process| process.threads.iter().any(|thread| thread.tid == INIT))
         {
             return Err(RestoreError::PidTaken { pid: INIT, owner: "the init of the new namespace".into() });
         }
-        let admin = CapabilitySet::own_effective().is_ok_and(|own| own.has(Capability::SysAdmin));
-        let user = inside && !admin;
         let own = Identity::own_for(pid)?;
         let others = |process: &Process| {
             process.threads.iter().any(|thread| Identity::of(process, thread).has_other_ids(&own))
@@ -79,6 +92,7 @@ impl Spaces {
             shift: ClockOffsets::default(),
             keeps_clocks: None,
             groups: own.groups,
+            ipc,
             note,
         })
     }

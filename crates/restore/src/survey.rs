@@ -127,6 +127,7 @@ fn survey(
         clocks: clocks(spaces.shift),
         same_boot: spaces.keeps_clocks.unwrap_or_else(|| is_same_boot(image)),
         spare_ids: spare_ids(image),
+        ipc: spaces.ipc.clone(),
         prepared: BTreeMap::new(),
         removed,
         login_uid: own

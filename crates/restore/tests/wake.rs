@@ -8,7 +8,7 @@ use rewake_image::records::{
 };
 use rewake_image::{Compression, Image, PageWriter, PendingImage, sample};
 use rewake_linux::proc::Proc;
-use rewake_restore::{OnChanged, Options, Pids, Progress, RestoreError, resume};
+use rewake_restore::{IpcPolicy, OnChanged, Options, Pids, Progress, RestoreError, resume};
 use rustix::process::{Pid, WaitOptions, waitpid};
 
 const CODE: u64 = 0x1000_0000;
@@ -118,6 +118,7 @@ fn options(dir: &Path) -> Options {
         dir: dir.to_owned(),
         on_changed: OnChanged::Error,
         pids: Pids::Auto,
+        ipc: IpcPolicy::Auto,
         clock: None,
         new_session: false,
     }

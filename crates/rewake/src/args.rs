@@ -151,6 +151,10 @@ pub struct Resume {
     #[arg(long, value_name = "WHICH", value_enum, default_value_t = Pids::Auto)]
     pub pids: Pids,
 
+    /// Where the program's System V objects come from: shared memory segments, semaphores, message queues
+    #[arg(long, value_name = "WHICH", value_enum, default_value_t = Ipc::Auto)]
+    pub ipc: Ipc,
+
     /// What the program's clocks that count from the start of the host show (CLOCK_MONOTONIC, CLOCK_BOOTTIME). Left out, they are what the
     /// program had: the host's, or its own if they were kept before
     #[arg(long, value_name = "WHICH", value_enum)]
@@ -199,6 +203,17 @@ pub enum Pids {
     /// The same, or fail
     Same,
     /// The same, in a pid namespace of its own
+    Namespace,
+}
+
+/// Which System V objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Ipc {
+    /// Those it left behind, or new ones with the same ids if permitted; else as namespace
+    Auto,
+    /// Those it left behind, or new ones with the same ids; or fail
+    Same,
+    /// New ones with the same ids, in an IPC namespace of its own
     Namespace,
 }
 

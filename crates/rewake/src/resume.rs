@@ -4,11 +4,11 @@ use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use rewake_restore::{Options, Progress, RestoreError, Restored};
+use rewake_restore::{IpcPolicy, Options, Progress, RestoreError, Restored};
 use rustix::process::Pid;
 use serde::Serialize;
 
-use crate::args::{Clock, OnChanged, Pids, Resume};
+use crate::args::{Clock, Ipc, OnChanged, Pids, Resume};
 use crate::failure::{Failure, chain};
 use crate::foreground::{self, Company};
 use crate::format::{count, milliseconds, plain, rate, size, time};
@@ -84,6 +84,11 @@ fn options(arguments: &Resume) -> Result<Options, Failure> {
             Pids::Auto => rewake_restore::Pids::Auto,
             Pids::Same => rewake_restore::Pids::Same,
             Pids::Namespace => rewake_restore::Pids::Namespace,
+        },
+        ipc: match arguments.ipc {
+            Ipc::Auto => IpcPolicy::Auto,
+            Ipc::Same => IpcPolicy::Same,
+            Ipc::Namespace => IpcPolicy::Namespace,
         },
         clock: arguments.clock.map(|clock| match clock {
             Clock::Keep => rewake_restore::Clock::Keep,

@@ -69,6 +69,9 @@ impl Page {
         if description.processes.len() > 1 {
             parts.push(self.processes(description));
         }
+        if !description.ipc.is_empty() {
+            parts.push(self.ipc(description));
+        }
         for (process, doing) in description.processes.iter().zip(doing) {
             parts.push(self.process(process));
             // Nothing else is left of one that ended.
@@ -100,6 +103,33 @@ impl Page {
             ]);
         }
         self.table(&count(image.processes.len(), "process", "processes"), &table)
+    }
+
+    fn ipc(&self, image: &Description) -> String {
+        let mut table = Table::new(&[
+            ("Kind", Side::Left),
+            ("Id", Side::Right),
+            ("Key", Side::Right),
+            ("Owner", Side::Right),
+            ("Mode", Side::Right),
+            ("Holds", Side::Left),
+        ]);
+        for object in &image.ipc {
+            let holds = match object.kind {
+                "segment" => size(object.amount),
+                "semaphores" => format!("{} semaphores", object.amount),
+                _ => format!("{} messages", object.amount),
+            };
+            table.row([
+                object.kind.to_owned(),
+                object.id.to_string(),
+                format!("{:#x}", object.key),
+                object.uid.to_string(),
+                format!("{:o}", object.mode),
+                holds,
+            ]);
+        }
+        self.table(&count(image.ipc.len(), "System V object", "System V objects"), &table)
     }
 
     fn section(&self, title: &str, facts: &[(&str, String)]) -> String {

@@ -10,6 +10,7 @@ use rewake_image::records::{Process, SeccompFilter};
 
 use crate::error::{CaptureError, Obstacle};
 use crate::family::Told;
+use crate::ipc::Objects;
 
 /// No frame is longer: a process of a thousand threads with the largest register sets needs 12 MB.
 const MAX_FRAME: u32 = 1 << 30;
@@ -71,6 +72,8 @@ struct WireFrozen {
     filters: Vec<SeccompFilter>,
     #[prost(int32, repeated, tag = "3")]
     pids: Vec<i32>,
+    #[prost(message, required, tag = "4")]
+    ipc: Objects,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -173,8 +176,8 @@ impl Reply {
     pub(crate) fn send(&self, to: &mut impl Write) -> io::Result<()> {
         match self {
             Self::Frozen(told) => {
-                let Told { processes, pids, filters } = told.as_ref().clone();
-                let frozen = WireFrozen { processes, filters, pids };
+                let Told { processes, pids, filters, ipc } = told.as_ref().clone();
+                let frozen = WireFrozen { processes, filters, pids, ipc };
                 write_frame(to, FROZEN, &frozen.encode_to_vec())
             }
             Self::Released(paused) => {
@@ -192,8 +195,8 @@ impl Reply {
         let reply = match kind {
             FROZEN => {
                 let frozen = WireFrozen::decode(payload.as_slice()).map_err(io::Error::other)?;
-                let WireFrozen { processes, filters, pids } = frozen;
-                Self::Frozen(Box::new(Told { processes, pids, filters }))
+                let WireFrozen { processes, filters, pids, ipc } = frozen;
+                Self::Frozen(Box::new(Told { processes, pids, filters, ipc }))
             }
             RELEASED => {
                 let paused = payload.try_into().map_err(|_| io::ErrorKind::InvalidData)?;
@@ -247,7 +250,12 @@ mod tests {
     fn a_process_and_a_pause_survive_the_wire() {
         let process = Process { pid: 42, comm: b"x".to_vec(), ..Process::default() };
         let filter = SeccompFilter { id: 1, flags: 2, instructions: vec![3; 8] };
-        let told = Told { processes: vec![process], pids: vec![4242], filters: vec![filter] };
+        let told = Told {
+            processes: vec![process],
+            pids: vec![4242],
+            filters: vec![filter],
+            ipc: Objects { own: true, ..Objects::default() },
+        };
         let frozen = Reply::Frozen(Box::new(told.clone()));
         let Reply::Frozen(read) = round_trip(&frozen) else { panic!("kind of reply") };
         assert_eq!(*read, told);

@@ -38,7 +38,15 @@ pub(super) fn link(pid: i32, mapping: &Mapping) -> (Link, Source) {
         mtime_s: 0,
         mtime_ns: 0,
     };
-    (Link { target: mapping.name.clone(), deleted: true, reachable: false, stat }, Source::shown(pid))
+    let mut link = Link { target: mapping.name.clone(), deleted: true, reachable: false, stat };
+    // Named semaphores get their names as second ones, in the same folder.
+    let mut other = Link { stat: FileStat { links: 1, ..stat }, ..link.clone() };
+    other.find_other_name(&[]);
+    if let Some(stat) = FileStat::of_path(&other.target).ok().filter(|stat| other.reachable && inode(stat)) {
+        link = Link { stat, ..other };
+        return (link, Source::mapping(pid, mapping.clone()));
+    }
+    (link, Source::shown(pid))
 }
 
 /// Refuses what would come back as a copy of something that others see.

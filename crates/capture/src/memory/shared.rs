@@ -1,13 +1,16 @@
 //! Shared anonymous memory: objects that any number of mappings refer to.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use rewake_image::records::vma;
 use rewake_linux::addr::RemoteAddr;
 use rewake_linux::proc::{self, Mapping, Proc};
 
 use super::Memory;
-use crate::kin;
+use crate::{ipc, kin};
+
+/// No device, but where the ids of System V segments count.
+const SEGMENTS: u64 = u64::MAX;
 
 /// A shared anonymous object and where the target maps it.
 #[derive(Clone, Debug)]
@@ -22,6 +25,8 @@ pub(crate) struct SharedObject {
     pub(crate) mapping: Mapping,
     /// Huge pages of 2 to this power bytes; 0: ordinary ones.
     pub(crate) huge_page_shift: u32,
+    /// Id of the System V segment that it is.
+    pub(crate) segment: Option<i32>,
 }
 
 /// Objects by device and inode.
@@ -51,7 +56,7 @@ impl MappedParts {
     }
 
     /// Whether a shared object has bytes before the end of its furthest mapping that no mapping shows.
-    pub(super) fn lacks_some(&self, object: &SharedObject) -> bool {
+    pub(crate) fn lacks_some(&self, object: &SharedObject) -> bool {
         let mapped: u64 = self.of(object).iter().map(|part| part.len).sum();
         mapped < object.mapped_end
     }
@@ -61,15 +66,31 @@ impl Memory {
     /// The object behind a mapping: its place in [`Memory::shared`].
     pub(super) fn shared_object(&mut self, pid: i32, mapping: &Mapping, huge_page_shift: u32) -> usize {
         let end = mapping.offset + mapping.length();
-        let at = *self.known_objects.entry((mapping.device, mapping.inode)).or_insert(self.shared.len());
+        let segment = ipc::segment_of(mapping);
+        // Ids of segments are no inodes of others, and who else has them attached is asked for by their ids.
+        let device = if segment.is_some() { SEGMENTS } else { mapping.device };
+        let at = *self.known_objects.entry((device, mapping.inode)).or_insert(self.shared.len());
         if let Some(object) = self.shared.get_mut(at) {
             object.mapped_end = object.mapped_end.max(end);
             return at;
         }
         let id = u32::try_from(at).expect("fewer objects than mappings");
         let mapping = mapping.clone();
-        self.shared.push(SharedObject { id, pid, mapped_end: end, mapping, huge_page_shift });
+        self.shared.push(SharedObject { id, pid, mapped_end: end, mapping, huge_page_shift, segment });
         at
+    }
+
+    /// How many mappings there are of each System V segment.
+    pub(crate) fn attachments(&self) -> BTreeMap<i32, u64> {
+        let mut counts = BTreeMap::new();
+        let vmas = self.spaces.iter().flat_map(|space| &space.vmas);
+        for vma in vmas.filter(|vma| vma.backing() == vma::Backing::SharedMemory) {
+            let object = self.shared.iter().find(|object| object.id == vma.object);
+            if let Some(id) = object.and_then(|object| object.segment) {
+                *counts.entry(id).or_default() += 1;
+            }
+        }
+        counts
     }
 
     /// The parts of its shared objects that the target maps.

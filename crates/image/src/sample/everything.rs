@@ -231,7 +231,7 @@ fn ipc(image: &mut Image) {
     let undo = SemaphoreUndo { set: 0, semaphores: vec![0, 2], adjustments: vec![1, -32_768] };
     image.processes[0].semaphore_undo = vec![undo];
     let Some(memory) = &mut image.processes[0].memory else { return };
-    let start = GUARDED + 0x100 * PAGE_SIZE;
+    let start = RING + 0x100 * PAGE_SIZE;
     let vma = Vma {
         start,
         end: start + 4 * PAGE_SIZE,

@@ -88,6 +88,10 @@ sysno! {
     mprotect = SYS_mprotect
     mremap = SYS_mremap
     mseal = SYS_mseal
+    msgctl = SYS_msgctl
+    msgget = SYS_msgget
+    msgrcv = SYS_msgrcv
+    msgsnd = SYS_msgsnd
     msync = SYS_msync
     munmap = SYS_munmap
     nanosleep = SYS_nanosleep
@@ -114,6 +118,9 @@ sysno! {
     sched_setattr = SYS_sched_setattr
     sched_yield = SYS_sched_yield
     seccomp = SYS_seccomp
+    semctl = SYS_semctl
+    semget = SYS_semget
+    semop = SYS_semop
     set_mempolicy = SYS_set_mempolicy
     set_robust_list = SYS_set_robust_list
     set_tid_address = SYS_set_tid_address
@@ -127,6 +134,9 @@ sysno! {
     setresgid = SYS_setresgid
     setresuid = SYS_setresuid
     setsid = SYS_setsid
+    shmat = SYS_shmat
+    shmctl = SYS_shmctl
+    shmget = SYS_shmget
     sigaltstack = SYS_sigaltstack
     signalfd4 = SYS_signalfd4
     tgkill = SYS_tgkill

@@ -192,6 +192,16 @@ impl Step<'_> {
                 Ok(())
             }
             Sysno::mmap => self.mmap(model),
+            Sysno::shmat => {
+                let end = second.checked_add(self.constant(3)).filter(|end| *end <= TASK_SIZE);
+                let end = end.ok_or("leaves the address space")?;
+                if end == second || !model.is_free(second, end) {
+                    return Err("attaches over a mapping".into());
+                }
+                let read_only = self.constant(2) & u64::from(libc::SHM_RDONLY.cast_unsigned()) != 0;
+                model.ranges.insert(second, Range::new(end, !read_only));
+                Ok(())
+            }
             Sysno::mremap => self.mremap(model),
             Sysno::preadv => {
                 self.parts().into_iter().try_for_each(|(start, len)| used(model, start, len, true))

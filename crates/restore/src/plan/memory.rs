@@ -217,6 +217,13 @@ fn is_filled(pages: &[Extent], vma: &Vma) -> bool {
     pages.get(next).is_some_and(|extent| extent.address < vma.end)
 }
 
+/// Flags of shmget(2) that ask for huge pages of 2 to this power bytes.
+pub(super) const fn huge_segment(shift: u32) -> i32 {
+    const SHM_HUGETLB: i32 = 0o4000;
+    const SHM_HUGE_SHIFT: u32 = 26;
+    if shift == 0 { 0 } else { SHM_HUGETLB | shift.cast_signed() << SHM_HUGE_SHIFT }
+}
+
 /// Flags of mmap(2) that ask for huge pages of 2 to this power bytes.
 fn huge_flags(shift: u32) -> i32 {
     const MAP_HUGE_SHIFT: u32 = 26;

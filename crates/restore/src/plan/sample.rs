@@ -10,6 +10,7 @@ use rewake_linux::addr::RemoteAddr;
 use rewake_linux::seed::OwnRseq;
 
 use crate::credentials::Identity;
+use crate::ipc::Origin;
 use crate::removed::{Place, Places};
 
 use super::{Plan, Site, Special, check, free_gap, plan};
@@ -47,6 +48,7 @@ impl Site {
             prepared: BTreeMap::new(),
             removed: Places::default(),
             login_uid: Some(u32::MAX),
+            ipc: Origin::default(),
         }
     }
 }
