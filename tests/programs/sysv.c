@@ -314,12 +314,37 @@ static void msg_waiters(void) {
     TRY(msgctl(out, IPC_RMID, NULL));
 }
 
+/* Makes something with a key, for as long as it is wanted. */
+static void take(const char *what, int key) {
+    int flags = IPC_CREAT | IPC_EXCL | 0600;
+    int id = TRY(!strcmp(what, "shm") ? shmget(key, SIZE, flags) : !strcmp(what, "sem") ? semget(key, 5, flags) : msgget(key, flags));
+    probe_ready();
+    while (!probe_resumed()) usleep(1000);
+    TRY(!strcmp(what, "shm") ? shmctl(id, IPC_RMID, NULL) : !strcmp(what, "sem") ? semctl(id, 0, IPC_RMID) : msgctl(id, IPC_RMID, NULL));
+}
+
+/* Has another's segment attached. */
+static void attach(int id) {
+    char *other = TRY(shmat(id, NULL, SHM_RDONLY));
+    probe_ready();
+    while (!probe_resumed()) usleep(1000);
+    TRY(shmdt(other));
+}
+
 int main(int argc, char **argv) {
     static const struct { const char *name; void (*run)(void); } all[] = {
         {"shm", shm}, {"removed", removed}, {"huge", huge}, {"shm-tree", shm_tree}, {"sem", sem}, {"undo", undo},
         {"waiters", waiters}, {"msg", msg}, {"msg-waiters", msg_waiters},
     };
     probe_start(argc, argv);
+    if (argc > 4 && !strcmp(argv[2], "take")) {
+        take(argv[3], atoi(argv[4]));
+        return probe_pass();
+    }
+    if (argc > 3 && !strcmp(argv[2], "attach")) {
+        attach(atoi(argv[3]));
+        return probe_pass();
+    }
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (argc > 2 && !strcmp(argv[2], all[i].name)) {
             all[i].run();

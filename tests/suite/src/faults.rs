@@ -5,6 +5,7 @@ mod fifos;
 mod hosts;
 mod huge;
 mod images;
+mod ipc;
 mod kernels;
 mod namespaces;
 mod putback;
@@ -35,4 +36,5 @@ pub fn run(workshop: &Workshop, report: &mut Report) {
     removed::run(workshop, report);
     fifos::run(workshop, report);
     terminals::run(workshop, report);
+    ipc::run(workshop, report);
 }

@@ -1,0 +1,119 @@
+//! System V objects: somebody else's are never taken for the program's, and nothing is left of what a resume made in vain.
+
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::process;
+use crate::report::Report;
+use crate::subject::Subject;
+use crate::workshop::Workshop;
+
+const SOON: Duration = Duration::from_secs(5);
+
+pub(super) fn run(workshop: &Workshop, report: &mut Report) {
+    report
+        .test("a key taken meanwhile is told, and --ipc namespace resumes all the same", || taken(workshop));
+    report.test("saved again out of an IPC namespace of its own (--ipc namespace)", || again(workshop));
+    report.test("an attachment from outside is refused by name", || attached(workshop));
+}
+
+/// An object as `/proc/sysvipc` lists it: `shm`, `sem` or `msg`, id and key.
+type Listed = (&'static str, i32, i32);
+
+fn objects() -> Result<Vec<Listed>> {
+    let mut objects = Vec::new();
+    for kind in ["shm", "sem", "msg"] {
+        let text = fs::read_to_string(format!("/proc/sysvipc/{kind}")).context("System V objects")?;
+        for line in text.lines().skip(1) {
+            let mut numbers = line.split_whitespace().map(str::parse::<i32>);
+            if let (Some(Ok(key)), Some(Ok(id))) = (numbers.next(), numbers.next()) {
+                objects.push((kind, id, key));
+            }
+        }
+    }
+    Ok(objects)
+}
+
+fn remove(objects: &[Listed]) -> Result<()> {
+    for (kind, id, _) in objects {
+        let option = match *kind {
+            "shm" => "-m",
+            "sem" => "-s",
+            _ => "-q",
+        };
+        let removed = Command::new("ipcrm").args([option, &id.to_string()]).status().context("ipcrm")?;
+        ensure!(removed.success(), "ipcrm {option} {id}");
+    }
+    Ok(())
+}
+
+/// A program that was saved and killed, with what it left behind.
+fn killed(workshop: &Workshop, what: &str, name: &str) -> Result<(Subject, Vec<Listed>)> {
+    let before = objects()?;
+    let program = workshop.compile("sysv", &[])?;
+    let mut subject = Subject::start(&program, &[what], workshop.folder(name)?)?;
+    subject.save_and_kill(workshop)?;
+    let left: Vec<Listed> = objects()?.into_iter().filter(|one| !before.contains(one)).collect();
+    ensure!(!left.is_empty(), "it left nothing behind");
+    Ok((subject, left))
+}
+
+fn taken(workshop: &Workshop) -> Result<()> {
+    for what in ["msg", "sem", "shm"] {
+        let (subject, left) = killed(workshop, what, &format!("ipc-taken-{what}"))?;
+        remove(&left)?;
+        let (_, _, key) = left.iter().find(|(_, _, key)| *key != 0).context("none has a key")?;
+        let program = workshop.compile("sysv", &[])?;
+        let folder = workshop.folder(&format!("ipc-taker-{what}"))?;
+        let mut taker = Subject::start(&program, &["take", what, &key.to_string()], folder)?;
+        let before = objects()?;
+        let resumed = subject.resume(workshop)?;
+        resumed.expect_code("resume", 125)?;
+        resumed.expect_words("resume", &["its key belongs to one with id"])?;
+        resumed.expect_words("resume", &["--ipc namespace"])?;
+        ensure!(objects()? == before, "something was made or removed: {:?}, was {before:?}", objects()?);
+        process::nothing_left(&[taker.pid()], SOON)?;
+        subject.resume_and_pass(workshop, &["--ipc", "namespace"])?;
+        ensure!(objects()? == before, "something is left outside: {:?}, was {before:?}", objects()?);
+        taker.pass()?;
+    }
+    Ok(())
+}
+
+/// From outside, twice.
+fn again(workshop: &Workshop) -> Result<()> {
+    for what in ["shm", "undo", "msg"] {
+        let (subject, left) = killed(workshop, what, &format!("ipc-again-{what}"))?;
+        remove(&left)?;
+        let mut command = subject.resume_command(workshop);
+        command.args(["--ipc", "namespace", "--detach"]);
+        process::run(command, &subject.folder, "resume")?.expect_code("resume", 0)?;
+        fs::remove_dir_all(subject.image()).context("the image before")?;
+        let mut save = crate::subject::save_command(workshop, subject.pid(), &subject.image());
+        save.arg("--kill");
+        process::run(save, &subject.folder, "save")?.expect_code("save", 0)?;
+        process::nothing_left(&[], SOON)?;
+        subject.resume_and_pass(workshop, &[])?;
+    }
+    Ok(())
+}
+
+fn attached(workshop: &Workshop) -> Result<()> {
+    let before = objects()?;
+    let program = workshop.compile("sysv", &[])?;
+    let mut subject = Subject::start(&program, &["shm"], workshop.folder("ipc-attached")?)?;
+    let new = objects()?.into_iter().find(|one| !before.contains(one) && one.0 == "shm" && one.2 != 0);
+    let (_, id, _) = new.context("it has no segment")?;
+    let folder = workshop.folder("ipc-attached-other")?;
+    let mut other = Subject::start(&program, &["attach", &id.to_string()], folder)?;
+    let command = crate::subject::save_command(workshop, subject.pid(), &subject.image());
+    let saved = process::run(command, &subject.folder, "save")?;
+    saved.expect_code("save", 1)?;
+    saved.expect_words("save", &["outside of the captured tree has it attached too"])?;
+    other.pass()?;
+    subject.save(workshop)?;
+    subject.pass()
+}
