@@ -11,7 +11,7 @@
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
 
 use crate::fork::{self, Forked};
 
@@ -28,12 +28,18 @@ impl Bond {
     /// # Errors
     /// When this process has more than one thread, one of them is gone, or the kernel makes no process or descriptors.
     pub fn tie(pids: &[i32]) -> io::Result<Self> {
+        // In a pid namespace of its own the child would know them by other ids.
+        let open = |pid: &i32| -> io::Result<OwnedFd> {
+            let pid = Pid::from_raw(*pid).ok_or(io::ErrorKind::InvalidInput)?;
+            Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
+        };
+        let held = pids.iter().map(open).collect::<io::Result<Vec<OwnedFd>>>()?;
         let (orders, control) = io::pipe()?;
         let (mut ready, tell) = io::pipe()?;
         match fork::fork()? {
             Forked::Child => {
                 drop((control, ready));
-                fork::leave(i32::from(watch(pids, orders, tell).is_err()))
+                fork::leave(i32::from(watch(&held, orders, tell).is_err()))
             }
             Forked::Parent(undertaker) => {
                 drop((orders, tell));
@@ -65,19 +71,14 @@ impl Drop for Bond {
 }
 
 /// What the other process does: it holds them by descriptors, so that no id that is used again can be mistaken for one of theirs.
-fn watch(pids: &[i32], mut orders: PipeReader, mut tell: PipeWriter) -> io::Result<()> {
+fn watch(held: &[OwnedFd], mut orders: PipeReader, mut tell: PipeWriter) -> io::Result<()> {
     // What ends us by a key of the terminal must leave somebody to end them.
     fork::ignore(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE, libc::SIGTSTP])?;
     rustix::process::setsid()?;
-    // SAFETY: this process leaves when we are done, so nobody uses a descriptor again but these two.
-    unsafe { fork::close_all_but([orders.as_raw_fd(), tell.as_raw_fd()]) };
-    let limit = rustix::process::getrlimit(Resource::Nofile);
-    rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })?;
-    let open = |pid: &i32| -> io::Result<OwnedFd> {
-        let pid = Pid::from_raw(*pid).ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
-    };
-    let held = pids.iter().map(open).collect::<io::Result<Vec<OwnedFd>>>()?;
+    let mut keep: Vec<i32> = held.iter().map(AsRawFd::as_raw_fd).collect();
+    keep.extend([orders.as_raw_fd(), tell.as_raw_fd()]);
+    // SAFETY: this process leaves when we are done, so nobody uses a descriptor again but these.
+    unsafe { fork::close_all_but(&keep) };
     tell.write_all(&[1])?;
     drop(tell);
     let dissolved = loop {
@@ -87,7 +88,7 @@ fn watch(pids: &[i32], mut orders: PipeReader, mut tell: PipeWriter) -> io::Resu
         }
     };
     if !dissolved {
-        for process in &held {
+        for process in held {
             // One that is dead already is as it should be.
             let _ = rustix::process::pidfd_send_signal(process, Signal::KILL);
         }

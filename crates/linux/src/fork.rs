@@ -45,10 +45,11 @@ pub fn fork() -> io::Result<Forked> {
 ///
 /// # Safety
 /// Whoever owns one of the others must never use or close it again: for children that never return to them.
-pub(crate) unsafe fn close_all_but<const N: usize>(mut keep: [RawFd; N]) {
+pub(crate) unsafe fn close_all_but(keep: &[RawFd]) {
+    let mut keep: Vec<u32> = keep.iter().map(|fd| fd.unsigned_abs()).collect();
     keep.sort_unstable();
     let mut first = 0;
-    for fd in keep.map(i32::unsigned_abs) {
+    for fd in keep {
         if fd > first {
             // SAFETY: the caller's.
             unsafe { libc::close_range(first, fd - 1, 0) };

@@ -153,10 +153,14 @@ impl Drop for Init {
     fn drop(&mut self) {
         if let Some(control) = self.control.take() {
             drop(control);
-            // Everything in the namespace is gone when it is.
-            while let Err(rustix::io::Errno::INTR) =
-                rustix::process::waitpid(Some(self.pid), WaitOptions::empty())
-            {}
+            // Everything in the namespace is gone when it is; and it is not before we have waited for those in there that we trace.
+            loop {
+                match rustix::process::wait(WaitOptions::empty()) {
+                    Ok(Some((pid, _))) if pid == self.pid => break,
+                    Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                    Err(_) => break,
+                }
+            }
         }
     }
 }
@@ -169,7 +173,7 @@ fn serve(control: OwnedFd, program: i32) -> ! {
     let _ = std::env::set_current_dir("/");
     let _ = rustix::thread::set_name(c"rewake-init");
     // SAFETY: this process never returns from here, so nobody uses a descriptor again, or closes one, but `control`.
-    unsafe { fork::close_all_but([control.as_raw_fd()]) };
+    unsafe { fork::close_all_but(&[control.as_raw_fd()]) };
     let mut byte = [0];
     let mut control = fs::File::from(control);
     let told = loop {
