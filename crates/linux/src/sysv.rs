@@ -166,7 +166,7 @@ fn queue(id: i32, answer: &Answer) -> Queue {
     Queue { object, bytes: answer[9], messages: answer[10], max_bytes: answer[11], pids }
 }
 
-/// All objects of a kind, whoever has them.
+/// All objects of a kind, whoever has them, in order of their ids.
 fn all<T>(kind: Kind, info: i32, stat: i32, parse: fn(i32, &Answer) -> T) -> io::Result<Vec<T>> {
     let mut answer = Answer::default();
     let last = match control(kind, 0, info, &mut answer) {
@@ -179,13 +179,14 @@ fn all<T>(kind: Kind, info: i32, stat: i32, parse: fn(i32, &Answer) -> T) -> io:
     for place in 0..=last {
         let mut answer = Answer::default();
         match control(kind, place, stat, &mut answer) {
-            Ok(id) => found.push(parse(id, &answer)),
+            Ok(id) => found.push((id, parse(id, &answer))),
             // Nothing there, or gone meanwhile.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIDRM)) => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(found)
+    found.sort_unstable_by_key(|(id, _)| *id);
+    Ok(found.into_iter().map(|(_, object)| object).collect())
 }
 
 /// All segments.
