@@ -1,17 +1,19 @@
 //! Bringing every thread of the target to rest, and letting it go again.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use rewake_linux::arch::x86_64::restart;
+use rewake_linux::kcmp::{self, Shared};
 use rewake_linux::proc::{MappingKind, Proc};
 use rewake_linux::ptrace::{self, Detached, Event, Poll, PtraceError, StopReason, Stopped};
 
 use crate::error::{CaptureError, During, Result};
 use crate::findings::Findings;
-use crate::preflight;
 use crate::waiting::{Before, monotonic};
+use crate::{kin, preflight};
 
 /// Between looks at threads that have not stopped yet: at first, and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(1));
@@ -20,6 +22,10 @@ const PAUSES: (Duration, Duration) = (Duration::from_micros(20), Duration::from_
 const STEPPING_OUT: Duration = Duration::from_millis(30);
 /// The same for a process of the tree whose turn comes when that time is over.
 const STEPPING_OUT_LATER: Duration = Duration::from_millis(5);
+/// How often a thread is tried to be seized that may just be taking another one's place.
+const SEIZURES: u32 = 5;
+/// vfork(2), clone(2), clone3(2), as `/proc/PID/syscall` tells them.
+const VFORKS: [&str; 3] = ["58", "56", "435"];
 /// How long a killed target may take to vanish.
 const DEATH_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -56,10 +62,22 @@ impl Running {
     /// # Errors
     /// When it is gone or may not be looked at.
     pub(crate) fn ask(pid: i32) -> Result<Self> {
-        let proc = preflight::open(pid)?;
-        let before = Before::ask(&proc);
-        let vdso = vdso(&proc)?;
-        Ok(Self { proc, before, vdso })
+        let ask = || {
+            let proc = preflight::open(pid)?;
+            let before = Before::ask(&proc);
+            let vdso = vdso(&proc)?;
+            Ok(Self { proc, before, vdso })
+        };
+        let mut asked = ask();
+        for _ in 1..SEIZURES {
+            if asked.is_ok() || kin::has_left(pid) {
+                break;
+            }
+            // In the midst of an execve there is nothing to ask.
+            std::thread::sleep(PAUSES.1);
+            asked = ask();
+        }
+        asked
     }
 
     /// Stops every thread, within `timeout` from `begin`.
@@ -93,26 +111,53 @@ impl Frozen {
     /// Stops threads that are not stopped yet; false when there was none.
     fn stop_new_threads(&mut self, deadline: Instant) -> Result<bool> {
         let pid = self.proc.id();
-        let tids = self.proc.threads().during("list threads", pid, "task")?;
+        let tids = self.list_threads()?;
         let mut stopping = Vec::new();
         let mut found = false;
+        self.take_out_killed(&mut stopping);
         for tid in tids.into_iter().filter(|tid| !self.threads.contains_key(tid)) {
-            if tid == pid && self.leader_ended {
+            // Another thread may have taken its place since, by execve.
+            self.leader_ended &= tid != pid || self.is_zombie(pid);
+            if tid == pid && self.leader_ended || stopping.iter().any(|running| running.tid() == tid) {
                 continue;
             }
             found = true;
-            match ptrace::seize(tid, ptrace::Options::default()) {
-                Ok(running) => {
+            match seize(pid, tid)? {
+                Some(running) => {
                     running.interrupt().during("interrupt", pid, format!("thread {tid}"))?;
                     stopping.push(running);
                 }
                 // It ended between the listing and now. The first thread stays listed.
-                Err(error) if error.is_gone() => self.leader_ended |= tid == pid,
-                Err(error) => return Err(seize_error(pid, tid, error)),
+                None => self.leader_ended |= tid == pid,
             }
         }
+        found |= !stopping.is_empty();
         self.wait_for(stopping, deadline)?;
         Ok(found)
+    }
+
+    /// All threads. The one through which we looked may be gone, by another one's execve, in the midst of which there may be none at all.
+    fn list_threads(&mut self) -> Result<Vec<i32>> {
+        let pid = self.proc.id();
+        for _ in 1..SEIZURES {
+            match self.proc.threads() {
+                Err(error) if error.is_gone() || error.is_missing() => {}
+                listed => return listed.during("list threads", pid, "task"),
+            }
+            std::thread::sleep(PAUSES.1);
+            self.proc = preflight::open(pid)?;
+        }
+        self.proc.threads().during("list threads", pid, "task")
+    }
+
+    /// Threads that were killed since they were stopped, by another one's execve or all together: whoever did it waits for us.
+    fn take_out_killed(&mut self, stopping: &mut Vec<ptrace::Running>) {
+        for (tid, thread) in std::mem::take(&mut self.threads) {
+            match thread.if_killed() {
+                Ok(running) => stopping.push(running),
+                Err(thread) => drop(self.threads.insert(tid, thread)),
+            }
+        }
     }
 
     fn wait_for(&mut self, mut stopping: Vec<ptrace::Running>, deadline: Instant) -> Result<()> {
@@ -140,6 +185,9 @@ impl Frozen {
             stopping = still;
             if stopping.is_empty() && stepping_out.is_empty() {
                 break;
+            }
+            if pause == PAUSES.1 {
+                self.take_out_killed(&mut stopping);
             }
             if Instant::now() > deadline {
                 return Err(self.too_slow(&stopping));
@@ -195,18 +243,46 @@ impl Frozen {
             return Ok(false);
         }
         let tid = stopped.tid();
-        let registers = stopped.registers();
-        let at = registers.during("read registers", self.proc.id(), format!("thread {tid}"))?.rip();
-        Ok(self.vdso.contains(&at))
+        match stopped.registers() {
+            // It was killed, and is seen to be at the next look.
+            Err(error) if error.is_gone() => Ok(false),
+            registers => {
+                let registers =
+                    registers.during("read registers", self.proc.id(), format!("thread {tid}"))?;
+                Ok(self.vdso.contains(&registers.rip()))
+            }
+        }
     }
 
     fn too_slow(&self, stopping: &[ptrace::Running]) -> CaptureError {
+        if let Some(error) = stopping.iter().find_map(|running| self.waits_for_vfork(running.tid())) {
+            return error;
+        }
         let names: Vec<String> =
             stopping.iter().take(3).map(|running| self.where_it_is(running.tid())).collect();
         let object = format!("thread {}", names.join(", "));
         let waited = self.begin.elapsed().as_secs();
         CaptureError::failed("freeze", self.proc.id(), object, format!("did not stop within {waited} s"))
             .advise("the thread waits in the kernel for a device or a network file system: try again later")
+    }
+
+    /// A thread that made a child by vfork(2) does not stop before that has ended or become another program.
+    fn waits_for_vfork(&self, tid: i32) -> Option<CaptureError> {
+        let pid = self.proc.id();
+        let thread = self.proc.thread(tid).ok()?;
+        let call = thread.read("syscall").ok()?;
+        let number = call.split(|byte| *byte == b' ').next()?;
+        if !VFORKS.contains(&str::from_utf8(number).ok()?.trim()) {
+            return None;
+        }
+        let shares = |child: &i32| kcmp::compare(Shared::Memory, pid, *child).is_ok_and(Ordering::is_eq);
+        let child = self.proc.children().ok()?.into_iter().find(shares)?;
+        let reason = format!(
+            "it waits for its vfork child {child}, which has neither ended nor become another program within {} s",
+            self.begin.elapsed().as_secs()
+        );
+        let error = CaptureError::failed("freeze", pid, format!("thread {tid}"), reason);
+        Some(error.advise(format!("wait until process {child} has done so, or end it, and try again")))
     }
 
     /// `4711 in state D at nfs_wait`.
@@ -322,6 +398,27 @@ fn vdso(proc: &Proc) -> Result<Range<u64>> {
     let maps = proc.maps().during("read maps", proc.id(), "mappings")?;
     let vdso = maps.iter().find(|mapping| mapping.kind() == MappingKind::Vdso);
     Ok(vdso.map_or(0..0, |mapping| mapping.start.get()..mapping.end.get()))
+}
+
+/// Begins to trace a thread, or goes on to; nothing when it has ended.
+fn seize(pid: i32, tid: i32) -> Result<Option<ptrace::Running>> {
+    let mut tries = SEIZURES;
+    loop {
+        tries -= 1;
+        let error = match ptrace::seize_while_reaping(tid, ptrace::Options::default()) {
+            Ok(running) => return Ok(Some(running)),
+            Err(error) if error.is_gone() => return Ok(None),
+            Err(error) => error,
+        };
+        // One of ours may have taken this id, by execve, or is about to.
+        if let Ok(running) = ptrace::reborn(tid) {
+            return Ok(Some(running));
+        }
+        if tries == 0 {
+            return Err(seize_error(pid, tid, error));
+        }
+        std::thread::sleep(PAUSES.1);
+    }
 }
 
 fn seize_error(pid: i32, tid: i32, error: PtraceError) -> CaptureError {

@@ -8,6 +8,8 @@ use crate::error::{During, Result};
 
 /// `PF_EXITING`: it ends, and has given up some of what it had.
 const PF_EXITING: u32 = 0x4;
+/// `PF_KTHREAD`: a thread of the kernel.
+pub(crate) const PF_KTHREAD: u32 = 0x0020_0000;
 /// No tree is that deep: a process seen twice (its id used again while we looked) must not make us walk in circles.
 const DEEPEST: usize = 1 << 16;
 
@@ -66,6 +68,11 @@ pub(crate) fn has_left(pid: i32) -> bool {
         Ok(_) => false,
         Err(error) => error.is_gone(),
     }
+}
+
+/// Whether a process is one of the kernel's own.
+pub(crate) fn is_of_the_kernel(pid: i32) -> bool {
+    stat(pid).is_ok_and(|stat| stat.flags & PF_KTHREAD != 0)
 }
 
 fn all_end(pid: i32) -> bool {

@@ -18,14 +18,12 @@ use crate::files::Target;
 use crate::findings::Findings;
 use crate::{files, ipc, kin, memory, spaces, threads, timers};
 
-/// `PF_KTHREAD`: a thread of the kernel.
-const PF_KTHREAD: u32 = 0x0020_0000;
-
 /// How often files and memory of a running tree are looked at, if each time a process ends meanwhile.
 const SURVEYS: u32 = 5;
 
-/// Between two looks.
-const BETWEEN: Duration = Duration::from_millis(20);
+/// How often a tree is looked at in which something seems to be in the way, and how long we wait between.
+const LOOKS: u32 = 4;
+const BETWEEN: Duration = Duration::from_millis(5);
 
 const LATER: &str = "capture the program at a time when it does not use this";
 
@@ -42,19 +40,29 @@ pub(crate) fn open(pid: i32) -> Result<Proc> {
 }
 
 /// Everything that can be known before the freeze. A running program is seen in states that do not last (a pipe that one process has
-/// and another one not yet): only what is seen twice stands in the way, and the frozen program is looked at again.
+/// and another one not yet, a process in the midst of an execve): only what is seen each time stands in the way, and the frozen
+/// program is looked at again.
 ///
 /// # Errors
-/// When the target is gone or the look itself fails.
+/// When the target is gone or the look itself fails, again and again.
 pub(crate) fn look(options: &Options) -> Result<Vec<Obstacle>> {
-    let first = look_once(options)?.into_obstacles();
-    if first.is_empty() {
-        return Ok(first);
+    let look = || look_once(options).map(Findings::into_obstacles);
+    let mut found = look();
+    for _ in 1..LOOKS {
+        if found.as_ref().is_ok_and(Vec::is_empty) {
+            break;
+        }
+        std::thread::sleep(BETWEEN);
+        found = match (found, look()) {
+            (Ok(mut found), Ok(again)) => {
+                found.retain(|obstacle| again.contains(obstacle));
+                Ok(found)
+            }
+            (Ok(found), Err(_)) => Ok(found),
+            (Err(_), again) => again,
+        };
     }
-    std::thread::sleep(BETWEEN);
-    let mut again = look_once(options)?.into_obstacles();
-    again.retain(|obstacle| first.contains(obstacle));
-    Ok(again)
+    found
 }
 
 fn look_once(options: &Options) -> Result<Findings> {
@@ -153,7 +161,7 @@ fn check_options(options: &Options, findings: &mut Findings) {
 fn check_what_it_is(proc: &Proc, findings: &mut Findings) -> Result<bool> {
     let stat = proc.stat().during("read stat", proc.id(), "process")?;
     let name = String::from_utf8_lossy(&stat.comm).into_owned();
-    if stat.flags & PF_KTHREAD != 0 {
+    if stat.flags & kin::PF_KTHREAD != 0 {
         findings.add(name, "it is a thread of the kernel", "give the id of a program");
         return Ok(false);
     }
@@ -297,7 +305,7 @@ fn check_namespaces_of_threads(proc: &Proc, findings: &mut Findings) -> Result<(
         // One that ends meanwhile does not count.
         let Ok(thread) = proc.thread(tid) else { continue };
         for (kind, theirs) in KINDS.iter().zip(&of_process) {
-            if thread.namespace(kind).is_ok_and(|own| Some(own) != *theirs) {
+            if thread.namespace(kind).is_ok_and(|own| theirs.is_some_and(|theirs| own != theirs)) {
                 let reason = format!("its namespace {kind} is not the one of the first thread");
                 findings.add_thread(tid, reason, LATER);
             }

@@ -14,6 +14,7 @@
 
 #![allow(unsafe_code, reason = "ptrace and waitpid, see Safety above")]
 
+mod reap;
 mod stopped;
 mod wait;
 
@@ -22,6 +23,7 @@ use std::marker::PhantomData;
 
 use crate::signal::SigInfo;
 
+pub use reap::seize_while_reaping;
 pub use stopped::{Detached, RseqConfiguration, SeccompFilter};
 pub use wait::{kill_and_reap, kill_and_reap_children, kill_and_reap_tracee};
 
@@ -147,6 +149,20 @@ pub fn seize(tid: i32, options: Options) -> Result<Running, PtraceError> {
         return Err(error);
     }
     Ok(Running { tid, thread_bound: PhantomData })
+}
+
+/// Thread `tid`, which is our tracee already: one that was traced under another id and took this one, by execve(2).
+///
+/// # Errors
+/// [`PtraceError::is_gone`] when there is no such thread, or it is not our tracee.
+pub fn reborn(tid: i32) -> Result<Running, PtraceError> {
+    let own = rustix::thread::gettid().as_raw_nonzero().get();
+    let tracer =
+        crate::proc::Proc::open(tid).and_then(|thread| thread.status()).map(|status| status.tracer_pid);
+    if tracer.is_ok_and(|tracer| tracer == own) {
+        return Ok(Running { tid, thread_bound: PhantomData });
+    }
+    Err(PtraceError { operation: "PTRACE_SEIZE", tid, source: io::Error::from_raw_os_error(libc::ESRCH) })
 }
 
 /// The robust futex list of any thread we may trace: its address and the length of its head, in bytes.

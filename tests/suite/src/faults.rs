@@ -1,6 +1,7 @@
 //! Everything that may go wrong does: the tool's processes are killed at random instants, disks are full, images
 //! broken, targets impossible. The program always goes on, and nothing is left behind.
 
+mod births;
 mod fifos;
 mod hosts;
 mod huge;
@@ -34,6 +35,7 @@ pub fn run(workshop: &Workshop, report: &mut Report) {
     putback::run(workshop, report);
     users::run(workshop, report);
     removed::run(workshop, report);
+    births::run(workshop, report);
     fifos::run(workshop, report);
     terminals::run(workshop, report);
     ipc::run(workshop, report);

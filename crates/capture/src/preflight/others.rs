@@ -30,7 +30,8 @@ pub(super) fn check(procs: &[Proc], family: &[i32], findings: &mut Findings) {
         let shared: Vec<(i32, &str)> = shared.collect();
         let Some((pid, _)) = shared.first().copied() else { continue };
         // One that ends has no memory, as those of the kernel have none.
-        if kin::has_left(pid) || kin::has_left(other) || !kin::is_outsider(family, other) {
+        let gone = kin::has_left(pid) || kin::has_left(other) || kin::is_of_the_kernel(other);
+        if gone || !kin::is_outsider(family, other) {
             continue;
         }
         let names: Vec<&str> =

@@ -136,6 +136,22 @@ impl Running {
     }
 }
 
+impl Stopped {
+    /// Whether it is not in that stop any more: it was killed, also by another thread's `execve`, which may have taken its id since.
+    /// Then it is to be waited for.
+    ///
+    /// # Errors
+    /// Itself, when it still stands still as far as can be told.
+    pub fn if_killed(self) -> Result<Running, Self> {
+        match peek(libc::P_PID, self.tid, libc::WNOHANG) {
+            Ok(None) => Err(self),
+            Ok(Some(_)) => Ok(self.into_running()),
+            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => Ok(self.into_running()),
+            Err(_) => Err(self),
+        }
+    }
+}
+
 /// Whether a thread has ended, though it may still be listed.
 pub(super) fn is_zombie(tid: i32) -> bool {
     let Ok(stat) = std::fs::read(format!("/proc/{tid}/stat")) else { return true };

@@ -26,9 +26,8 @@ const REOPEN: u32 =
     !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOCTTY | libc::O_CLOEXEC | libc::O_ASYNC)
         .cast_unsigned();
 const ACCESS: u32 = libc::O_ACCMODE.cast_unsigned();
-/// Status flags that F_SETFL changes.
-const STATUS: u32 =
-    (libc::O_APPEND | libc::O_NONBLOCK | libc::O_ASYNC | libc::O_DIRECT | libc::O_NOATIME).cast_unsigned();
+/// Status flags that F_SETFL changes; O_ASYNC comes later.
+const STATUS: u32 = (libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME).cast_unsigned();
 const LAST_FD: u32 = u32::MAX;
 
 impl Planner<'_> {
@@ -176,6 +175,7 @@ impl Planner<'_> {
             self.arm_timers();
             self.finish_removed_files();
         }
+        self.asynchronous();
         let kept = if self.is_root() { self.watchers() } else { Vec::new() };
         let mut from = self.site.fd_base;
         for number in kept {

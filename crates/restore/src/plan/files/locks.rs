@@ -36,9 +36,22 @@ impl Planner<'_> {
             let args = args![spare, F_SETSIG, file.owner_signal];
             self.program.call(self.leader, Sysno::fcntl, args).note("signal to the owner");
         }
-        if file.flags & ASYNC != 0 {
-            let args = args![spare, libc::F_SETFL, file.flags & (STATUS | ASYNC)];
-            self.program.call(self.leader, Sysno::fcntl, args).note("signals on input and output");
+    }
+
+    /// Signals on input and output tell the number through which they were asked for: of the first process that has the file.
+    pub(super) fn asynchronous(&mut self) {
+        let image = self.image;
+        for file in image.open_files.iter().filter(|file| file.flags & ASYNC != 0) {
+            let mut having = image.processes.iter().filter_map(|process| {
+                let mut own = process.descriptors.iter();
+                Some((process.pid, own.find(|descriptor| descriptor.file == file.id)?.fd))
+            });
+            if let Some((pid, number)) = having.next()
+                && pid == self.process.pid
+            {
+                let args = args![number, libc::F_SETFL, file.flags & (STATUS | ASYNC)];
+                self.program.call(self.leader, Sysno::fcntl, args).note("signals on input and output");
+            }
         }
     }
 
