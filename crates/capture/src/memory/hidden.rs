@@ -1,7 +1,11 @@
 //! Files that have no name any more, are open nowhere and only mapped, for a user who may not open them through the mapping: their
 //! content is what the mappings show. What no mapping shows, or private pages hide, nobody but the kernel could give.
 
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 
 use rewake_image::records::Vma;
 use rewake_image::records::vma::Backing;
@@ -14,6 +18,9 @@ use super::shared::apart;
 use super::{MappedPart, Memory, Refusal};
 use crate::contents::Source;
 
+const TMPFS: i64 = 0x0102_1994;
+/// So many names of a file system in memory are looked at, at most.
+const MOST_NAMES: u32 = 10_000;
 const AS_ROOT: &str = "run the command as root, or with the capability CAP_CHECKPOINT_RESTORE";
 /// All there is to know: readable and writable for its owner.
 const MODE: u32 = libc::S_IFREG | 0o600;
@@ -54,11 +61,44 @@ pub(super) fn check(mapping: &Mapping) -> Result<(), Refusal> {
     if mapping.flags.contains(VmFlags::HUGETLB) {
         return Err(("this user may not open the huge pages behind it".to_owned(), AS_ROOT));
     }
-    if mapping.shared && !matches!(mapping.kind(), MappingKind::Memfd(_)) {
+    if mapping.shared && !matches!(mapping.kind(), MappingKind::Memfd(_)) && !has_no_name(mapping) {
         let reason = "the deleted file may live on under another name, which this user is not told";
         return Err((reason.to_owned(), AS_ROOT));
     }
     Ok(())
+}
+
+/// Whether a file has no name left in a file system in memory, all of which this user may look through: as the semaphores of POSIX in
+/// `/dev/shm`, which many remove as soon as they have them mapped.
+fn has_no_name(mapping: &Mapping) -> bool {
+    let path = Path::new(OsStr::from_bytes(&mapping.name));
+    let same = |path: &Path| std::fs::metadata(path).is_ok_and(|one| one.dev() == mapping.device);
+    let Some(top) = path.ancestors().skip(1).take_while(|folder| same(folder)).last() else { return false };
+    let in_memory = rustix::fs::statfs(top).is_ok_and(|stat| stat.f_type == TMPFS);
+    in_memory && is_nowhere(top, mapping).unwrap_or(false)
+}
+
+/// Whether no name below a folder leads to the file; an error where that cannot be told.
+fn is_nowhere(top: &Path, mapping: &Mapping) -> io::Result<bool> {
+    let (mut folders, mut seen) = (vec![top.to_owned()], 0);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder)? {
+            let entry = entry?;
+            let stat = entry.metadata()?;
+            seen += 1;
+            if stat.dev() != mapping.device || seen > MOST_NAMES {
+                // What lies below another mount cannot be seen.
+                return Err(io::ErrorKind::Unsupported.into());
+            }
+            if stat.ino() == mapping.inode {
+                return Ok(false);
+            }
+            if stat.is_dir() {
+                folders.push(entry.path());
+            }
+        }
+    }
+    Ok(true)
 }
 
 impl Memory {

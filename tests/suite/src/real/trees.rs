@@ -58,7 +58,7 @@ pub(super) fn make(workshop: &Workshop, folder: &Path) -> Result<Command> {
 }
 
 pub(super) fn pool(workshop: &Workshop, folder: &Path) -> Result<Command> {
-    interpreter(workshop, folder, "python3", &["pool.py", "400"])
+    interpreter(workshop, folder, "python3", &["pool.py", "1200"])
 }
 
 pub(super) fn shell(workshop: &Workshop, folder: &Path) -> Result<Command> {
