@@ -127,6 +127,10 @@ const PROCESSES: &[Row] = &[
         &[probe("tree_shared pipes"), probe("tree_shared pipeline")],
     ),
     row("shared memory across fork, with futexes; memory files", &[probe("tree_shared memory")]),
+    row(
+        "copy-on-write memory of many processes, each of which has changed a little",
+        &[probe("tree_cow 30 20")],
+    ),
     row("copy-on-write memory that both have changed", &[probe("tree_shared copies")]),
     row(
         "address space in common (CLONE_VM), with descriptors, working folder or handlers",

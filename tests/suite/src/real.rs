@@ -4,6 +4,7 @@
 mod job;
 mod programs;
 mod redis;
+mod sharing;
 mod trees;
 mod ways;
 
@@ -25,6 +26,11 @@ pub fn run(workshop: &Workshop, report: &mut Report) {
         Ok(workshop) => Ok(workshop),
         Err(error) => Err(anyhow!("no workshop for an ordinary user: {error:#}")),
     };
+    // Without frame numbers every page that may be shared is read in each process.
+    for (processes, of, user) in [(200, "", false), (40, ", as a user", true)] {
+        let name = format!("{processes} processes born of one with 200 MB share it again{of}");
+        report.measured(&name, || sharing::run(if user { as_user()? } else { workshop }, processes, &name));
+    }
     for program in PROGRAMS {
         let expected = OnceCell::new();
         for way in Way::ALL.into_iter().filter(|way| way.suits(program)) {
