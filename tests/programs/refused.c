@@ -3,8 +3,10 @@
    child has the same memory), memory-file (one maps a memfd too), ldt (modify_ldt), keyring, secret (memfd_secret), aio (a thread
    waits for a request that is in flight), other-process and ended-thread
    (open files of /proc that tell of those), permission (fanotify), queued (events of inotify); what is no stream to the outside, though
-   it is a standard stream: socket-at-0 (it listens), idle-at-0 (not connected), datagrams-at-0, socketpair-at-0 (the program has both
-   sides), ptmx-at-0. */
+   it is a standard stream: socket-at-0 (it listens), datagrams-at-0, ptmx-at-0; unix sockets: unix-outside (the other side is another
+   program's), unix-shared (another program has it too), unix-waiting (a connection from another program waits to be accepted),
+   unix-early (data was sent through one that was not accepted yet), unix-early-closed (and it was closed), unix-oob (data out of band),
+   unix-pidfd (a message that tells of its sender by a pidfd). */
 #include "probe.h"
 #include <arpa/inet.h>
 #include <asm/ldt.h>
@@ -18,6 +20,7 @@
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 
 /* Processes with the memory of this one: they must not touch what threads have of their own. */
@@ -62,20 +65,10 @@ static void standard_input(const char *kind) {
         GET(bind(0, address, sizeof here));
         TRY(listen(0, 1));
     }
-    if (!strcmp(kind, "idle-at-0")) put_at_0(GET(socket(AF_UNIX, SOCK_STREAM, 0)));
     if (!strcmp(kind, "datagrams-at-0")) {
         put_at_0(GET(socket(AF_INET, SOCK_DGRAM, 0)));
         here.sin_port = htons(9);
         GET(connect(0, address, sizeof here));
-    }
-    if (!strcmp(kind, "socketpair-at-0")) {
-        int pair[2];
-        TRY(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
-        /* The output goes on at 1. */
-        TRY(dup2(pair[0], 0));
-        TRY(dup2(pair[1], 2));
-        TRY(close(pair[0]));
-        TRY(close(pair[1]));
     }
     if (!strcmp(kind, "ptmx-at-0")) put_at_0(GET(posix_openpt(O_RDWR | O_NOCTTY)));
 }
@@ -101,7 +94,62 @@ static void wait_in_flight(void) {
     usleep(100000);
 }
 
+/* A process that is not below this one, with the descriptors there are now. */
+static pid_t go_afar(void) {
+    volatile pid_t *told = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(told != MAP_FAILED, "mmap");
+    pid_t between = TRY(fork());
+    if (between == 0) {
+        pid_t afar = fork();
+        if (afar == 0) return 0;
+        *told = afar;
+        _exit(0);
+    }
+    CHECK(waitpid(between, NULL, 0) == between && *told > 0, "fork");
+    pid_t afar = *told;
+    TRY(munmap((void *)told, 4096));
+    return afar;
+}
+
+static void unix_sockets(const char *kind) {
+    int pair[2], client;
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    snprintf(address.sun_path + 1, sizeof address.sun_path - 1, "rewake-refused-%d", getpid());
+    TRY(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+    int listener = TRY(socket(AF_UNIX, SOCK_STREAM, 0));
+    TRY(bind(listener, (struct sockaddr *)&address, sizeof address));
+    TRY(listen(listener, 5));
+    if (!strcmp(kind, "unix-outside") || !strcmp(kind, "unix-shared") || !strcmp(kind, "unix-waiting")) {
+        sharer = go_afar();
+        if (sharer == 0) {
+            TRY(close(pair[0]));
+            if (strcmp(kind, "unix-shared")) TRY(close(listener));
+            client = TRY(socket(AF_UNIX, SOCK_STREAM, 0));
+            if (!strcmp(kind, "unix-waiting")) TRY(connect(client, (struct sockaddr *)&address, sizeof address));
+            CHECK(write(pair[1], "x", 1) == 1, "write");
+            if (strcmp(kind, "unix-outside")) TRY(close(pair[1]));
+            for (;;) pause();
+        }
+        char byte;
+        CHECK(read(pair[0], &byte, 1) == 1, "the process afar failed");
+        TRY(close(pair[1]));
+        if (strcmp(kind, "unix-outside")) TRY(close(pair[0]));
+    }
+    if (!strncmp(kind, "unix-early", 10)) {
+        client = TRY(socket(AF_UNIX, SOCK_STREAM, 0));
+        TRY(connect(client, (struct sockaddr *)&address, sizeof address));
+        CHECK(write(client, "early", 5) == 5, "write");
+        if (!strcmp(kind, "unix-early-closed")) TRY(close(client));
+    }
+    if (!strcmp(kind, "unix-oob")) GET(send(pair[0], "x", 1, MSG_OOB));
+    if (!strcmp(kind, "unix-pidfd")) {
+        GET(setsockopt(pair[0], SOL_SOCKET, 76, &(int){1}, sizeof(int)));
+        CHECK(write(pair[1], "x", 1) == 1, "write");
+    }
+}
+
 static void set_up(const char *kind) {
+    if (!strncmp(kind, "unix-", 5)) unix_sockets(kind);
     if (!strcmp(kind, "permission")) {
         GET(mkdir("guarded", 0700));
         GET(fanotify_mark(GET(fanotify_init(FAN_CLASS_CONTENT, O_RDONLY)), FAN_MARK_ADD, FAN_OPEN_PERM, AT_FDCWD, "guarded"));

@@ -13,6 +13,7 @@ mod pipes;
 mod removed;
 mod sockets;
 mod special;
+mod unix;
 mod watched;
 
 use std::cmp::Ordering;
@@ -30,6 +31,7 @@ use self::kind::Kind;
 pub(crate) use self::kind::identity;
 pub(crate) use self::pipes::PipeSource;
 use self::removed::Removed;
+use self::unix::Sockets;
 use self::watched::Surroundings;
 use crate::contents::Contents;
 use crate::error::{CaptureError, During, Result};
@@ -48,6 +50,8 @@ pub(crate) struct Files {
     pub(crate) locks: BTreeMap<i32, Vec<FileLock>>,
     /// Folders and fifos without a name.
     pub(crate) removed: Removed,
+    /// Unix sockets.
+    pub(crate) sockets: Sockets,
     /// Ids by first descriptor and, for streams outside the tree, which standard stream.
     ids: HashMap<(usize, Option<u32>), u32>,
 }
@@ -60,6 +64,8 @@ pub(crate) struct Seen {
     pub(crate) fd: i32,
     pub(crate) link: Link,
     pub(crate) info: FdInfo,
+    /// It is a copy, in this process, of one that is on its way through a socket of the target's.
+    pub(crate) in_flight: bool,
 }
 
 impl Seen {
@@ -80,7 +86,12 @@ impl Seen {
 
     /// For messages: `descriptor 7: /tmp/x`.
     pub(crate) fn name(&self) -> String {
-        format!("descriptor {}: {}", self.fd, String::from_utf8_lossy(&self.link.target))
+        let what = String::from_utf8_lossy(&self.link.target);
+        if self.in_flight {
+            format!("a descriptor on its way through a socket: {what}")
+        } else {
+            format!("descriptor {}: {what}", self.fd)
+        }
     }
 
     /// Device and inode.
@@ -96,11 +107,13 @@ pub(crate) struct Target<'a> {
     pub(crate) procs: &'a [Proc],
     /// All of them.
     pub(crate) family: &'a [i32],
+    /// None of them moves.
+    pub(crate) still: bool,
 }
 
 impl Target<'_> {
-    fn of(&self, one: &Seen) -> Result<&Proc> {
-        self.procs.iter().find(|proc| proc.id() == one.pid).ok_or_else(|| {
+    fn of<'b>(&'b self, one: &Seen, own: Option<&'b Proc>) -> Result<&'b Proc> {
+        self.procs.iter().chain(own).find(|proc| proc.id() == one.pid).ok_or_else(|| {
             CaptureError::failed("look at", one.pid, one.name(), "it is of a process that is not known")
         })
     }
@@ -115,14 +128,18 @@ pub(crate) fn survey(target: Target<'_>, contents: &mut Contents, findings: &mut
     for proc in target.procs {
         look(proc, &mut seen)?;
     }
+    let sockets = Sockets::find(target, &mut seen)?;
+    let own = sockets.look_at_ourselves()?;
     let firsts = descriptions(&seen)?;
     let removed = Removed::find(target.procs, &seen, findings)?;
-    let pipes = pipes::inside(target.family, &seen, &removed);
-    let mut files = Files { removed, ..Files::default() };
+    let family: Vec<i32> = target.family.iter().copied().chain(own.as_ref().map(Proc::id)).collect();
+    let pipes = pipes::inside(&family, &seen, &removed);
+    let mut files = Files { removed, sockets, ..Files::default() };
     for (at, (one, &first)) in seen.iter().zip(&firsts).enumerate() {
         findings.turn_to(one.pid);
-        let proc = target.of(one)?;
-        let kind = match kind::classify(proc, one, &seen, &firsts, &pipes, &files.removed) {
+        let proc = target.of(one, own.as_ref())?;
+        let known = kind::Known { pipes: &pipes, removed: &files.removed, sockets: &files.sockets };
+        let kind = match kind::classify(proc, one, &seen, &firsts, known) {
             Ok(kind) => kind,
             Err(refusal) => {
                 findings.add(one.name(), refusal.reason, refusal.remedy);
@@ -148,11 +165,14 @@ pub(crate) fn survey(target: Target<'_>, contents: &mut Contents, findings: &mut
         let descriptor = Descriptor { fd: one.fd, file: id, close_on_exec: one.info.close_on_exec() };
         files.descriptors.entry(one.pid).or_default().push(descriptor);
     }
-    files.watches(target, &seen, &firsts, findings)?;
+    files.watches(target, own.as_ref(), &seen, &firsts, findings)?;
     for (pid, lock) in locks::survey(&seen, &firsts, findings) {
         files.locks.entry(pid).or_default().push(lock);
     }
     files.pipes = pipes;
+    if let Some(own) = own {
+        files.in_flight(own.id(), findings);
+    }
     Ok(files)
 }
 
@@ -164,7 +184,7 @@ fn look(proc: &Proc, seen: &mut Vec<Seen>) -> Result<()> {
         match proc.fdinfo(fd) {
             Ok(info) => {
                 link.find_other_name(&[&cwd]);
-                seen.push(Seen { pid, fd, link, info });
+                seen.push(Seen { pid, fd, link, info, in_flight: false });
             }
             // A running target opens and closes: preflight looks at what is still there.
             Err(error) if error.is_missing() => {}
@@ -238,10 +258,22 @@ fn signal_owner(target: Target<'_>, one: &Seen, findings: &mut Findings) -> Resu
 }
 
 impl Files {
+    /// What is on its way through sockets: our copies of it tell which open files that is.
+    fn in_flight(&mut self, own: i32, findings: &mut Findings) {
+        let copies = self.descriptors.remove(&own).unwrap_or_default();
+        let file_at = copies.iter().map(|copy| (copy.fd, copy.file)).collect();
+        self.sockets.carry(&file_at, &self.open, findings);
+        if self.locks.remove(&own).is_some() {
+            let reason = "a file with a lock, which nobody has open, is on its way through it (SCM_RIGHTS)";
+            findings.add("unix sockets", reason, "let the program receive it first");
+        }
+    }
+
     /// Adds what epoll and inotify instances and fanotify groups watch: what they refer to as open files by id.
     fn watches(
         &mut self,
         target: Target<'_>,
+        own: Option<&Proc>,
         all: &[Seen],
         firsts: &[usize],
         findings: &mut Findings,
@@ -255,7 +287,7 @@ impl Files {
             let Some(file) = file_at.get(&(one.pid, one.fd)).and_then(|&id| usize::try_from(id).ok()) else {
                 continue;
             };
-            let proc = target.of(one)?;
+            let proc = target.of(one, own)?;
             let around = Surroundings { proc, all, file_at: &file_at };
             let record = match &self.open[file].kind {
                 Some(open_file::Kind::Epoll(_)) => {

@@ -126,7 +126,7 @@ fn look_at_tree(options: &Options, findings: &mut Findings) -> Result<()> {
 /// What will go into the image counts in the freeze only.
 fn survey(options: &Options, procs: &[Proc], family: &[i32], findings: &mut Findings) -> Result<()> {
     let mut contents = Contents::new(options.file_level);
-    files::survey(Target { procs, family }, &mut contents, findings)?;
+    files::survey(Target { procs, family, still: false }, &mut contents, findings)?;
     memory::survey(procs, family, &mut contents, findings).map(|_| ())
 }
 

@@ -53,8 +53,8 @@ impl StandingStill {
         let told_of = told.pids.iter().copied().zip(&mut told.processes);
         told_of.into_iter().try_for_each(|(pid, process)| memory::aio::wait(pid, process))?;
         phase("files");
-        let target = Target { procs: &with_files, family: &family };
-        let files = files::survey(target, &mut contents, &mut findings)?;
+        let target = Target { procs: &with_files, family: &family, still: true };
+        let mut files = files::survey(target, &mut contents, &mut findings)?;
         phase("memory");
         let memory = memory::survey(&with_memory, &family, &mut contents, &mut findings)?;
         for (pid, process) in told.pids.iter().zip(&mut told.processes) {
@@ -75,6 +75,8 @@ impl StandingStill {
         for (pid, process) in told.pids.iter().zip(&mut told.processes) {
             files.removed.tell(*pid, &ids, process);
         }
+        let inner = told.processes.iter().map(|process| process.pid);
+        files.sockets.translate(&told.pids.iter().copied().zip(inner).collect());
         let pipes = files.pipes.iter().map(files::PipeSource::read).collect::<Result<_>>()?;
         Ok(Self { told, plan, living, memory, files, pipes })
     }
@@ -135,6 +137,8 @@ impl StandingStill {
             removed_files: files.removed.files,
             semaphore_sets: ipc.sets,
             message_queues: ipc.queues,
+            unix_sockets: files.sockets.records,
+            unix_names: files.sockets.names,
             stream,
             unknown: Vec::new(),
         }

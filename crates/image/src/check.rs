@@ -11,6 +11,7 @@ mod ipc;
 mod memory;
 mod process;
 mod removed;
+mod sockets;
 mod special;
 mod tree;
 
@@ -22,6 +23,8 @@ use crate::records::{Manifest, PageStream};
 
 pub use memory::{MAX_VMAS, TASK_SIZE};
 pub use process::{MAX_PID, MAX_THREADS, REGISTER_COUNT, SIGINFO_LENGTH, XSTATE_LENGTHS};
+pub(crate) use sockets::MAX_MESSAGES;
+pub use sockets::SOCKET_OPTIONS;
 pub use special::told_of;
 pub use tree::MAX_PROCESSES;
 
@@ -55,6 +58,7 @@ pub(crate) fn image(image: &Image) -> Result<(), ImageError> {
     contents::check(image)?;
     files::check(image)?;
     removed::check(image)?;
+    sockets::check(image)?;
     memory::check(image)?;
     ipc::check(image)?;
     image.processes.iter().try_for_each(|process| memory::registrations(image, process))?;

@@ -1,5 +1,7 @@
 //! What an image holds, as data to print: for `rewake show`, also as JSON.
 
+mod sockets;
+
 use std::path::Path;
 
 use serde::Serialize;
@@ -339,11 +341,11 @@ fn files(image: &Image, process: &Process) -> Vec<FileDescription> {
     let find = |id| image.open_files.binary_search_by_key(&id, |file| file.id).ok();
     let descriptors = process.descriptors.iter();
     descriptors
-        .filter_map(|descriptor| Some(file(descriptor.fd, &image.open_files[find(descriptor.file)?])))
+        .filter_map(|descriptor| Some(file(image, descriptor.fd, &image.open_files[find(descriptor.file)?])))
         .collect()
 }
 
-fn file(fd: i32, file: &OpenFile) -> FileDescription {
+fn file(image: &Image, fd: i32, file: &OpenFile) -> FileDescription {
     let path =
         || file.identity().map(|identity| identity.as_path().display().to_string()).unwrap_or_default();
     let (kind, name, position) = match &file.kind {
@@ -359,6 +361,7 @@ fn file(fd: i32, file: &OpenFile) -> FileDescription {
         Some(Kind::Inotify(inotify)) => ("inotify", format!("{} watched", inotify.watches.len()), None),
         Some(Kind::Fanotify(fanotify)) => ("fanotify", format!("{} marks", fanotify.marks.len()), None),
         Some(Kind::KernelFile(file)) => ("kernel", text(&file.path), Some(file.position)),
+        Some(Kind::Socket(end)) => ("socket", sockets::describe(image, end.socket), None),
         Some(Kind::Symlink(link)) => ("link", text(&link.path), None),
         None => ("unknown", String::new(), None),
     };

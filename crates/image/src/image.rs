@@ -12,7 +12,7 @@ use crate::container::{self, Frame, MANDATORY, UnknownRecord, Writer};
 use crate::header::MAX_RECORDS_LENGTH;
 use crate::records::{
     AddressSpace, FileContent, Manifest, MappedFile, MessageQueue, OpenFile, PageStream, Pipe, Process,
-    RecordKind, RemovedFile, SeccompFilter, SemaphoreSet, SharedMemory,
+    RecordKind, RemovedFile, SeccompFilter, SemaphoreSet, SharedMemory, UnixName, UnixSocket,
 };
 use crate::{ImageError, RECORDS_FILE, check, wire};
 
@@ -41,6 +41,10 @@ pub struct Image {
     pub semaphore_sets: Vec<SemaphoreSet>,
     /// System V message queues.
     pub message_queues: Vec<MessageQueue>,
+    /// Unix sockets; [`OpenFile`] refers to them by id.
+    pub unix_sockets: Vec<UnixSocket>,
+    /// Their addresses.
+    pub unix_names: Vec<UnixName>,
     /// How the file `pages` is cut up.
     pub stream: PageStream,
     /// Optional records that this version does not know, in their order. They are written again as they were.
@@ -141,6 +145,8 @@ impl Image {
         put_all(&mut writer, RecordKind::RemovedFile, &self.removed_files);
         put_all(&mut writer, RecordKind::SemaphoreSet, &self.semaphore_sets);
         put_all(&mut writer, RecordKind::MessageQueue, &self.message_queues);
+        put_all(&mut writer, RecordKind::UnixSocket, &self.unix_sockets);
+        put_all(&mut writer, RecordKind::UnixName, &self.unix_names);
         put(&mut writer, RecordKind::PageStream, &self.stream);
         for record in &self.unknown {
             writer.frame(record.kind, record.flags, |bytes| bytes.extend_from_slice(&record.payload));
@@ -183,6 +189,8 @@ struct Records {
     removed_files: Vec<RemovedFile>,
     semaphore_sets: Vec<SemaphoreSet>,
     message_queues: Vec<MessageQueue>,
+    unix_sockets: Vec<UnixSocket>,
+    unix_names: Vec<UnixName>,
     stream: Vec<PageStream>,
     unknown: Vec<UnknownRecord>,
 }
@@ -203,6 +211,8 @@ impl Records {
             Some(RecordKind::RemovedFile) => push(&mut self.removed_files, RecordKind::RemovedFile, frame),
             Some(RecordKind::SemaphoreSet) => push(&mut self.semaphore_sets, RecordKind::SemaphoreSet, frame),
             Some(RecordKind::MessageQueue) => push(&mut self.message_queues, RecordKind::MessageQueue, frame),
+            Some(RecordKind::UnixSocket) => push(&mut self.unix_sockets, RecordKind::UnixSocket, frame),
+            Some(RecordKind::UnixName) => push(&mut self.unix_names, RecordKind::UnixName, frame),
             Some(RecordKind::PageStream) => push(&mut self.stream, RecordKind::PageStream, frame),
             None if frame.flags & MANDATORY != 0 => {
                 Err(ImageError::UnknownMandatory { kind: frame.kind, offset: frame.offset })
@@ -228,6 +238,8 @@ impl Records {
             removed_files: self.removed_files,
             semaphore_sets: self.semaphore_sets,
             message_queues: self.message_queues,
+            unix_sockets: self.unix_sockets,
+            unix_names: self.unix_names,
             stream: only(self.stream, RecordKind::PageStream)?,
             unknown: self.unknown,
         })

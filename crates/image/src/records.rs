@@ -46,11 +46,15 @@ pub enum RecordKind {
     SemaphoreSet,
     /// [`MessageQueue`].
     MessageQueue,
+    /// [`UnixSocket`].
+    UnixSocket,
+    /// [`UnixName`].
+    UnixName,
 }
 
 impl RecordKind {
     /// Every kind this version knows.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Manifest,
         Self::Process,
         Self::MappedFile,
@@ -63,6 +67,8 @@ impl RecordKind {
         Self::RemovedFile,
         Self::SemaphoreSet,
         Self::MessageQueue,
+        Self::UnixSocket,
+        Self::UnixName,
     ];
 
     /// The kind with that number, if this version knows it.
@@ -87,6 +93,8 @@ impl RecordKind {
             Self::RemovedFile => 10,
             Self::SemaphoreSet => 20,
             Self::MessageQueue => 21,
+            Self::UnixSocket => 30,
+            Self::UnixName => 31,
         }
     }
 
@@ -106,6 +114,8 @@ impl RecordKind {
             Self::RemovedFile => "RemovedFile",
             Self::SemaphoreSet => "SemaphoreSet",
             Self::MessageQueue => "MessageQueue",
+            Self::UnixSocket => "UnixSocket",
+            Self::UnixName => "UnixName",
         }
     }
 }
@@ -176,6 +186,23 @@ impl RemovedFile {
     pub fn name(&self) -> &[u8] {
         let path = self.identity.as_ref().map_or(&[][..], |identity| &identity.path);
         path.rsplit(|byte| *byte == b'/').next().unwrap_or_default()
+    }
+}
+
+impl UnixName {
+    /// Whether it is no path.
+    #[must_use]
+    pub fn is_abstract(&self) -> bool {
+        self.text.first() == Some(&0)
+    }
+
+    /// For people: an abstract name begins with `@`.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        match self.text.split_first() {
+            Some((0, rest)) => format!("@{}", String::from_utf8_lossy(rest)),
+            _ => String::from_utf8_lossy(&self.text).into_owned(),
+        }
     }
 }
 

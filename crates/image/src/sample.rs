@@ -4,6 +4,7 @@
 //! [`everything`].
 
 mod everything;
+mod sockets;
 
 use std::path::Path;
 
@@ -57,6 +58,8 @@ pub fn image() -> Image {
         removed_files: Vec::new(),
         semaphore_sets: Vec::new(),
         message_queues: Vec::new(),
+        unix_sockets: Vec::new(),
+        unix_names: Vec::new(),
         stream: PageStream {
             compression: Compression::None.into(),
             block_size: 1 << 20,

@@ -2,16 +2,24 @@
 //! file could make the decoder allocate a lot. The messages that are large and many are counted first.
 
 use crate::ImageError;
-use crate::check::{MAX_THREADS, MAX_VMAS, invalid};
+use crate::check::{MAX_MESSAGES, MAX_THREADS, MAX_VMAS, invalid};
 use crate::records::RecordKind;
 
 /// Field numbers in records.proto.
 const PROCESS_THREADS: u64 = 20;
 const PROCESS_MEMORY: u64 = 23;
 const MEMORY_VMAS: u64 = 3;
+const SOCKET_QUEUE: u64 = 10;
 
-/// Refuses a record with more threads or mappings than there can be. What is no valid encoding is left to the decoder.
+/// Refuses a record with more threads, mappings or messages than there can be. What is no valid encoding is left to the decoder.
 pub(crate) fn check_counts(kind: RecordKind, payload: &[u8]) -> Result<(), ImageError> {
+    if kind == RecordKind::UnixSocket {
+        let count = Fields { rest: payload }.filter(|(field, _)| *field == SOCKET_QUEUE).count();
+        if count > MAX_MESSAGES {
+            let detail = format!("{count} messages, at most {MAX_MESSAGES} are possible");
+            return Err(invalid(kind.name(), detail));
+        }
+    }
     if kind != RecordKind::Process {
         return Ok(());
     }
@@ -81,7 +89,7 @@ mod tests {
     use prost::Message;
 
     use super::*;
-    use crate::records::{AddressSpace, Process, Thread, Vma};
+    use crate::records::{AddressSpace, Process, Thread, UnixMessage, UnixSocket, Vma};
 
     #[test]
     fn field_numbers_are_those_of_the_messages() {
@@ -94,6 +102,8 @@ mod tests {
         assert_eq!(count(&fields, PROCESS_THREADS), 3);
         let memory = fields.iter().find(|field| field.0 == PROCESS_MEMORY).unwrap().1;
         assert_eq!(count(&Fields { rest: memory }.collect::<Vec<_>>(), MEMORY_VMAS), 5);
+        let socket = UnixSocket { queue: vec![UnixMessage::default(); 2], ..UnixSocket::default() };
+        assert_eq!(count(&Fields { rest: &socket.encode_to_vec() }.collect::<Vec<_>>(), SOCKET_QUEUE), 2);
     }
 
     #[test]

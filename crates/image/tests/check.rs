@@ -321,6 +321,48 @@ fn removed_files() {
 }
 
 #[test]
+fn unix_sockets() {
+    let refused = |wanted: &str, change: &dyn Fn(&mut Image)| {
+        let mut image = sample::everything();
+        image.check().unwrap();
+        change(&mut image);
+        let message = image.check().unwrap_err().to_string();
+        assert!(message.contains(wanted), "{message:?} does not contain {wanted:?}");
+    };
+    refused("type 3 is impossible", &|image| image.unix_sockets[0].r#type = 3);
+    refused("it cannot be connected to socket 7", &|image| image.unix_sockets[0].peer = Some(7));
+    refused("it cannot be connected to socket 0", &|image| image.unix_sockets[0].peer = Some(0));
+    refused("its name 9 is not there", &|image| image.unix_sockets[4].name = Some(9));
+    refused("it cannot listen", &|image| image.unix_sockets[6].backlog = Some(1));
+    refused("although it does not listen", &|image| image.unix_sockets[4].backlog = None);
+    refused("waits to be accepted twice", &|image| image.unix_sockets[4].pending = vec![5, 5]);
+    refused("socket 6 cannot wait", &|image| image.unix_sockets[4].pending = vec![6]);
+    refused("data in a socket that is not connected", &|image| {
+        image.unix_sockets[5].queue = image.unix_sockets[0].queue.clone();
+        image.unix_sockets[4].pending.clear();
+    });
+    refused("file 999, which is not there", &|image| image.unix_sockets[0].queue[0].files = vec![999]);
+    refused("which cannot have sent it", &|image| image.unix_sockets[6].queue[0].sender = Some(0));
+    refused("the wrong kind of sender", &|image| image.unix_sockets[0].queue[0].sender = Some(7));
+    refused("part of a stream without data", &|image| image.unix_sockets[0].queue[0].data.clear());
+    refused("option 26 is impossible", &|image| image.unix_sockets[1].options[0].option = 26);
+    refused("option 16 of 0 bytes", &|image| image.unix_sockets[1].options[0].value.clear());
+    refused("a filter of 7 bytes", &|image| image.unix_sockets[6].filter.truncate(7));
+    refused("shutdown 0x4", &|image| image.unix_sockets[1].shutdown = 4);
+    refused("which is still open", &|image| image.unix_sockets[1].reset = true);
+    refused("an address of 0 bytes", &|image| image.unix_names[0].text.clear());
+    refused("with a zero byte", &|image| image.unix_names[0].text = b"a\0b".to_vec());
+    refused("abstract name that is a file", &|image| {
+        image.unix_names[1].file = image.unix_names[0].file.clone()
+    });
+    refused("folder \"x\" is no absolute path", &|image| image.unix_names[0].folder = b"x".to_vec());
+    refused("is open twice", &|image| {
+        let socket = image.open_files.last().unwrap().kind.clone();
+        image.open_files[0].kind = socket;
+    });
+}
+
+#[test]
 fn shared_working_folders_are_those_of_other_threads() {
     let share = |with| {
         move |image: &mut Image| {

@@ -38,6 +38,8 @@ fn constants_of_format_1() {
         (10, "RemovedFile"),
         (20, "SemaphoreSet"),
         (21, "MessageQueue"),
+        (30, "UnixSocket"),
+        (31, "UnixName"),
     ];
     assert_eq!(kinds, expected);
 }

@@ -5,6 +5,9 @@
 
 #![allow(unsafe_code, reason = "system calls that rustix has in a feature of its own only, see Safety above")]
 
+pub mod diag;
+pub mod unix;
+
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};

@@ -156,6 +156,16 @@ pub enum RestoreError {
         /// What can be done.
         remedy: &'static str,
     },
+    /// The address of a unix socket is not to be had.
+    #[error("resume failed for pid {pid} (unix socket {name}): {reason}")]
+    Socket {
+        /// The process in the image.
+        pid: i32,
+        /// The address, `@` before an abstract one.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
     /// An entry of the planned program was not accepted.
     #[error("{operation} failed for pid {pid} ({object}): {source}")]
     Entry {
@@ -216,6 +226,9 @@ impl RestoreError {
             Self::Descriptors { .. } => "raise the hard limit (ulimit -Hn), then resume again",
             Self::Limits { .. } => {
                 "resume where these limits are as high (ulimit -H shows them); raising them takes CAP_SYS_RESOURCE"
+            }
+            Self::Socket { .. } => {
+                "end the program that has it, or remove or put back what is in its way, then resume again"
             }
             Self::PidTaken { .. } => "end that process or wait for its end, then resume again",
             Self::IpcTaken { .. } => {

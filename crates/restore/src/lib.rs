@@ -27,6 +27,7 @@ pub mod putback;
 mod release;
 pub mod removed;
 mod run;
+pub mod sockets;
 mod spaces;
 mod survey;
 mod transaction;

@@ -5,7 +5,7 @@ use rewake_image::Image;
 use crate::plan::Site;
 use crate::release::affinity;
 use crate::run::Seed;
-use crate::{removed, spaces};
+use crate::{removed, sockets, spaces};
 
 /// Nobody may change it once it is set, but who administers the audit.
 const LOGIN: &str = "the program keeps the login uid (audit) of this command: another one takes CAP_AUDIT_CONTROL, outside of any user namespace";
@@ -25,5 +25,6 @@ pub fn of(image: &Image, site: &Site, seed: &Seed<'_>) -> Vec<String> {
     // A process that is gone by now has none; the release will say so.
     let processors =
         image.processes.iter().filter_map(|process| affinity::note(process, |tid| seed.outer(tid)));
-    known.chain(processors).chain(removed::notes(image, &site.removed)).collect()
+    let sockets = sockets::notes(image, &site.sockets, &site.identity);
+    known.chain(processors).chain(removed::notes(image, &site.removed)).chain(sockets).collect()
 }

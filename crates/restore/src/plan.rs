@@ -41,6 +41,7 @@ use crate::credentials::Identity;
 use crate::error::RestoreError;
 use crate::ipc::Origin;
 use crate::removed::Places;
+use crate::sockets::Sockets;
 
 use family::{Family, Growing, Inherited, Waiting};
 use tree::Tree;
@@ -92,6 +93,8 @@ pub struct Site {
     pub new_session: bool,
     /// Whether the image was made since this host was started: then clocks that begin at the start go on.
     pub same_boot: bool,
+    /// What unix sockets can have again.
+    pub sockets: Sockets,
     /// Process ids that nobody has, neither here nor in the image.
     pub spare_ids: Vec<i32>,
     /// Where System V objects come from.
@@ -149,6 +152,17 @@ pub struct Made {
     pub gone: Option<CallRef>,
 }
 
+/// The file of a socket that the program makes and that is to stay.
+#[derive(Clone, Debug)]
+pub struct MadeSocket {
+    /// The folder it is in: an index into [`Places::folders`].
+    pub folder: usize,
+    /// Its name there.
+    pub name: Vec<u8>,
+    /// Returned something but 0 if it was made.
+    pub made: CallRef,
+}
+
 /// A planned restore.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -161,6 +175,8 @@ pub struct Plan {
     /// Barrier of all processes of a tree and the tracer, who must trace those that go on before he comes; and how many they are with
     /// him. Nothing where there is the root alone.
     pub born: Option<(DataRef, u32)>,
+    /// Whether there are processes besides the root, be it for a moment.
+    pub bears: bool,
     /// Counts the threads that have done everything.
     pub parked: DataRef,
     /// The word threads wait at whose calls came to their end before they could be interrupted in them.
@@ -181,6 +197,8 @@ pub struct Plan {
     pub made: Vec<Made>,
     /// System V objects that must not remain either, in the order of the making.
     pub made_objects: Vec<MadeObject>,
+    /// Files of sockets: what is left of a restore that failed.
+    pub made_sockets: Vec<MadeSocket>,
     /// The call that gives the program its login uid, where that is another one than ours; it may have failed.
     pub login_uid: Option<CallRef>,
 }
@@ -215,6 +233,9 @@ struct Planner<'a> {
     made_objects: Vec<MadeObject>,
     /// Where all meet whose ends give something back to semaphores.
     given_back: Option<DataRef>,
+    made_sockets: Vec<MadeSocket>,
+    /// Somebody is there only for a moment.
+    passing: bool,
     login_uid: Option<CallRef>,
     /// Where this kernel's vdso comes to lie with its data, if not where the image had its own.
     kernels: Option<(u64, u64)>,
@@ -260,6 +281,8 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
         made: Vec::new(),
         made_objects: Vec::new(),
         given_back,
+        made_sockets: Vec::new(),
+        passing: false,
         login_uid: None,
         kernels: None,
         process: root,
@@ -272,6 +295,7 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
         leader,
         gate,
         born: planner.family.born(&planner.tree),
+        bears: planner.tree.is_tree() || planner.passing,
         parked,
         never,
         traced,
@@ -283,6 +307,7 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
         own_proc: planner.own_proc,
         made: planner.made,
         made_objects: planner.made_objects,
+        made_sockets: planner.made_sockets,
         login_uid: planner.login_uid,
     })
 }

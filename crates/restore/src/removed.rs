@@ -156,7 +156,7 @@ fn outside(path: &Path) -> Option<(OwnedFd, Vec<Vec<u8>>)> {
 }
 
 /// A folder by the path that the kernel told: there was no symbolic link in it, and where there is one now it leads elsewhere.
-fn open_as_it_was(folder: &Path) -> Result<OwnedFd, Errno> {
+pub(crate) fn open_as_it_was(folder: &Path) -> Result<OwnedFd, Errno> {
     open(folder, ResolveFlags::NO_SYMLINKS)
 }
 

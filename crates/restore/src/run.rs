@@ -1,5 +1,7 @@
 //! A seed process walks the program; meanwhile every block of the page stream is verified.
 
+mod left;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
@@ -130,7 +132,7 @@ pub fn start<'a>(
     let assembled = plan.program.assemble(site.stage);
     let stage = SharedStage::map(site.stage, site.stage_len, &assembled);
     let stage = stage.map_err(|source| system("mmap", "program of the restore", source))?;
-    if plan.born.is_some() {
+    if plan.bears {
         // Those below whose parents end are ours: also when it all fails.
         let own = Some(rustix::process::getpid());
         let taken = rustix::process::set_child_subreaper(own);
@@ -310,19 +312,6 @@ impl Seed<'_> {
         }
     }
 
-    /// What it made for a moment and did not come to remove again.
-    fn remove_what_it_made(&self) {
-        let happened = |call| self.stage.result(&self.assembled, call) != 0;
-        for made in self.plan.made.iter().rev() {
-            if happened(made.made) && !made.gone.is_some_and(happened) {
-                let path = rewake_image::records::path_of(&made.path);
-                if let Some(outside) = self.folders.get(made.outside) {
-                    self.left.remove(outside, &made.names, made.folder, path);
-                }
-            }
-        }
-    }
-
     /// Whether the program needed a `/proc` of its own and the kernel gave it none.
     pub fn has_no_proc(&self) -> bool {
         let mounted = self.plan.own_proc.map_or(0, |call| self.stage.result(&self.assembled, call));
@@ -485,7 +474,7 @@ impl Drop for Seed<'_> {
         }
         // Its threads may be our tracees too, and it is not dead before each of them has been waited for.
         ptrace::kill_and_reap(self.pid);
-        if self.plan.born.is_some() {
+        if self.plan.bears {
             // Those below died with it, or will, since they were not asked yet to. A namespace is not gone before we have waited for
             // those that we trace.
             let traced = self.plan.living.values().chain(&self.plan.threads).map(|id| self.outer(*id));

@@ -20,6 +20,7 @@ use crate::credentials::Identity;
 use crate::error::RestoreError;
 use crate::plan::{Plan, Site, Special, check, free_gap, plan};
 use crate::removed::{self, Places};
+use crate::sockets;
 use crate::spaces::Spaces;
 
 /// Descriptors below this are left to the image and to ourselves in any case.
@@ -94,7 +95,11 @@ fn survey(
     raise_descriptor_limit();
     let limits = own.limits().map_err(|source| proc_error(image, source))?;
     // They are among our descriptors.
-    let removed = removed::places(image, &options.dir)?;
+    let mut removed = removed::places(image, &options.dir)?;
+    let mut identity = Identity::own_for(image.root().pid)?;
+    // In a user namespace they have no numbers any more, but are still ours.
+    identity.groups.clone_from(&spaces.groups);
+    let sockets = sockets::survey(image, &identity, spaces.inside, &mut removed.folders)?;
     let own_fds = own.fd_numbers().map_err(|source| proc_error(image, source))?;
     let highest = numbers(image).chain(own_fds).max().unwrap_or(0);
     if highest >= HIGHEST_FD {
@@ -106,9 +111,6 @@ fn survey(
     }
     let fd_base = (highest + 1).max(LOWEST_FD_BASE);
     check_descriptor_limit(image, fd_base, prepared, &removed)?;
-    let mut identity = Identity::own_for(image.root().pid)?;
-    // In a user namespace they have no numbers any more, but are still ours.
-    identity.groups.clone_from(&spaces.groups);
     let mut site = Site {
         stage: RemoteAddr::new(1 << 32),
         stage_len: 4096,
@@ -128,6 +130,7 @@ fn survey(
         same_boot: spaces.keeps_clocks.unwrap_or_else(|| is_same_boot(image)),
         spare_ids: spare_ids(image),
         ipc: spaces.ipc.clone(),
+        sockets,
         prepared: BTreeMap::new(),
         removed,
         login_uid: own
@@ -142,7 +145,8 @@ fn survey(
 /// Ids for processes that are there only meanwhile. One that is taken nevertheless makes the restore fail.
 fn spare_ids(image: &Image) -> Vec<i32> {
     let subreapers = image.processes.iter().filter(|process| process.child_subreaper).count();
-    if subreapers == 0 || image.processes.len() < 2 {
+    let orphans = subreapers > 0 && image.processes.len() > 1;
+    if !orphans && image.unix_sockets.is_empty() {
         return Vec::new();
     }
     let limit = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok();
@@ -151,7 +155,7 @@ fn spare_ids(image: &Image) -> Vec<i32> {
     let taken: BTreeSet<i32> =
         image.processes.iter().flat_map(|one| [one.pid, one.pgid, one.sid]).chain(threads).collect();
     let free = |id: &i32| !taken.contains(id) && !std::path::Path::new(&format!("/proc/{id}")).exists();
-    (LOWEST_SPARE_ID..limit).rev().filter(free).take(image.processes.len()).collect()
+    (LOWEST_SPARE_ID..limit).rev().filter(free).take(image.processes.len() + 1).collect()
 }
 
 /// What the clocks show by which timers can be set.
@@ -231,7 +235,8 @@ fn check_descriptor_limit(
 ) -> Result<(), RestoreError> {
     // The number of a folder around a removed one counts all that were made before.
     let made = 2 * image.removed_files.len() + removed.folders.len() + removed.around(image);
-    let files = image.open_files.len() + made + prepared.ids().count();
+    let sockets = image.unix_sockets.len() + 2 * image.unix_names.len();
+    let files = image.open_files.len() + made + sockets + prepared.ids().count();
     let files = u64::try_from(files).unwrap_or(u64::MAX);
     let needed = files.saturating_add(HELPERS).saturating_add(fd_base.unsigned_abs().into());
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);

@@ -1,5 +1,9 @@
 //! Which program proves which capability: the rows of `docs/capabilities.md`.
 
+mod channels;
+
+use channels::{IPC, SOCKETS};
+
 /// A part of the table.
 #[derive(Debug)]
 pub struct Section {
@@ -68,35 +72,7 @@ pub const SECTIONS: &[Section] = &[
     Section { title: "Files", rows: FILES },
     Section { title: "Pipes", rows: PIPES },
     Section { title: "IPC", rows: IPC },
-];
-
-const IPC: &[Row] = &[
-    row(
-        "System V shared memory: id, key, owner, mode, size; attached often, in part, read-only, or by nobody",
-        &[probe("sysv shm")],
-    ),
-    row("System V shared memory that was removed while it is attached", &[probe("sysv removed")]),
-    row("System V shared memory of huge pages", &[probe("sysv huge")]),
-    row("System V shared memory of several processes", &[probe("sysv shm-tree")]),
-    row(
-        "System V semaphores: id, key, owner, mode, values, last process, operated on or not",
-        &[probe("sysv sem")],
-    ),
-    row("System V semaphores: what processes give back when they end (SEM_UNDO)", &[probe("sysv undo")]),
-    row("System V semaphores: processes that wait at them go on waiting", &[probe("sysv waiters")]),
-    row(
-        "System V message queues: id, key, owner, mode, limit, messages with their types in order",
-        &[probe("sysv msg")],
-    ),
-    row("System V message queues: waiting receivers and senders go on waiting", &[probe("sysv msg-waiters")]),
-    row(
-        "POSIX named semaphores, with a waiting process",
-        &[once("posix_ipc sem"), probe("posix_ipc sem-unlinked")],
-    ),
-    row(
-        "POSIX shared memory of several processes",
-        &[once("posix_ipc shm"), probe("posix_ipc shm-unlinked")],
-    ),
+    Section { title: "Unix sockets", rows: SOCKETS },
 ];
 
 const PROCESSES: &[Row] = &[

@@ -114,6 +114,7 @@ mod tests {
                 fd,
                 link: proc.link(&format!("fd/{fd}")).unwrap(),
                 info: proc.fdinfo(fd).unwrap(),
+                in_flight: false,
             }
         };
         let reader = open(true, false);

@@ -138,7 +138,7 @@ mod tests {
         let proc = Proc::own().unwrap();
         let fd = file.as_raw_fd();
         let link = proc.link(&format!("fd/{fd}")).unwrap();
-        let seen = Seen { pid: proc.id(), fd, link, info: proc.fdinfo(fd).unwrap() };
+        let seen = Seen { pid: proc.id(), fd, link, info: proc.fdinfo(fd).unwrap(), in_flight: false };
         record(&proc, &seen, Virtual::of(file).unwrap())
     }
 

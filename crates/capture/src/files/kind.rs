@@ -3,13 +3,14 @@
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::MetadataExt as _;
 
-use rewake_image::records::{Epoll, Fanotify, FileIdentity, Inotify, PipeEnd, Symlink, open_file};
+use rewake_image::records::{Epoll, Fanotify, FileIdentity, Inotify, PipeEnd, SocketEnd, Symlink, open_file};
 use rewake_linux::proc::{Link, Proc};
 use rewake_linux::virtual_files::Virtual;
 use rustix::fs::{FileType, OFlags};
 
 use super::pipes::PipeSource;
 use super::removed::{Removed, is_removed};
+use super::unix::Sockets;
 use super::{Seen, epoll, fanotify, fifos, inotify, kernel, sockets, special};
 use crate::contents::{self, Contents, Source};
 
@@ -54,7 +55,7 @@ pub(super) fn content(one: &Seen, place: Place, contents: &mut Contents) -> Opti
 const MEMFD: &[u8] = b"/memfd:";
 
 /// Why something cannot.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Refusal {
     pub(super) reason: String,
     pub(super) remedy: String,
@@ -89,14 +90,22 @@ pub(super) fn reopening_flags(one: &Seen) -> OFlags {
     flags
 }
 
+/// What was found out about all descriptors together.
+#[derive(Clone, Copy)]
+pub(super) struct Known<'a> {
+    pub(super) pipes: &'a [PipeSource],
+    pub(super) removed: &'a Removed,
+    pub(super) sockets: &'a Sockets,
+}
+
 pub(super) fn classify(
     proc: &Proc,
     one: &Seen,
     all: &[Seen],
     firsts: &[usize],
-    pipes: &[PipeSource],
-    removed: &Removed,
+    known: Known<'_>,
 ) -> Result<Kind, Refusal> {
+    let Known { pipes, removed, sockets } = known;
     if let Some(system) = virtual_files(proc, one) {
         return kernel::record(proc, one, system).map(Kind::Special);
     }
@@ -109,12 +118,13 @@ pub(super) fn classify(
         FileType::Directory => named(proc, one).map(|()| Kind::Directory),
         FileType::CharacterDevice => device(proc, one, all, firsts),
         FileType::Fifo => fifo(one, all, firsts, pipes),
-        FileType::Socket => match standard_stream(one, all, firsts) {
-            Some(stream) => sockets::is_stream_to_outside(proc, one).map(|()| Kind::Outside(stream)),
-            None => refuse(
-                "open sockets are not supported yet",
-                "close the connection first, or capture the program while it has none",
-            ),
+        FileType::Socket => match sockets.of(one) {
+            Some(Ok(socket)) => Ok(Kind::Special(open_file::Kind::Socket(SocketEnd { socket }))),
+            refused => match (standard_stream(one, all, firsts), refused) {
+                (Some(stream), _) => sockets::is_stream_to_outside(proc, one).map(|()| Kind::Outside(stream)),
+                (None, Some(Err(refusal))) => Err(refusal),
+                (None, _) => sockets::refusal(proc, one),
+            },
         },
         FileType::BlockDevice => refuse("block devices are not supported", LET_FINISH),
         FileType::Symlink => symlink(one),

@@ -87,7 +87,7 @@ mod tests {
             mtime_ns: 0,
         };
         let link = Link { target: b"/x".to_vec(), deleted: false, reachable: true, stat };
-        Seen { pid: 1, fd, link, info: FdInfo { flags, locks, ..FdInfo::default() } }
+        Seen { pid: 1, fd, link, info: FdInfo { flags, locks, ..FdInfo::default() }, in_flight: false }
     }
 
     fn lock(kind: LockKind, start: u64) -> Lock {

@@ -208,7 +208,11 @@ mod tests {
 
     fn of(proc: &Proc) -> files::Target<'_> {
         static OWN: std::sync::OnceLock<[i32; 1]> = std::sync::OnceLock::new();
-        files::Target { procs: std::slice::from_ref(proc), family: OWN.get_or_init(|| [proc.id()]) }
+        files::Target {
+            procs: std::slice::from_ref(proc),
+            family: OWN.get_or_init(|| [proc.id()]),
+            still: false,
+        }
     }
 
     /// A child that is being started holds all our pipes for a moment.

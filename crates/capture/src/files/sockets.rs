@@ -1,4 +1,4 @@
-//! Sockets: none is captured. One that is a standard stream may be exchanged for that of `resume`, as a pipe or a terminal is, if it
+//! Sockets that are not captured. One that is a standard stream may be exchanged for that of `resume`, as a pipe or a terminal is, if it
 //! is nothing but a connection to somebody else.
 
 use std::io;
@@ -43,4 +43,23 @@ pub(super) fn is_stream_to_outside(proc: &Proc, one: &Seen) -> Result<(), Refusa
 
 fn unknown(error: &io::Error) -> String {
     format!("it is a socket that cannot be looked at ({error})")
+}
+
+/// Why another one is not captured.
+pub(super) fn refusal<T>(proc: &Proc, one: &Seen) -> Result<T, Refusal> {
+    let refuse =
+        |what: &str| Err(Refusal { reason: format!("{what} are not supported yet"), remedy: REMEDY.into() });
+    if one.flags().contains(OFlags::PATH) {
+        return refuse("sockets opened as files (O_PATH)");
+    }
+    let family =
+        attributes::duplicate(proc.id(), one.fd).and_then(socket::look).map(|seen| (seen.family, seen.kind));
+    match family {
+        Ok((libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM)) => refuse("TCP sockets"),
+        Ok((libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM)) => refuse("UDP sockets"),
+        Ok((libc::AF_INET | libc::AF_INET6, _)) => refuse("raw sockets"),
+        Ok((libc::AF_NETLINK, _)) => refuse("netlink sockets"),
+        Ok((libc::AF_PACKET, _)) => refuse("packet sockets"),
+        _ => refuse("open sockets of this kind"),
+    }
 }

@@ -25,6 +25,7 @@ pub fn everything() -> Image {
     contents(&mut image);
     files(&mut image);
     removed(&mut image);
+    super::sockets::add(&mut image);
     process(&mut image);
     memory(&mut image);
     ipc(&mut image);

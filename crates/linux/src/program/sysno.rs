@@ -25,7 +25,9 @@ macro_rules! sysno {
 }
 
 sysno! {
+    accept4 = SYS_accept4
     arch_prctl = SYS_arch_prctl
+    bind = SYS_bind
     brk = SYS_brk
     capset = SYS_capset
     chdir = SYS_chdir
@@ -34,6 +36,7 @@ sysno! {
     clone3 = SYS_clone3
     close = SYS_close
     close_range = SYS_close_range
+    connect = SYS_connect
     dup2 = SYS_dup2
     dup3 = SYS_dup3
     epoll_create1 = SYS_epoll_create1
@@ -72,6 +75,7 @@ sysno! {
     ioprio_set = SYS_ioprio_set
     keyctl = SYS_keyctl
     kill = SYS_kill
+    listen = SYS_listen
     lseek = SYS_lseek
     madvise = SYS_madvise
     mbind = SYS_mbind
@@ -106,6 +110,7 @@ sysno! {
     process_vm_readv = SYS_process_vm_readv
     pwrite64 = SYS_pwrite64
     read = SYS_read
+    renameat = SYS_renameat
     rseq = SYS_rseq
     rt_sigaction = SYS_rt_sigaction
     rt_sigpending = SYS_rt_sigpending
@@ -121,6 +126,7 @@ sysno! {
     semctl = SYS_semctl
     semget = SYS_semget
     semop = SYS_semop
+    sendmsg = SYS_sendmsg
     set_mempolicy = SYS_set_mempolicy
     set_robust_list = SYS_set_robust_list
     set_tid_address = SYS_set_tid_address
@@ -137,8 +143,11 @@ sysno! {
     shmat = SYS_shmat
     shmctl = SYS_shmctl
     shmget = SYS_shmget
+    shutdown = SYS_shutdown
     sigaltstack = SYS_sigaltstack
     signalfd4 = SYS_signalfd4
+    socket = SYS_socket
+    socketpair = SYS_socketpair
     tgkill = SYS_tgkill
     timer_create = SYS_timer_create
     timer_delete = SYS_timer_delete
@@ -148,6 +157,7 @@ sysno! {
     timerfd_create = SYS_timerfd_create
     timerfd_gettime = SYS_timerfd_gettime
     timerfd_settime = SYS_timerfd_settime
+    setsockopt = SYS_setsockopt
     umask = SYS_umask
     unlinkat = SYS_unlinkat
     unshare = SYS_unshare

@@ -10,6 +10,7 @@ mod locks;
 mod pipes;
 mod removed;
 mod special;
+mod unix;
 mod watches;
 
 use std::collections::BTreeMap;
@@ -45,10 +46,11 @@ impl Planner<'_> {
 
     pub(super) fn open_files(&mut self) -> Result<(), RestoreError> {
         self.pipes();
+        let web = self.unix_sockets()?;
         for (index, file) in self.image.open_files.iter().enumerate() {
             self.open_file(self.spare(index), file)?;
         }
-        Ok(())
+        self.finish_sockets(&web)
     }
 
     fn spare(&self, index: usize) -> i32 {
@@ -86,8 +88,8 @@ impl Planner<'_> {
                 let note = format!("{} becomes resume's", String::from_utf8_lossy(&stream.description));
                 self.program.call(self.leader, Sysno::dup3, args![own, spare, 0]).note(note);
             }
-            // Made with its other end.
-            Kind::Pipe(_) => {}
+            // Made with their other ends.
+            Kind::Pipe(_) | Kind::Socket(_) => {}
             Kind::Eventfd(eventfd) => self.eventfd(spare, file, eventfd),
             Kind::Timerfd(timer) => self.timerfd(spare, file, timer),
             Kind::Signalfd(signals) => self.signalfd(spare, file, signals),

@@ -12,6 +12,7 @@ use rewake_linux::seed::OwnRseq;
 use crate::credentials::Identity;
 use crate::ipc::Origin;
 use crate::removed::{Place, Places};
+use crate::sockets::{Place as SocketPlace, Sockets};
 
 use super::{Plan, Site, Special, check, free_gap, plan};
 
@@ -47,6 +48,7 @@ impl Site {
             clocks: BTreeMap::from([(libc::CLOCK_MONOTONIC, 1_000_000_000_000)]),
             prepared: BTreeMap::new(),
             removed: Places::default(),
+            sockets: Sockets::default(),
             login_uid: Some(u32::MAX),
             ipc: Origin::default(),
         }
@@ -103,6 +105,11 @@ pub(super) fn site_for(image: &Image) -> Option<Site> {
     // What `resume` prepares: contents of files, each at a descriptor.
     site.prepared =
         image.file_contents.iter().map(|content| content.id).zip(site.first_prepared()..).collect();
+    // Of every second socket something is left.
+    let named = image.unix_names.iter().filter(|name| name.file.is_some());
+    site.sockets.places = named
+        .map(|name| (name.id, SocketPlace::Real { folder: 0, before: None, stale: name.id % 2 == 0 }))
+        .collect();
     let folder = File::open("/").ok()?;
     site.removed.folders = vec![Arc::new(folder.into())];
     for file in &image.removed_files {

@@ -18,9 +18,7 @@ const SOON: Duration = Duration::from_secs(5);
 /// Standard streams that no stream of `resume` can take the place of, and a word of the refusal.
 const STANDARD_INPUT: &[(&str, &[&str])] = &[
     ("socket-at-0", &["listens for connections"]),
-    ("idle-at-0", &["not connected"]),
     ("datagrams-at-0", &["socket of a kind"]),
-    ("socketpair-at-0", &["other side is the program's own"]),
     ("ptmx-at-0", &["ptmx"]),
 ];
 
@@ -36,6 +34,17 @@ const SETTINGS: &[(&str, &[&str])] = &[
     ("queued", &["bytes of events are queued"]),
     ("other-process", &["tells of another process"]),
     ("ended-thread", &["which has ended"]),
+];
+
+/// Unix sockets that lead outside or hold what nobody can read, and words of the refusal.
+const UNIX_SOCKETS: &[(&str, &[&str])] = &[
+    ("unix-outside", &["its other side belongs to process", "outside of the captured tree"]),
+    ("unix-shared", &["which is outside of the captured tree, has it too"]),
+    ("unix-waiting", &["a connection from outside of the captured tree waits"]),
+    ("unix-early", &["has not accepted the connection yet"]),
+    ("unix-early-closed", &["whose other side was closed already"]),
+    ("unix-oob", &["MSG_OOB"]),
+    ("unix-pidfd", &["SO_PASSPIDFD"]),
 ];
 
 pub(super) fn run(workshop: &Workshop, report: &mut Report) {
@@ -54,6 +63,9 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
             &format!("standard input that is no stream from outside is refused by name: {kind}"),
             || refused(workshop, kind, words),
         );
+    }
+    for (kind, words) in UNIX_SOCKETS {
+        report.test(&format!("unix socket is refused by name: {kind}"), || refused(workshop, kind, words));
     }
     for (kind, words) in SETTINGS {
         report.test(&format!("setting that would be lost is refused by name: {kind}"), || {

@@ -1,0 +1,227 @@
+//! What has to be known of this host before unix sockets are planned: which of their names can be had, and whose ids.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use rewake_image::Image;
+use rewake_image::records::{FileIdentity, PeerCredentials, UnixName, UnixSocket, path_of};
+use rewake_linux::socket::unix;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::credentials::Identity;
+use crate::error::RestoreError;
+use crate::host::is_privileged_binary;
+use crate::removed;
+
+const CAP_SETGID: u32 = 6;
+const CAP_SETUID: u32 = 7;
+const CAP_SYS_ADMIN: u32 = 21;
+
+/// Where a name is bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// It is no path.
+    Abstract,
+    /// In its folder.
+    Real {
+        /// The folder that the file is in: an index into the folders that the program gets.
+        folder: usize,
+        /// The one that it was in at first, where it has another name since.
+        before: Option<usize>,
+        /// What is left of a socket that nobody has any more is there, and is removed before.
+        stale: bool,
+    },
+    /// In a file system that nobody else sees: nothing of it is there any more.
+    Private,
+}
+
+/// What was found out.
+#[derive(Clone, Debug, Default)]
+pub struct Sockets {
+    /// By id of the [`UnixName`].
+    pub places: BTreeMap<u32, Place>,
+    /// Ids that a process can have for a moment: nobody has them.
+    pub free_ids: BTreeSet<i32>,
+    /// Whether it can have other user and group ids than ours, or claim to.
+    pub may_change: bool,
+    /// Whether file systems can be mounted for it alone.
+    pub may_mount: bool,
+}
+
+/// Looks at all names and ids that the image's sockets have.
+///
+/// # Errors
+/// A name that somebody else has, or that cannot be had.
+pub fn survey(
+    image: &Image,
+    identity: &Identity,
+    inside: bool,
+    folders: &mut Vec<Arc<OwnedFd>>,
+) -> Result<Sockets, RestoreError> {
+    let has = |capability: u32| identity.capabilities.effective & 1 << capability != 0;
+    let mut sockets = Sockets {
+        may_change: !is_privileged_binary() && has(CAP_SETUID) && has(CAP_SETGID),
+        may_mount: inside || has(CAP_SYS_ADMIN),
+        ..Sockets::default()
+    };
+    for name in &image.unix_names {
+        let place = place(image, name, folders)?;
+        if place == Place::Private && !sockets.may_mount && is_bound_again(image, name.id) {
+            let reason = "its file is gone; binding it without one takes CAP_SYS_ADMIN, or namespaces of its own \
+                          (--pids namespace)";
+            return Err(taken(image, name, reason.to_owned()));
+        }
+        sockets.places.insert(name.id, place);
+    }
+    let members: BTreeSet<i32> = image.processes.iter().map(|process| process.pid).collect();
+    let is_free = |pid: &i32| {
+        // The first process of a new namespace is not ours.
+        let nobody = || if inside { *pid > 1 } else { !Path::new(&format!("/proc/{pid}")).exists() };
+        *pid > 0 && (members.contains(pid) || nobody())
+    };
+    sockets.free_ids = credentials(image).map(|one| one.pid).filter(is_free).collect();
+    Ok(sockets)
+}
+
+/// All credentials that sockets and messages tell.
+fn credentials(image: &Image) -> impl Iterator<Item = &PeerCredentials> {
+    image.unix_sockets.iter().flat_map(|socket| {
+        let messages = socket.queue.iter().filter_map(|message| message.credentials.as_ref());
+        socket.peer_credentials.iter().chain(&socket.accepted_credentials).chain(messages)
+    })
+}
+
+fn is_bound_again(image: &Image, name: u32) -> bool {
+    image.unix_sockets.iter().any(|socket| socket.name == Some(name))
+}
+
+fn place(image: &Image, name: &UnixName, folders: &mut Vec<Arc<OwnedFd>>) -> Result<Place, RestoreError> {
+    if name.is_abstract() {
+        return match unix::is_abandoned(&name.text) {
+            Ok(false) => Err(taken(image, name, "another program has this address".to_owned())),
+            _ => Ok(Place::Abstract),
+        };
+    }
+    let Some(file) = &name.file else { return Ok(Place::Private) };
+    let mut open = |path: &Path| -> Result<usize, RestoreError> {
+        let folder = path.parent().ok_or(Errno::NOENT).and_then(removed::open_as_it_was);
+        let folder = folder.map_err(|error| taken(image, name, format!("the folder it was in: {error}")))?;
+        folders.push(Arc::new(folder));
+        Ok(folders.len() - 1)
+    };
+    let folder = open(file.as_path())?;
+    let before = if name.renamed { Some(open(path_of(&first_path(name)))?) } else { None };
+    let stale = is_stale(&folders[folder], file).map_err(|reason| taken(image, name, reason))?;
+    Ok(Place::Real { folder, before, stale })
+}
+
+/// The path at which a name was bound, whatever became of the file since.
+#[must_use]
+pub fn first_path(name: &UnixName) -> Vec<u8> {
+    let text = name.text.iter().position(|byte| *byte != b'/').map_or(&[][..], |at| &name.text[at..]);
+    [name.folder.strip_suffix(b"/").unwrap_or(&name.folder), b"/", text].concat()
+}
+
+/// The last name of a path.
+#[must_use]
+pub fn last_name(path: &[u8]) -> &[u8] {
+    path.rsplit(|byte| *byte == b'/').next().unwrap_or_default()
+}
+
+/// Whether something is in the place of a socket that nobody has any more.
+fn is_stale(folder: &OwnedFd, file: &FileIdentity) -> Result<bool, String> {
+    let name = last_name(&file.path);
+    match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => Ok(false),
+        Err(error) => Err(format!("its place cannot be looked at ({error})")),
+        Ok(there) if FileType::from_raw_mode(there.st_mode) != FileType::Socket => {
+            Err("another file is in its place".to_owned())
+        }
+        Ok(_) => match is_abandoned(folder, name) {
+            Ok(true) => Ok(true),
+            Ok(false) => Err("another program has a socket in its place".to_owned()),
+            Err(error) => Err(format!("a socket is in its place that cannot be asked for ({error})")),
+        },
+    }
+}
+
+/// By a short name, whatever the length of the path.
+fn is_abandoned(folder: &OwnedFd, name: &[u8]) -> io::Result<bool> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(folder, name, flags, Mode::empty())?;
+    unix::is_abandoned(format!("/proc/self/fd/{}", file.as_raw_fd()).as_bytes())
+}
+
+/// Removes the file of a socket that a failed restore made; whatever else is in its place by now stays.
+pub fn remove_abandoned(folder: &OwnedFd, name: &[u8]) {
+    let there = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW);
+    let is_socket = there.is_ok_and(|there| FileType::from_raw_mode(there.st_mode) == FileType::Socket);
+    if is_socket && is_abandoned(folder, name).unwrap_or(false) {
+        let removed = rustix::fs::unlinkat(folder, name, AtFlags::empty());
+        tracing::debug!(name = %name.escape_ascii(), ?removed, "left by a restore that failed");
+    }
+}
+
+fn taken(image: &Image, name: &UnixName, reason: String) -> RestoreError {
+    let pid = image.root().pid;
+    RestoreError::Socket { pid, name: name.shown(), reason }
+}
+
+/// Who makes a socket, or sends a message, so that it tells of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Actor {
+    /// The root of the tree, as whoever `resume` is.
+    Leader,
+    /// A thread of the root's with other ids, or a process that is there only for a moment.
+    Passing(PeerCredentials),
+}
+
+impl Sockets {
+    /// Who can do it; and whether that is who it was.
+    #[must_use]
+    pub fn actor(
+        &self,
+        image: &Image,
+        identity: &Identity,
+        wanted: Option<&PeerCredentials>,
+    ) -> (Actor, bool) {
+        let Some(wanted) = wanted else { return (Actor::Leader, true) };
+        let mut wanted = wanted.clone();
+        wanted.groups.sort_unstable();
+        let same = (wanted.uid, wanted.gid) == (identity.uids[1], identity.gids[1])
+            && wanted.groups == identity.groups;
+        let is_root = wanted.pid == image.root().pid;
+        if same && is_root {
+            return (Actor::Leader, true);
+        }
+        let exact = (is_root || self.free_ids.contains(&wanted.pid)) && (same || self.may_change);
+        if exact {
+            return (Actor::Passing(wanted), true);
+        }
+        if !same && self.may_change {
+            // Who it was counts more than by which number.
+            return (Actor::Passing(PeerCredentials { pid: image.root().pid, ..wanted }), false);
+        }
+        (Actor::Leader, false)
+    }
+}
+
+/// What people should know of them.
+#[must_use]
+pub fn notes(image: &Image, sockets: &Sockets, identity: &Identity) -> Vec<String> {
+    let differs = |wanted: &Option<PeerCredentials>| !sockets.actor(image, identity, wanted.as_ref()).1;
+    let is_open = |socket: &UnixSocket| differs(&socket.peer_credentials);
+    let count = image.unix_sockets.iter().filter(|socket| is_open(socket)).count();
+    let mut notes = Vec::new();
+    if count > 0 {
+        notes.push(format!(
+            "{count} unix sockets tell of another process at their other side (SO_PEERCRED) than before: its id is not to \
+             be had"
+        ));
+    }
+    notes
+}
