@@ -16,6 +16,24 @@ pub const REQUIRED: &[(&str, &[Requirement])] = &[
     ("Signals and timers", SIGNALS),
     ("Files", FILES),
     ("IPC", IPC),
+    ("Unix sockets", SOCKETS),
+];
+
+const SOCKETS: &[Requirement] = &[
+    ("stream pairs with data both ways", &["unix_pair stream"]),
+    ("packets and datagrams with their borders", &["unix_pair packets"]),
+    ("halves shut down, other side closed", &["unix_pair halves"]),
+    ("peer closed, with data left or unread", &["unix_pair closed"]),
+    ("full sockets, sizes of buffers", &["unix_pair full"]),
+    ("socket options", &["unix_pair options"]),
+    ("peer credentials", &["so_peercred"]),
+    ("listening, with connections queued", &["unix_names waiting"]),
+    ("abstract names, autobind", &["abstract names"]),
+    ("bound and deleted names", &["unix_names gone"]),
+    ("datagrams from many with addresses", &["unix_names datagrams"]),
+    ("descriptors in flight", &["scm_rights"]),
+    ("cycles of sockets in flight", &["unix_rights cycles"]),
+    ("credentials in flight", &["scm_credentials"]),
 ];
 
 const MEMORY: &[Requirement] = &[

@@ -71,4 +71,24 @@ pub(super) const SOCKETS: &[Row] = &[
         "a server and its clients, each a process, data on its way",
         &[probe("unix_names family"), probe("unix_names family packets")],
     ),
+    row(
+        "descriptors in flight (SCM_RIGHTS), each with the byte it came with: files, pipes, eventfds, files that nobody has open",
+        &[
+            probe("unix_rights files stream"),
+            probe("unix_rights files packets"),
+            probe("unix_rights files datagrams"),
+        ],
+    ),
+    row(
+        "sockets in flight: in their own queues, with data and descriptors in them",
+        &[probe("unix_rights cycles")],
+    ),
+    row(
+        "who sent a message (SCM_CREDENTIALS), also when that process has ended",
+        &[
+            probe("unix_rights credentials stream"),
+            probe("unix_rights credentials packets"),
+            probe("unix_rights credentials datagrams"),
+        ],
+    ),
 ];

@@ -108,6 +108,8 @@ impl Around<'_> {
                     .into(),
                 remedy: "let the program accept the connection first; try again in a moment".into(),
             }),
+            // The listener may be on its way inside.
+            None if !self.target.still => Ok(()),
             None => Err(outside(
                 "its connection waits to be accepted by a program outside of the captured tree".into(),
             )),
