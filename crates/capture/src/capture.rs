@@ -8,6 +8,7 @@ use rewake_image::{Image, PAGE_SIZE, PageWriter, PendingImage};
 use rewake_linux::cpu::Cpu;
 use rewake_linux::fork::{self, StopsBlocked};
 use rewake_linux::host::Host;
+use rewake_linux::mqueue::Journal;
 use rewake_linux::proc::Proc;
 
 use crate::error::{CaptureError, During, Result};
@@ -54,11 +55,12 @@ pub(crate) fn run(options: &Options, progress: &mut dyn FnMut(Progress)) -> Resu
     fork::ignore(&[libc::SIGXFSZ]).during("signal", pid, "SIGXFSZ")?;
     // Ctrl-Z takes effect when the target is released: declared before the guardian, these are let through after it is gone.
     let mut stops = Some(StopsBlocked::new().during("sigprocmask", pid, "stop signals")?);
-    let mut guardian = Guardian::start(pid, &pending, options.freeze_timeout)?;
+    let journal = Journal::new().during("create", pid, "journal of message queues")?;
+    let mut guardian = Guardian::start(pid, &pending, &journal, options.freeze_timeout)?;
 
     phases.begin("freeze");
     let told = guardian.freeze()?;
-    let written = StandingStill::look(options, told, &mut |phase| phases.begin(phase))
+    let written = StandingStill::look(options, told, &journal, &mut |phase| phases.begin(phase))
         .and_then(|frozen| write_pages(options, manifest, frozen, &pending, &mut guardian, &mut phases));
     // What goes wrong with a target that was let go meanwhile goes wrong because of that.
     let Written { image, paused, files_for_writing } =

@@ -10,6 +10,7 @@ mod kernel;
 mod kind;
 mod locks;
 mod pipes;
+mod queues;
 mod removed;
 mod sockets;
 mod special;
@@ -30,6 +31,7 @@ use rustix::fs::OFlags;
 use self::kind::Kind;
 pub(crate) use self::kind::identity;
 pub(crate) use self::pipes::PipeSource;
+pub(crate) use self::queues::QueueSource;
 use self::removed::Removed;
 use self::unix::Sockets;
 use self::watched::Surroundings;
@@ -46,6 +48,8 @@ pub(crate) struct Files {
     pub(crate) descriptors: BTreeMap<i32, Vec<Descriptor>>,
     /// Pipes with both ends in the target.
     pub(crate) pipes: Vec<PipeSource>,
+    /// POSIX message queues.
+    pub(crate) queues: Vec<QueueSource>,
     /// Locks that processes hold through their descriptors.
     pub(crate) locks: BTreeMap<i32, Vec<FileLock>>,
     /// Folders and fifos without a name.
@@ -134,12 +138,17 @@ pub(crate) fn survey(target: Target<'_>, contents: &mut Contents, findings: &mut
     let removed = Removed::find(target.procs, &seen, findings)?;
     let family: Vec<i32> = target.family.iter().copied().chain(own.as_ref().map(Proc::id)).collect();
     let pipes = pipes::inside(&family, &seen, &removed);
-    let mut files = Files { removed, sockets, ..Files::default() };
+    let queues = queues::inside(target, own.as_ref(), &seen, findings)?;
+    let mut files = Files { removed, sockets, queues, ..Files::default() };
     for (at, (one, &first)) in seen.iter().zip(&firsts).enumerate() {
         findings.turn_to(one.pid);
         let proc = target.of(one, own.as_ref())?;
         let known = kind::Known { pipes: &pipes, removed: &files.removed, sockets: &files.sockets };
-        let kind = match kind::classify(proc, one, &seen, &firsts, known) {
+        let kind = match queues::end(&files.queues, one) {
+            Some(end) => Ok(Kind::Special(end)),
+            None => kind::classify(proc, one, &seen, &firsts, known),
+        };
+        let kind = match kind {
             Ok(kind) => kind,
             Err(refusal) => {
                 findings.add(one.name(), refusal.reason, refusal.remedy);

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use rewake_image::PendingImage;
 use rewake_linux::fork::{self, Forked};
+use rewake_linux::mqueue::Journal;
 use rustix::process::{Pid, WaitOptions};
 
 use self::keeper::Keeper;
@@ -37,7 +38,12 @@ impl Guardian {
     ///
     /// # Errors
     /// When this process has more than one thread, or the system is out of processes or descriptors.
-    pub(crate) fn start(pid: i32, pending: &PendingImage, freeze_timeout: Duration) -> Result<Self> {
+    pub(crate) fn start(
+        pid: i32,
+        pending: &PendingImage,
+        journal: &Journal,
+        freeze_timeout: Duration,
+    ) -> Result<Self> {
         let (front, guardian) = UnixStream::pair().during("socketpair", pid, "guardian")?;
         let caller = rustix::process::getpid();
         match fork::fork().during("fork", pid, "guardian")? {
@@ -45,7 +51,7 @@ impl Guardian {
             Forked::Child => {
                 drop(front);
                 let keeper = Keeper::new(guardian, caller, pid, freeze_timeout);
-                let served = catch_unwind(AssertUnwindSafe(|| keeper.serve(pending)));
+                let served = catch_unwind(AssertUnwindSafe(|| keeper.serve(pending, journal)));
                 fork::leave(i32::from(served.is_err()))
             }
         }

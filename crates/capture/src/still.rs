@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use rewake_image::Image;
-use rewake_image::records::{Manifest, OpenFile, PageStream, Pipe, Process, open_file};
+use rewake_image::records::{Manifest, OpenFile, PageStream, Pipe, PosixQueue, Process, open_file};
 use rewake_linux::memory::ProcessMemory;
+use rewake_linux::mqueue::Journal;
 use rewake_linux::proc::Proc;
 
 use crate::capture::has_ended;
@@ -28,6 +29,7 @@ pub(crate) struct StandingStill {
     memory: Memory,
     files: Files,
     pipes: Vec<Pipe>,
+    queues: Vec<PosixQueue>,
 }
 
 impl StandingStill {
@@ -38,6 +40,7 @@ impl StandingStill {
     pub(crate) fn look(
         options: &Options,
         mut told: Told,
+        journal: &Journal,
         phase: &mut dyn FnMut(&'static str),
     ) -> Result<Self> {
         let family = told.pids.clone();
@@ -77,8 +80,10 @@ impl StandingStill {
         }
         let inner = told.processes.iter().map(|process| process.pid);
         files.sockets.translate(&told.pids.iter().copied().zip(inner).collect());
+        phase("queues");
+        let queues = files.queues.iter().map(|queue| queue.read(journal)).collect::<Result<_>>()?;
         let pipes = files.pipes.iter().map(files::PipeSource::read).collect::<Result<_>>()?;
-        Ok(Self { told, plan, living, memory, files, pipes })
+        Ok(Self { told, plan, living, memory, files, pipes, queues })
     }
 
     /// Makes sure that nobody was killed while we looked, and that no request came to its end.
@@ -110,7 +115,7 @@ impl StandingStill {
 
     /// The image, but for what is written already: its page stream.
     pub(crate) fn into_image(self, mut manifest: Manifest, stream: PageStream, vdsos: Vec<Vec<u8>>) -> Image {
-        let Self { told, plan, memory, mut files, pipes, .. } = self;
+        let Self { told, plan, memory, mut files, pipes, queues, .. } = self;
         let Told { mut processes, pids, filters, ipc } = told;
         manifest.own_ipc = ipc.own;
         for (pid, process) in pids.iter().zip(&mut processes) {
@@ -139,6 +144,7 @@ impl StandingStill {
             message_queues: ipc.queues,
             unix_sockets: files.sockets.records,
             unix_names: files.sockets.names,
+            posix_queues: queues,
             stream,
             unknown: Vec::new(),
         }

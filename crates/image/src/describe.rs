@@ -345,6 +345,13 @@ fn files(image: &Image, process: &Process) -> Vec<FileDescription> {
         .collect()
 }
 
+/// The name of a POSIX message queue.
+fn queue(image: &Image, id: u32) -> String {
+    let queue = image.posix_queues.iter().find(|queue| queue.id == id);
+    let identity = queue.and_then(|queue| queue.identity.as_ref());
+    identity.map_or_else(String::new, |identity| text(&identity.path))
+}
+
 fn file(image: &Image, fd: i32, file: &OpenFile) -> FileDescription {
     let path =
         || file.identity().map(|identity| identity.as_path().display().to_string()).unwrap_or_default();
@@ -362,6 +369,7 @@ fn file(image: &Image, fd: i32, file: &OpenFile) -> FileDescription {
         Some(Kind::Fanotify(fanotify)) => ("fanotify", format!("{} marks", fanotify.marks.len()), None),
         Some(Kind::KernelFile(file)) => ("kernel", text(&file.path), Some(file.position)),
         Some(Kind::Socket(end)) => ("socket", sockets::describe(image, end.socket), None),
+        Some(Kind::PosixQueue(end)) => ("queue", queue(image, end.queue), None),
         Some(Kind::Symlink(link)) => ("link", text(&link.path), None),
         None => ("unknown", String::new(), None),
     };

@@ -11,8 +11,8 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use crate::container::{self, Frame, MANDATORY, UnknownRecord, Writer};
 use crate::header::MAX_RECORDS_LENGTH;
 use crate::records::{
-    AddressSpace, FileContent, Manifest, MappedFile, MessageQueue, OpenFile, PageStream, Pipe, Process,
-    RecordKind, RemovedFile, SeccompFilter, SemaphoreSet, SharedMemory, UnixName, UnixSocket,
+    AddressSpace, FileContent, Manifest, MappedFile, MessageQueue, OpenFile, PageStream, Pipe, PosixQueue,
+    Process, RecordKind, RemovedFile, SeccompFilter, SemaphoreSet, SharedMemory, UnixName, UnixSocket,
 };
 use crate::{ImageError, RECORDS_FILE, check, wire};
 
@@ -41,6 +41,8 @@ pub struct Image {
     pub semaphore_sets: Vec<SemaphoreSet>,
     /// System V message queues.
     pub message_queues: Vec<MessageQueue>,
+    /// POSIX message queues.
+    pub posix_queues: Vec<PosixQueue>,
     /// Unix sockets; [`OpenFile`] refers to them by id.
     pub unix_sockets: Vec<UnixSocket>,
     /// Their addresses.
@@ -145,6 +147,7 @@ impl Image {
         put_all(&mut writer, RecordKind::RemovedFile, &self.removed_files);
         put_all(&mut writer, RecordKind::SemaphoreSet, &self.semaphore_sets);
         put_all(&mut writer, RecordKind::MessageQueue, &self.message_queues);
+        put_all(&mut writer, RecordKind::PosixQueue, &self.posix_queues);
         put_all(&mut writer, RecordKind::UnixSocket, &self.unix_sockets);
         put_all(&mut writer, RecordKind::UnixName, &self.unix_names);
         put(&mut writer, RecordKind::PageStream, &self.stream);
@@ -189,6 +192,7 @@ struct Records {
     removed_files: Vec<RemovedFile>,
     semaphore_sets: Vec<SemaphoreSet>,
     message_queues: Vec<MessageQueue>,
+    posix_queues: Vec<PosixQueue>,
     unix_sockets: Vec<UnixSocket>,
     unix_names: Vec<UnixName>,
     stream: Vec<PageStream>,
@@ -211,6 +215,7 @@ impl Records {
             Some(RecordKind::RemovedFile) => push(&mut self.removed_files, RecordKind::RemovedFile, frame),
             Some(RecordKind::SemaphoreSet) => push(&mut self.semaphore_sets, RecordKind::SemaphoreSet, frame),
             Some(RecordKind::MessageQueue) => push(&mut self.message_queues, RecordKind::MessageQueue, frame),
+            Some(RecordKind::PosixQueue) => push(&mut self.posix_queues, RecordKind::PosixQueue, frame),
             Some(RecordKind::UnixSocket) => push(&mut self.unix_sockets, RecordKind::UnixSocket, frame),
             Some(RecordKind::UnixName) => push(&mut self.unix_names, RecordKind::UnixName, frame),
             Some(RecordKind::PageStream) => push(&mut self.stream, RecordKind::PageStream, frame),
@@ -238,6 +243,7 @@ impl Records {
             removed_files: self.removed_files,
             semaphore_sets: self.semaphore_sets,
             message_queues: self.message_queues,
+            posix_queues: self.posix_queues,
             unix_sockets: self.unix_sockets,
             unix_names: self.unix_names,
             stream: only(self.stream, RecordKind::PageStream)?,

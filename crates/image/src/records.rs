@@ -46,6 +46,8 @@ pub enum RecordKind {
     SemaphoreSet,
     /// [`MessageQueue`].
     MessageQueue,
+    /// [`PosixQueue`].
+    PosixQueue,
     /// [`UnixSocket`].
     UnixSocket,
     /// [`UnixName`].
@@ -54,7 +56,7 @@ pub enum RecordKind {
 
 impl RecordKind {
     /// Every kind this version knows.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Manifest,
         Self::Process,
         Self::MappedFile,
@@ -67,6 +69,7 @@ impl RecordKind {
         Self::RemovedFile,
         Self::SemaphoreSet,
         Self::MessageQueue,
+        Self::PosixQueue,
         Self::UnixSocket,
         Self::UnixName,
     ];
@@ -93,6 +96,7 @@ impl RecordKind {
             Self::RemovedFile => 10,
             Self::SemaphoreSet => 20,
             Self::MessageQueue => 21,
+            Self::PosixQueue => 22,
             Self::UnixSocket => 30,
             Self::UnixName => 31,
         }
@@ -114,6 +118,7 @@ impl RecordKind {
             Self::RemovedFile => "RemovedFile",
             Self::SemaphoreSet => "SemaphoreSet",
             Self::MessageQueue => "MessageQueue",
+            Self::PosixQueue => "PosixQueue",
             Self::UnixSocket => "UnixSocket",
             Self::UnixName => "UnixName",
         }

@@ -58,6 +58,7 @@ pub fn image() -> Image {
         removed_files: Vec::new(),
         semaphore_sets: Vec::new(),
         message_queues: Vec::new(),
+        posix_queues: Vec::new(),
         unix_sockets: Vec::new(),
         unix_names: Vec::new(),
         stream: PageStream {

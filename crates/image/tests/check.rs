@@ -357,7 +357,13 @@ fn unix_sockets() {
     });
     refused("folder \"x\" is no absolute path", &|image| image.unix_names[0].folder = b"x".to_vec());
     refused("is open twice", &|image| {
-        let socket = image.open_files.last().unwrap().kind.clone();
+        let socket = image
+            .open_files
+            .iter()
+            .rfind(|file| matches!(file.kind, Some(Kind::Socket(_))))
+            .unwrap()
+            .kind
+            .clone();
         image.open_files[0].kind = socket;
     });
 }

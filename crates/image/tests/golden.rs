@@ -38,6 +38,7 @@ fn constants_of_format_1() {
         (10, "RemovedFile"),
         (20, "SemaphoreSet"),
         (21, "MessageQueue"),
+        (22, "PosixQueue"),
         (30, "UnixSocket"),
         (31, "UnixName"),
     ];

@@ -16,6 +16,7 @@ pub mod hugetlb;
 pub mod kcmp;
 pub mod lease;
 pub mod memory;
+pub mod mqueue;
 pub mod namespaces;
 pub mod pagemap;
 pub mod proc;

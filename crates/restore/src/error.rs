@@ -232,7 +232,7 @@ impl RestoreError {
             }
             Self::PidTaken { .. } => "end that process or wait for its end, then resume again",
             Self::IpcTaken { .. } => {
-                "resume in an IPC namespace of its own (--ipc namespace); or remove that object, if nobody needs it (ipcrm), then resume again"
+                "resume in an IPC namespace of its own (--ipc namespace); or remove that object, if nobody needs it (ipcrm, for POSIX queues rm in /dev/mqueue), then resume again"
             }
             Self::IpcForbidden { .. } => {
                 "resume in an IPC namespace of its own (--ipc namespace), or as root, or let root allow it: setcap cap_checkpoint_restore+ep on the rewake binary"

@@ -10,7 +10,8 @@ use std::io;
 
 use rewake_image::Image;
 use rewake_image::ipc::{Ipc, objects};
-use rewake_image::records::IpcObject;
+use rewake_image::records::{IpcObject, PosixQueue};
+use rewake_linux::mqueue;
 use rewake_linux::sysv::{self, Kind, Object};
 
 use crate::error::RestoreError;
@@ -37,6 +38,8 @@ pub struct Origin {
     pub own: bool,
     /// Those that are there already.
     pub existing: BTreeMap<(Kind, i32), Existing>,
+    /// POSIX queues that are there already, by id in the image: how many messages are in them now.
+    pub queues: BTreeMap<u32, u64>,
     /// What to tell people.
     pub note: Option<&'static str>,
 }
@@ -72,7 +75,7 @@ pub fn origin(options: &Options, image: &Image, same_boot: bool) -> Result<Origi
     if options.ipc == IpcPolicy::Namespace || image.manifest.own_ipc {
         return Ok(own);
     }
-    if objects(image).next().is_none() {
+    if objects(image).next().is_none() && image.posix_queues.is_empty() {
         return Ok(Origin::default());
     }
     let pid = image.root().pid;
@@ -83,6 +86,16 @@ pub fn origin(options: &Options, image: &Image, same_boot: bool) -> Result<Origi
         source,
     })?;
     let mut origin = Origin::default();
+    for queue in image.posix_queues.iter().filter(|queue| !queue.removed) {
+        match find_queue(queue, same_boot) {
+            Ok(Some(messages)) => drop(origin.queues.insert(queue.id, messages)),
+            Ok(None) => {}
+            Err(reason) => {
+                let object = format!("POSIX message queue {}", String::from_utf8_lossy(name_of(queue)));
+                return Err(RestoreError::IpcTaken { pid, object, reason });
+            }
+        }
+    }
     let mut missing = None;
     for wanted in objects(image) {
         match find(&wanted, &here, same_boot) {
@@ -129,6 +142,33 @@ fn find(wanted: &Ipc<'_>, here: &[Here], same_boot: bool) -> Result<Option<Exist
             Err(format!("it is still there, and other processes use it ({attached} attachments): {theirs}"))
         }
     }
+}
+
+/// How many messages are in a POSIX queue that is there still; why it is not the image's, if it is another.
+fn find_queue(wanted: &PosixQueue, same_boot: bool) -> Result<Option<u64>, String> {
+    let file = match mqueue::open(name_of(wanted)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(format!("its name belongs to another one: {error}")),
+    };
+    let (Ok(here), Ok(stat)) = (mqueue::attributes(&file), rustix::fs::fstat(&file)) else {
+        return Err("its name belongs to another one, which tells nothing".to_owned());
+    };
+    let then = wanted.identity.as_ref();
+    let same_file = then.is_some_and(|then| (then.device, then.inode) == (stat.st_dev, stat.st_ino));
+    let same_limits = (here.max_messages, here.message_size)
+        == (u64::from(wanted.max_messages), u64::from(wanted.message_size));
+    if same_boot && same_file && same_limits {
+        Ok(Some(here.messages))
+    } else {
+        Err(format!("its name belongs to another one (of {} messages at most)", here.max_messages))
+    }
+}
+
+/// With a slash before it.
+#[must_use]
+pub fn name_of(queue: &PosixQueue) -> &[u8] {
+    queue.identity.as_ref().map_or(&[], |identity| &identity.path)
 }
 
 fn size(wanted: &Ipc<'_>) -> u64 {

@@ -46,6 +46,7 @@ use crate::sockets::Sockets;
 use family::{Family, Growing, Inherited, Waiting};
 use tree::Tree;
 
+pub use files::MadeQueue;
 pub use ipc::MadeObject;
 use memory::Zone;
 pub use memory::{Special, free_gap};
@@ -199,6 +200,8 @@ pub struct Plan {
     pub made_objects: Vec<MadeObject>,
     /// Files of sockets: what is left of a restore that failed.
     pub made_sockets: Vec<MadeSocket>,
+    /// Likewise, POSIX message queues.
+    pub made_queues: Vec<MadeQueue>,
     /// The call that gives the program its login uid, where that is another one than ours; it may have failed.
     pub login_uid: Option<CallRef>,
 }
@@ -231,6 +234,7 @@ struct Planner<'a> {
     own_proc: Option<CallRef>,
     made: Vec<Made>,
     made_objects: Vec<MadeObject>,
+    made_queues: Vec<MadeQueue>,
     /// Where all meet whose ends give something back to semaphores.
     given_back: Option<DataRef>,
     made_sockets: Vec<MadeSocket>,
@@ -280,6 +284,7 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
         own_proc: None,
         made: Vec::new(),
         made_objects: Vec::new(),
+        made_queues: Vec::new(),
         given_back,
         made_sockets: Vec::new(),
         passing: false,
@@ -308,6 +313,7 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
         made: planner.made,
         made_objects: planner.made_objects,
         made_sockets: planner.made_sockets,
+        made_queues: planner.made_queues,
         login_uid: planner.login_uid,
     })
 }

@@ -17,7 +17,6 @@ use rewake_linux::proc::Proc;
 use rewake_linux::program::{Action, Assembled, Sysno};
 use rewake_linux::ptrace::{self, Event, ExitStatus, Poll, PtraceError, Running, StopReason};
 use rewake_linux::seed::SharedStage;
-use rewake_linux::sysv;
 
 use crate::Progress;
 use crate::contents::Prepared;
@@ -296,22 +295,6 @@ impl Seed<'_> {
         }
     }
 
-    /// System V objects that were not there before.
-    fn remove_objects(&self) {
-        let failed = self.stage.failure(&self.assembled).map(|failure| failure.at);
-        for made in self.plan.made_objects.iter().filter(|_| !self.own_ipc) {
-            // 0 is an id too, but also what stands there before the call.
-            let result = self.stage.result(&self.assembled, made.made).cast_signed();
-            let called = result != 0
-                || self.stage.result(&self.assembled, made.mark) != 0
-                || failed == Some(made.made);
-            if let (true, Ok(id @ 0..)) = (called, i32::try_from(result)) {
-                let removed = sysv::remove(made.kind, id);
-                tracing::debug!(kind = ?made.kind, id, ?removed, "left by a restore that failed");
-            }
-        }
-    }
-
     /// Whether the program needed a `/proc` of its own and the kernel gave it none.
     pub fn has_no_proc(&self) -> bool {
         let mounted = self.plan.own_proc.map_or(0, |call| self.stage.result(&self.assembled, call));
@@ -484,6 +467,7 @@ impl Drop for Seed<'_> {
         }
         self.remove_what_it_made();
         self.remove_objects();
+        self.remove_queues();
     }
 }
 

@@ -236,7 +236,8 @@ fn check_descriptor_limit(
     // The number of a folder around a removed one counts all that were made before.
     let made = 2 * image.removed_files.len() + removed.folders.len() + removed.around(image);
     let sockets = image.unix_sockets.len() + 2 * image.unix_names.len();
-    let files = image.open_files.len() + made + sockets + prepared.ids().count();
+    let made = made + sockets + image.posix_queues.len();
+    let files = image.open_files.len() + made + prepared.ids().count();
     let files = u64::try_from(files).unwrap_or(u64::MAX);
     let needed = files.saturating_add(HELPERS).saturating_add(fd_base.unsigned_abs().into());
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use rewake_image::PendingImage;
 use rewake_linux::fork;
+use rewake_linux::mqueue::Journal;
 use rewake_linux::proc::Proc;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -41,7 +42,7 @@ impl Keeper {
     }
 
     /// Serves until the front says that it is over, or is gone.
-    pub(super) fn serve(mut self, pending: &PendingImage) {
+    pub(super) fn serve(mut self, pending: &PendingImage, journal: &Journal) {
         let prepared =
             leave_the_terminal().and_then(|()| self.socket.set_write_timeout(Some(ANSWER_TIMEOUT)));
         if let Err(error) = prepared {
@@ -49,7 +50,7 @@ impl Keeper {
             let _front_gone = Reply::Failed(error).send(&mut self.socket);
             return;
         }
-        while let Some(request) = self.next(pending) {
+        while let Some(request) = self.next(pending, journal) {
             let reply = match request {
                 Request::Freeze => self.freeze(),
                 Request::Thaw => self.release(false),
@@ -62,17 +63,18 @@ impl Keeper {
                 break;
             }
         }
-        self.finish(pending);
+        self.finish(pending, journal);
     }
 
     /// The next request; `None` when the front is gone. Lets the target go when the front stands still itself.
-    fn next(&mut self, pending: &PendingImage) -> Option<Request> {
+    fn next(&mut self, pending: &PendingImage, journal: &Journal) -> Option<Request> {
         while self.held.is_some() {
             match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&LOOK)) {
                 Ok(0) if self.front_is_stopped() => {
                     tracing::debug!("the front is stopped");
                     // A target whose image has its name is only waiting to be killed.
                     if !self.is_published(pending) {
+                        put_back(journal);
                         self.held = None;
                         self.let_go = true;
                     }
@@ -134,7 +136,10 @@ impl Keeper {
     }
 
     /// The front is gone: what it had not finished is undone, or done if its image has its name.
-    fn finish(mut self, pending: &PendingImage) {
+    fn finish(mut self, pending: &PendingImage, journal: &Journal) {
+        if self.held.is_some() {
+            put_back(journal);
+        }
         let published = self.is_published(pending);
         match self.held.take() {
             Some(frozen) if published => kill(frozen, pending.target()),
@@ -146,6 +151,13 @@ impl Keeper {
         if let Err(error) = rewake_image::remove_pending(pending.path()) {
             tracing::debug!(%error, path = %pending.path().display(), "unfinished image stays");
         }
+    }
+}
+
+/// Messages that the front took out of a queue to look at them, and did not come to put back.
+fn put_back(journal: &Journal) {
+    if let Err(error) = journal.recover() {
+        tracing::debug!(%error, "messages of a queue are lost");
     }
 }
 

@@ -21,9 +21,10 @@ pub(super) fn check(image: &Image) -> Result<(), ImageError> {
     ascending(image.pipes.iter().map(|pipe| pipe.id), "Pipe", "id")?;
     image.pipes.iter().try_for_each(special::pipe)?;
     let pipes: HashSet<u32> = image.pipes.iter().map(|pipe| pipe.id).collect();
+    let queues: HashSet<u32> = image.posix_queues.iter().map(|queue| queue.id).collect();
     ascending(image.open_files.iter().map(|file| file.id), "OpenFile", "id")?;
     for file in &image.open_files {
-        open_file(file, &pipes)?;
+        open_file(file, &pipes, &queues)?;
     }
     special::references(image)?;
     let files: HashSet<u32> = image.open_files.iter().map(|file| file.id).collect();
@@ -39,7 +40,7 @@ pub(super) fn identity(identity: Option<&FileIdentity>, record: &str) -> Result<
     Ok(())
 }
 
-fn open_file(file: &OpenFile, pipes: &HashSet<u32>) -> Result<(), ImageError> {
+fn open_file(file: &OpenFile, pipes: &HashSet<u32>, queues: &HashSet<u32>) -> Result<(), ImageError> {
     let record = &format!("OpenFile {}", file.id);
     match &file.kind {
         None => Err(invalid(record, "of unknown kind".to_owned())),
@@ -63,6 +64,11 @@ fn open_file(file: &OpenFile, pipes: &HashSet<u32>) -> Result<(), ImageError> {
         ) => special::check(kind, record),
         // Where it leads is checked with the sockets.
         Some(Kind::Socket(_)) => Ok(()),
+        Some(Kind::PosixQueue(end)) => {
+            let found = queues.contains(&end.queue);
+            ensure!(found, record, "refers to queue {}, which is not there", end.queue);
+            Ok(())
+        }
         Some(Kind::Directory(directory)) => identity(directory.identity.as_ref(), record),
         Some(Kind::Device(device)) => {
             path(&device.path, record, "path")?;

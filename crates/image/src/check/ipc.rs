@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{ascending, ensure, invalid};
-use crate::records::{IpcObject, MessageQueue, SemaphoreSet, SemaphoreUndo, SharedMemory, Vma};
+use crate::records::{IpcObject, MessageQueue, PosixQueue, SemaphoreSet, SemaphoreUndo, SharedMemory, Vma};
 use crate::{Image, ImageError};
 
 /// Most objects of a kind, and semaphores of a set: what kernels can be told to allow.
@@ -14,6 +14,11 @@ const MAX_VALUE: u32 = 32_767;
 const ADJUSTMENTS: std::ops::RangeInclusive<i32> = -32_768..=32_767;
 /// Permissions; objects have no others.
 const PERMISSIONS: u32 = 0o777;
+/// The kernel's own limits of POSIX queues: HARD_MSGMAX, HARD_MSGSIZEMAX, MQ_PRIO_MAX.
+const MAX_MESSAGES: u32 = 65_536;
+const MAX_MESSAGE_SIZE: u32 = 16 << 20;
+const PRIORITIES: u32 = 32_768;
+const MAX_NAME: usize = 255;
 /// What a private object's key is.
 const PRIVATE: i32 = 0;
 
@@ -26,6 +31,8 @@ pub(super) fn check(image: &Image) -> Result<(), ImageError> {
     sets.clone().try_for_each(|one| set(one, &members))?;
     unique(image.message_queues.iter().map(|queue| queue.object.as_ref()), "MessageQueue")?;
     image.message_queues.iter().try_for_each(queue)?;
+    ascending(image.posix_queues.iter().map(|queue| queue.id), "PosixQueue", "id")?;
+    image.posix_queues.iter().try_for_each(posix_queue)?;
     let sizes: BTreeMap<i32, usize> =
         sets.filter_map(|set| Some((set.object.as_ref()?.id, set.values.len()))).collect();
     for process in &image.processes {
@@ -115,5 +122,25 @@ fn queue(queue: &MessageQueue) -> Result<(), ImageError> {
     let types = queue.messages.iter().all(|message| message.r#type > 0);
     ensure!(types, record, "a message of an impossible type");
     ensure!(i64::try_from(queue.max_bytes).is_ok(), record, "{} bytes at most", queue.max_bytes);
+    Ok(())
+}
+
+fn posix_queue(queue: &PosixQueue) -> Result<(), ImageError> {
+    let record = &format!("PosixQueue {}", queue.id);
+    super::files::identity(queue.identity.as_ref(), record)?;
+    let path = queue.identity.as_ref().map_or(&[][..], |identity| &identity.path);
+    let name = path.strip_prefix(b"/").unwrap_or_default();
+    let plain = !name.is_empty() && name.len() <= MAX_NAME && !name.contains(&b'/');
+    ensure!(plain && name != b"." && name != b"..", record, "its name is impossible");
+    let (most, size) = (queue.max_messages, queue.message_size);
+    ensure!((1..=MAX_MESSAGES).contains(&most), record, "{most} messages at most");
+    ensure!((1..=MAX_MESSAGE_SIZE).contains(&size), record, "messages of {size} bytes at most");
+    let count = u32::try_from(queue.messages.len()).unwrap_or(u32::MAX);
+    ensure!(count <= most, record, "{count} messages, at most {most}");
+    for message in &queue.messages {
+        let length = u32::try_from(message.content.len()).unwrap_or(u32::MAX);
+        ensure!(length <= size, record, "a message of {length} bytes, at most {size}");
+        ensure!(message.priority < PRIORITIES, record, "priority {} is impossible", message.priority);
+    }
     Ok(())
 }

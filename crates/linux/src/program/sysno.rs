@@ -50,6 +50,7 @@ sysno! {
     fchdir = SYS_fchdir
     fchmod = SYS_fchmod
     fchmodat = SYS_fchmodat
+    fchown = SYS_fchown
     fchownat = SYS_fchownat
     fcntl = SYS_fcntl
     flock = SYS_flock
@@ -90,6 +91,10 @@ sysno! {
     modify_ldt = SYS_modify_ldt
     mount = SYS_mount
     mprotect = SYS_mprotect
+    mq_open = SYS_mq_open
+    mq_timedreceive = SYS_mq_timedreceive
+    mq_timedsend = SYS_mq_timedsend
+    mq_unlink = SYS_mq_unlink
     mremap = SYS_mremap
     mseal = SYS_mseal
     msgctl = SYS_msgctl

@@ -8,6 +8,7 @@ mod fifos;
 mod kernel;
 mod locks;
 mod pipes;
+mod queues;
 mod removed;
 mod special;
 mod unix;
@@ -20,6 +21,8 @@ use rewake_linux::program::{Accept, Sysno};
 
 use super::{Planner, args};
 use crate::error::RestoreError;
+
+pub use queues::MadeQueue;
 
 /// Flags that open(2) may be given again; the rest belongs to the moment of creation, is told by the kernel only, or (O_ASYNC)
 /// means nothing to it.
@@ -46,6 +49,7 @@ impl Planner<'_> {
 
     pub(super) fn open_files(&mut self) -> Result<(), RestoreError> {
         self.pipes();
+        self.posix_queues();
         let web = self.unix_sockets()?;
         for (index, file) in self.image.open_files.iter().enumerate() {
             self.open_file(self.spare(index), file)?;
@@ -97,6 +101,7 @@ impl Planner<'_> {
             Kind::Inotify(_) => self.inotify(spare, file),
             Kind::Fanotify(fanotify) => self.fanotify(spare, file, fanotify),
             Kind::KernelFile(kernel) => self.kernel_file(spare, file.flags, kernel),
+            Kind::PosixQueue(end) => self.open_queue(spare, file.flags, end.queue),
             Kind::Symlink(link) => self.open_path(spare, &link.path, file.flags),
         }
         Ok(())
@@ -176,6 +181,7 @@ impl Planner<'_> {
             self.watches();
             self.arm_timers();
             self.finish_removed_files();
+            self.finish_queues();
         }
         self.asynchronous();
         let kept = if self.is_root() { self.watchers() } else { Vec::new() };

@@ -1,4 +1,6 @@
-//! What a restore that failed leaves in the file system is removed.
+//! What a restore that failed leaves is removed.
+
+use rewake_linux::{mqueue, sysv};
 
 use super::Seed;
 use crate::sockets;
@@ -18,6 +20,32 @@ impl Seed<'_> {
         for made in self.plan.made_sockets.iter().rev().filter(|made| happened(made.made)) {
             if let Some(folder) = self.folders.get(made.folder) {
                 sockets::remove_abandoned(folder, &made.name);
+            }
+        }
+    }
+
+    /// System V objects that were not there before.
+    pub(super) fn remove_objects(&self) {
+        let failed = self.stage.failure(&self.assembled).map(|failure| failure.at);
+        for made in self.plan.made_objects.iter().filter(|_| !self.own_ipc) {
+            // 0 is an id too, but also what stands there before the call.
+            let result = self.stage.result(&self.assembled, made.made).cast_signed();
+            let called = result != 0
+                || self.stage.result(&self.assembled, made.mark) != 0
+                || failed == Some(made.made);
+            if let (true, Ok(id @ 0..)) = (called, i32::try_from(result)) {
+                let removed = sysv::remove(made.kind, id);
+                tracing::debug!(kind = ?made.kind, id, ?removed, "left by a restore that failed");
+            }
+        }
+    }
+
+    /// POSIX message queues that were not there before.
+    pub(super) fn remove_queues(&self) {
+        for made in self.plan.made_queues.iter().filter(|_| !self.own_ipc) {
+            if self.stage.result(&self.assembled, made.mark) != 0 {
+                let removed = mqueue::unlink(&made.name);
+                tracing::debug!(?made.name, ?removed, "left by a restore that failed");
             }
         }
     }

@@ -22,6 +22,12 @@ pub(super) const IPC: &[Row] = &[
     ),
     row("System V message queues: waiting receivers and senders go on waiting", &[probe("sysv msg-waiters")]),
     row(
+        "POSIX message queues: messages with their priorities in order, attributes, several descriptions",
+        &[probe("mqueue messages")],
+    ),
+    row("POSIX message queues that have no name any more", &[probe("mqueue unlinked")]),
+    row("POSIX message queues: waiting receivers and senders go on waiting", &[probe("mqueue waiters")]),
+    row(
         "POSIX named semaphores, with a waiting process",
         &[once("posix_ipc sem"), probe("posix_ipc sem-unlinked")],
     ),
