@@ -5,18 +5,27 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 
-use crate::process;
+use crate::process::{self, Running};
 use crate::report::Report;
 use crate::subject::Subject;
 use crate::workshop::Workshop;
 
 const SOON: Duration = Duration::from_secs(5);
+/// Instants at which `resume` is killed.
+const KILLS: u32 = 30;
 
 pub(super) fn run(workshop: &Workshop, report: &mut Report) {
     report
         .test("a key taken meanwhile is told, and --ipc namespace resumes all the same", || taken(workshop));
     report.test("saved again out of an IPC namespace of its own (--ipc namespace)", || again(workshop));
+    report.test(
+        &format!(
+            "SIGKILL to resume at {KILLS} instants: the next one uses the System V objects that are left"
+        ),
+        || shot(workshop),
+    );
     report.test("an attachment from outside is refused by name", || attached(workshop));
 }
 
@@ -80,6 +89,33 @@ fn taken(workshop: &Workshop) -> Result<()> {
         ensure!(objects()? == before, "something is left outside: {:?}, was {before:?}", objects()?);
         taker.pass()?;
     }
+    Ok(())
+}
+
+/// What is left is found again, or removed before the next shot.
+fn shot(workshop: &Workshop) -> Result<()> {
+    let before = objects()?;
+    let (subject, left) = killed(workshop, "shm", "ipc-shot")?;
+    remove(&left)?;
+    for shot in 0..KILLS {
+        let running = Running::start(subject.resume_command(workshop), &subject.folder, "resume")?;
+        std::thread::sleep(Duration::from_micros(300) * shot);
+        process::signal(running.child.id(), Signal::KILL);
+        running.finish(SOON).with_context(|| format!("shot {shot}"))?;
+        // One that was let go already lives on.
+        process::signal(subject.pid(), Signal::KILL);
+        process::nothing_left(&[], SOON).with_context(|| format!("shot {shot}"))?;
+        let made: Vec<Listed> = objects()?.into_iter().filter(|one| !before.contains(one)).collect();
+        ensure!(
+            made.iter().all(|one| left.contains(one)),
+            "shot {shot}: others are left: {made:?}, not {left:?}"
+        );
+        if shot % 2 == 1 {
+            remove(&made)?;
+        }
+    }
+    subject.resume_and_pass(workshop, &[])?;
+    ensure!(objects()? == before, "something is left: {:?}, was {before:?}", objects()?);
     Ok(())
 }
 
