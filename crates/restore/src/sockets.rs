@@ -225,3 +225,49 @@ pub fn notes(image: &Image, sockets: &Sockets, identity: &Identity) -> Vec<Strin
     }
     notes
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStrExt as _;
+    use std::os::unix::net::{UnixDatagram, UnixListener};
+
+    use super::*;
+
+    #[test]
+    fn only_what_nobody_has_any_more_is_in_nobodys_way() {
+        let folder = std::env::temp_dir().join(format!("rewake-sockets-test-{}", std::process::id()));
+        std::fs::create_dir(&folder).expect("a folder");
+        let path = folder.join("socket");
+        let file = FileIdentity { path: path.as_os_str().as_bytes().to_vec(), ..FileIdentity::default() };
+        let open = removed::open_as_it_was(&folder.canonicalize().expect("a path")).expect("open");
+        let refused = |word: &str| is_stale(&open, &file).is_err_and(|reason| reason.contains(word));
+        assert_eq!(is_stale(&open, &file), Ok(false));
+        let listener = UnixListener::bind(&path).expect("bound");
+        assert!(refused("another program has"));
+        remove_abandoned(&open, b"socket");
+        assert!(path.exists(), "somebody has it");
+        drop(listener);
+        assert_eq!(is_stale(&open, &file), Ok(true));
+        remove_abandoned(&open, b"socket");
+        let datagrams = UnixDatagram::bind(&path).expect("it was removed");
+        assert!(refused("another program has"));
+        drop(datagrams);
+        std::fs::remove_file(&path).expect("removed");
+        std::fs::write(&path, "").expect("a file");
+        assert!(refused("another file"));
+        remove_abandoned(&open, b"socket");
+        assert!(path.exists(), "it is no socket");
+        std::fs::remove_dir_all(&folder).expect("removed");
+    }
+
+    #[test]
+    fn where_a_name_was_bound() {
+        let name = |text: &[u8], folder: &[u8]| {
+            first_path(&UnixName { text: text.to_vec(), folder: folder.to_vec(), ..UnixName::default() })
+        };
+        assert_eq!(name(b"a/b", b"/home"), b"/home/a/b");
+        assert_eq!(name(b"/run/a", b"/"), b"/run/a");
+        assert_eq!(name(b"//run/a", b"/jail"), b"/jail/run/a");
+        assert_eq!(last_name(b"/run/a"), b"a");
+    }
+}
