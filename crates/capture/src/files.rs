@@ -9,6 +9,7 @@ mod inotify;
 mod kernel;
 mod kind;
 mod locks;
+mod pidfd;
 mod pipes;
 mod queues;
 mod removed;
@@ -146,7 +147,7 @@ pub(crate) fn survey(target: Target<'_>, contents: &mut Contents, findings: &mut
         let known = kind::Known { pipes: &pipes, removed: &files.removed, sockets: &files.sockets };
         let kind = match queues::end(&files.queues, one) {
             Some(end) => Ok(Kind::Special(end)),
-            None => kind::classify(proc, one, &seen, &firsts, known),
+            None => kind::classify(target, proc, one, &seen, &firsts, known),
         };
         let kind = match kind {
             Ok(kind) => kind,

@@ -171,6 +171,14 @@ impl Ids {
         Ok(Self { inner })
     }
 
+    /// Our id for the one of them that has this one itself.
+    pub(crate) fn outer(&self, inner: i32) -> Option<i32> {
+        if self.inner.is_empty() {
+            return Some(inner);
+        }
+        self.inner.iter().find(|(_, own)| **own == inner).map(|(outer, _)| *outer)
+    }
+
     /// The target's own id for one of its threads; 0 for others it cannot see.
     pub(crate) fn inner(&self, outer: i32) -> i32 {
         if self.inner.is_empty() { outer } else { self.inner.get(&outer).copied().unwrap_or(0) }

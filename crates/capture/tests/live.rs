@@ -242,7 +242,7 @@ fn killed(program: &Path, folder: &Path) {
 
 /// All that stands in the way is listed, and the program goes on.
 fn refused(folder: &Path) {
-    let script = "import os,time,select,socket\na=socket.socket()\ne=os.pidfd_open(os.getpid())\np=os.fork()\ntime.sleep(100)";
+    let script = "import os,time,select,socket\na=socket.socket()\ne=os.pidfd_open(os.getppid())\np=os.fork()\ntime.sleep(100)";
     let mut child = match Command::new("python3").args(["-c", script]).spawn() {
         Ok(child) => child,
         Err(error) => return println!("SKIPPED: no python3: {error}"),

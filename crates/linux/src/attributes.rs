@@ -190,3 +190,26 @@ pub fn duplicate(pid: i32, fd: i32) -> io::Result<OwnedFd> {
     let process = pidfd_open(living, PidfdFlags::empty()).or_else(|_| pidfd_open(living, THREAD))?;
     Ok(pidfd_getfd(process, fd, PidfdGetfdFlags::empty())?)
 }
+
+/// How the process (or thread) that a pidfd refers to ended, as wait(2) tells it, if it has ended and was waited for, and the kernel
+/// tells (Linux 6.15).
+#[must_use]
+pub fn pidfd_exit_status(pidfd: impl AsFd) -> Option<i32> {
+    /// `PIDFD_GET_INFO` with the first version of `struct pidfd_info`; `PIDFD_INFO_EXIT`.
+    const GET_INFO: libc::c_ulong = 0xc040_ff0b;
+    const EXIT: u64 = 1 << 3;
+    let mut info = PidfdInfo { mask: EXIT, ..PidfdInfo::default() };
+    // SAFETY: the kernel writes one `struct pidfd_info` of the size that is part of the request, which `info` is.
+    let result = unsafe { libc::ioctl(pidfd.as_fd().as_raw_fd(), GET_INFO, &raw mut info) };
+    (result == 0 && info.mask & EXIT != 0).then_some(info.exit_code)
+}
+
+/// `struct pidfd_info`, the first version (64 bytes).
+#[repr(C)]
+#[derive(Default)]
+struct PidfdInfo {
+    mask: u64,
+    cgroup: u64,
+    ids: [u32; 11],
+    exit_code: i32,
+}

@@ -7,13 +7,18 @@ use rewake_linux::proc::{FileStat, Proc};
 use rewake_linux::virtual_files::Virtual;
 use rustix::fs::{AtFlags, FileType, OFlags, SeekFrom};
 
-use super::Seen;
 use super::kind::{LET_FINISH, Refusal, refuse};
+use super::{Seen, Target, pidfd};
 use crate::spaces::Ids;
 
 const MOUNT: &str = "/proc/";
 
-pub(super) fn record(proc: &Proc, one: &Seen, system: Virtual) -> Result<open_file::Kind, Refusal> {
+pub(super) fn record(
+    target: Target<'_>,
+    proc: &Proc,
+    one: &Seen,
+    system: Virtual,
+) -> Result<open_file::Kind, Refusal> {
     let name = system.name();
     if matches!(system, Virtual::Other(_)) {
         return refuse(format!("open files of {name} are not supported"), LET_FINISH);
@@ -22,7 +27,7 @@ pub(super) fn record(proc: &Proc, one: &Seen, system: Virtual) -> Result<open_fi
         return refuse(format!("a file of {name} whose name is no text"), LET_FINISH);
     };
     let path = match system {
-        Virtual::Proc => of_whom(proc, one, path)?,
+        Virtual::Proc => of_whom(target, proc, one, path)?,
         _ => path.to_owned(),
     };
     if one.link.deleted {
@@ -41,8 +46,8 @@ pub(super) fn record(proc: &Proc, one: &Seen, system: Virtual) -> Result<open_fi
     Ok(open_file::Kind::KernelFile(KernelFile { path: path.into_bytes(), position }))
 }
 
-/// The path as the target has it. A file below the folder of a process must be about the target: another process will not be there.
-fn of_whom(proc: &Proc, one: &Seen, path: &str) -> Result<String, Refusal> {
+/// The path as the target has it. A file below the folder of a process must be about one of the target's: others will not be there.
+fn of_whom(target: Target<'_>, proc: &Proc, one: &Seen, path: &str) -> Result<String, Refusal> {
     let Some(below) = path.strip_prefix(MOUNT) else {
         // The root itself.
         return if path == "/proc" {
@@ -61,25 +66,30 @@ fn of_whom(proc: &Proc, one: &Seen, path: &str) -> Result<String, Refusal> {
         };
         refuse(reason, "let the program close it, and look anew when it wants to know")
     };
-    let Some(id) = inner_id(proc, one, whose) else { return strange(whose) };
+    let Some(id) = inner_id(target, proc, one, whose) else { return strange(whose) };
+    if one.in_flight {
+        return refuse(pidfd::IN_FLIGHT, LET_FINISH);
+    }
     words[0] = id.to_string();
     if words.len() > 2
         && words[1] == "task"
         && let Ok(thread) = words[2].parse::<i32>()
     {
-        let Some(id) = inner_id(proc, one, thread) else { return strange(thread) };
+        let Some(id) = inner_id(target, proc, one, thread) else { return strange(thread) };
         words[2] = id.to_string();
     }
     Ok(format!("{MOUNT}{}", words.join("/")))
 }
 
-/// The target's own id for the one of its threads that `/proc` shows under this number.
-fn inner_id(proc: &Proc, one: &Seen, shown: i32) -> Option<i32> {
-    let threads = proc.threads().ok()?;
-    let ids = Ids::of(proc).ok()?;
+/// The target's own id for the one of its processes and threads that `/proc` shows under this number.
+fn inner_id(target: Target<'_>, proc: &Proc, one: &Seen, shown: i32) -> Option<i32> {
     let ours = FileStat::of_path(b"/proc").is_ok_and(|ours| ours.device == one.link.stat.device);
-    let found = threads.into_iter().find(|&tid| shown == if ours { tid } else { ids.inner(tid) })?;
-    Some(ids.inner(found))
+    if ours {
+        return pidfd::member(target, shown);
+    }
+    // A /proc that counts as the target does.
+    let ids = Ids::of_all(target.family.iter().copied()).or_else(|_| Ids::of(proc)).ok()?;
+    pidfd::member(target, ids.outer(shown)?)
 }
 
 /// Whether the name leads there, here or in the target's mounts.
@@ -139,7 +149,8 @@ mod tests {
         let fd = file.as_raw_fd();
         let link = proc.link(&format!("fd/{fd}")).unwrap();
         let seen = Seen { pid: proc.id(), fd, link, info: proc.fdinfo(fd).unwrap(), in_flight: false };
-        record(&proc, &seen, Virtual::of(file).unwrap())
+        let target = Target { procs: &[], family: &[proc.id()], still: false };
+        record(target, &proc, &seen, Virtual::of(file).unwrap())
     }
 
     #[test]

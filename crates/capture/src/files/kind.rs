@@ -11,7 +11,7 @@ use rustix::fs::{FileType, OFlags};
 use super::pipes::PipeSource;
 use super::removed::{Removed, is_removed};
 use super::unix::Sockets;
-use super::{Seen, epoll, fanotify, fifos, inotify, kernel, sockets, special};
+use super::{Seen, Target, epoll, fanotify, fifos, inotify, kernel, pidfd, sockets, special};
 use crate::contents::{self, Contents, Source};
 
 /// What can be captured.
@@ -99,6 +99,7 @@ pub(super) struct Known<'a> {
 }
 
 pub(super) fn classify(
+    target: Target<'_>,
     proc: &Proc,
     one: &Seen,
     all: &[Seen],
@@ -107,7 +108,10 @@ pub(super) fn classify(
 ) -> Result<Kind, Refusal> {
     let Known { pipes, removed, sockets } = known;
     if let Some(system) = virtual_files(proc, one) {
-        return kernel::record(proc, one, system).map(Kind::Special);
+        return kernel::record(target, proc, one, system).map(Kind::Special);
+    }
+    if pidfd::is_pidfd(one) {
+        return pidfd::record(target, one).map(Kind::Special);
     }
     match FileType::from_raw_mode(one.link.stat.mode) {
         FileType::RegularFile => place(proc, one).map(Kind::Regular),
@@ -184,8 +188,6 @@ fn without_place(proc: &Proc, one: &Seen) -> Result<Kind, Refusal> {
         return record.map(Kind::Special);
     }
     const NAMES: &[(&str, &str)] = &[
-        ("anon_inode:[pidfd]", "pidfds"),
-        ("pidfd:", "pidfds"),
         ("anon_inode:[userfaultfd]", "userfaultfds"),
         ("anon_inode:[io_uring]", "io_uring instances"),
         ("anon_inode:[perf_event]", "performance counters"),

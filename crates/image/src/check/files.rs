@@ -60,6 +60,7 @@ fn open_file(file: &OpenFile, pipes: &HashSet<u32>, queues: &HashSet<u32>) -> Re
             | Kind::Inotify(_)
             | Kind::Fanotify(_)
             | Kind::KernelFile(_)
+            | Kind::Pidfd(_)
             | Kind::Symlink(_)),
         ) => special::check(kind, record),
         // Where it leads is checked with the sockets.

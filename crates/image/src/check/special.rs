@@ -19,6 +19,8 @@ const SLOT: u32 = 4096;
 const MARK_FLAGS: u32 = 0x10 | 0x100 | 0x40 | 0x200 | 0x400;
 /// Events that others wait for an answer to: a program that asks for them cannot be captured.
 const PERMISSION: u64 = 0x17_0000;
+/// The highest signal.
+const LAST_SIGNAL: i32 = 64;
 /// Most watches of one instance; the kernel's own limits are below.
 const MAX_WATCHES: usize = 1 << 22;
 
@@ -26,6 +28,13 @@ pub(super) fn check(kind: &Kind, record: &str) -> Result<(), ImageError> {
     match kind {
         Kind::KernelFile(file) => kernel_file(file, record),
         Kind::Symlink(link) => path(&link.path, record, "path"),
+        Kind::Pidfd(pidfd) => {
+            let (id, status) = (pidfd.id, pidfd.exit_status);
+            ensure!(id >= 0 && (id == 0 || pidfd.gone == 0), record, "a pidfd of {id}, which is gone or not");
+            ensure!((0..=0xffff).contains(&status), record, "nobody ends with status {status:#x}");
+            ensure!(status & 0x7f <= LAST_SIGNAL, record, "nobody ends by signal {}", status & 0x7f);
+            Ok(())
+        }
         Kind::Eventfd(eventfd) => {
             ensure!(eventfd.count < u64::MAX, record, "an eventfd cannot count {}", eventfd.count);
             Ok(())
@@ -120,13 +129,15 @@ pub(super) fn pipe(pipe: &Pipe) -> Result<(), ImageError> {
 /// Whether watches lead to open files that are there.
 pub(super) fn references(image: &Image) -> Result<(), ImageError> {
     let files: HashSet<u32> = image.open_files.iter().map(|file| file.id).collect();
-    let threads: HashSet<i32> =
-        image.processes.iter().flat_map(|process| &process.threads).map(|thread| thread.tid).collect();
+    let threads = image.processes.iter().flat_map(|process| &process.threads).map(|thread| thread.tid);
+    let threads: HashSet<i32> = threads.chain(image.processes.iter().map(|process| process.pid)).collect();
     for file in &image.open_files {
-        if let Some(Kind::KernelFile(kernel)) = &file.kind
-            && let Some(stranger) =
-                told_of(&kernel.path).into_iter().flatten().find(|id| !threads.contains(id))
-        {
+        let told_of = match &file.kind {
+            Some(Kind::KernelFile(kernel)) => told_of(&kernel.path),
+            Some(Kind::Pidfd(pidfd)) if pidfd.id != 0 => [Some(pidfd.id), None],
+            _ => [None, None],
+        };
+        if let Some(stranger) = told_of.into_iter().flatten().find(|id| !threads.contains(id)) {
             let record = format!("OpenFile {}", file.id);
             return Err(super::invalid(record, format!("tells of {stranger}, which is not there")));
         }

@@ -7,7 +7,7 @@ use crate::records::posix_queue::Message as PosixMessage;
 use crate::records::vma::Backing;
 use crate::records::{
     AioContext, Descriptor, Epoll, EpollWatch, EventFd, Extent, Fanotify, FanotifyMark, FileContent,
-    FileIdentity, Inotify, InotifyWatch, IpcObject, KernelFile, MessageQueue, OpenFile, Pipe, PipeEnd,
+    FileIdentity, Inotify, InotifyWatch, IpcObject, KernelFile, MessageQueue, OpenFile, Pidfd, Pipe, PipeEnd,
     PosixQueue, PosixQueueEnd, PosixTimer, RegularFile, RemovedFile, SeccompFilter, Segment, SemaphoreSet,
     SemaphoreUndo, SharedMemory, SignalFd, SpeculationControl, Symlink, TimerFd, Vma, file_content,
 };
@@ -90,6 +90,8 @@ fn files(image: &mut Image) {
             ..Fanotify::default()
         }),
         Kind::KernelFile(KernelFile { path: b"/proc/self/status".to_vec(), position: 10 }),
+        Kind::Pidfd(Pidfd { id: TID, ..Pidfd::default() }),
+        Kind::Pidfd(Pidfd { gone: 7, exit_status: 0x700, ..Pidfd::default() }),
         Kind::Symlink(Symlink { path: b"/home/user/link".to_vec(), target: b"data".to_vec() }),
     ];
     let next = u32::try_from(image.open_files.len()).expect("few") + 1;

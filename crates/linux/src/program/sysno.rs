@@ -106,6 +106,8 @@ sysno! {
     nanosleep = SYS_nanosleep
     openat = SYS_openat
     personality = SYS_personality
+    pidfd_getfd = SYS_pidfd_getfd
+    pidfd_open = SYS_pidfd_open
     pipe2 = SYS_pipe2
     poll = SYS_poll
     prctl = SYS_prctl
@@ -120,9 +122,9 @@ sysno! {
     rt_sigaction = SYS_rt_sigaction
     rt_sigpending = SYS_rt_sigpending
     rt_sigprocmask = SYS_rt_sigprocmask
-    rt_sigtimedwait = SYS_rt_sigtimedwait
     rt_sigqueueinfo = SYS_rt_sigqueueinfo
     rt_sigreturn = SYS_rt_sigreturn
+    rt_sigtimedwait = SYS_rt_sigtimedwait
     rt_tgsigqueueinfo = SYS_rt_tgsigqueueinfo
     sched_setaffinity = SYS_sched_setaffinity
     sched_setattr = SYS_sched_setattr

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use rewake_image::records::AddressSpace;
-use rewake_linux::program::{Accept, DataRef, Program, Sysno, TrackRef};
+use rewake_linux::program::{Accept, DataRef, Program, Sysno, TrackRef, Value};
 
 use super::tree::{Fate, Group, Node, Tree};
 use super::{Planner, Special, args};
@@ -34,6 +34,8 @@ pub(super) struct Family {
     grouped: DataRef,
     settled: DataRef,
     closed: DataRef,
+    peopled: DataRef,
+    opened: [DataRef; 2],
 }
 
 /// A process whose track is there, but has nothing in it yet.
@@ -58,7 +60,14 @@ pub(super) type Waiting<'a> = VecDeque<Growing<'a>>;
 impl Family {
     pub(super) fn new(program: &mut Program, tree: &Tree<'_>) -> Self {
         let mut word = || if tree.is_tree() { program.zeros(4) } else { DataRef { offset: 0, len: 0 } };
-        Self { born: word(), grouped: word(), settled: word(), closed: word() }
+        Self {
+            born: word(),
+            grouped: word(),
+            settled: word(),
+            closed: word(),
+            peopled: word(),
+            opened: [word(), word()],
+        }
     }
 
     /// Where the tracer meets them, and how many they are with him.
@@ -201,12 +210,35 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// How many have descriptors of their own.
+    fn with_descriptors(&self) -> u32 {
+        let own =
+            |node: &&Node<'_>| matches!(node.fate, Fate::Lives(process) if process.descriptors_of.is_none());
+        parties(self.tree.nodes.iter().filter(own).count())
+    }
+
     /// All that have descriptors of their own have closed their helpers.
     pub(super) fn all_closed(&mut self) {
         if self.tree.is_tree() {
-            let own = |node: &&Node<'_>| matches!(node.fate, Fate::Lives(process) if process.descriptors_of.is_none());
-            let all = parties(self.tree.nodes.iter().filter(own).count());
+            let all = self.with_descriptors();
             self.program.barrier(self.leader, self.family.closed, all).note("all have closed their helpers");
+        }
+    }
+
+    /// All threads of all processes are there, and their descriptors.
+    pub(super) fn meet_peopled(&mut self) {
+        if self.tree.is_tree() {
+            let all = parties(self.tree.living());
+            self.program.barrier(self.leader, self.family.peopled, all).note("all have their threads");
+        }
+    }
+
+    /// All that have descriptors of their own meet: files are open that were opened late; then, all have them.
+    pub(super) fn meet_opened(&mut self, word: usize) {
+        if self.tree.is_tree() {
+            let all = self.with_descriptors();
+            let word = self.family.opened[word];
+            self.program.barrier(self.leader, word, all).note("files that were opened late");
         }
     }
 
@@ -259,13 +291,13 @@ impl<'a> Planner<'a> {
             Fate::Zombie(process) => process.exit_status.unwrap_or(0),
             _ => 0,
         };
-        self.end(track, status);
+        self.end(track, self.tids[&track].into(), status);
         self.program.on_failure(track);
         self.program.call(track, Sysno::exit_group, args![FAILED]).accept(Accept::Any);
     }
 
     /// Ends with a status as wait(2) tells it.
-    fn end(&mut self, track: TrackRef, status: i32) {
+    pub(super) fn end(&mut self, track: TrackRef, id: Value, status: i32) {
         let signal = status & 0x7f;
         if signal != 0 {
             let default = self.program.zeros(32);
@@ -276,7 +308,7 @@ impl<'a> Planner<'a> {
             program
                 .call(track, Sysno::rt_sigaction, args![signal, default, 0, MASK_SIZE])
                 .accept(Accept::Any);
-            program.call(track, Sysno::kill, args![self.tids[&track], signal]).note("as it ended");
+            program.call(track, Sysno::kill, args![id, signal]).note("as it ended");
             let nothing = program.zeros(8);
             program.call(track, Sysno::rt_sigprocmask, args![libc::SIG_SETMASK, nothing, 0, MASK_SIZE]);
         }

@@ -6,7 +6,9 @@
 mod epolls;
 mod fifos;
 mod kernel;
+mod late;
 mod locks;
+mod pidfds;
 mod pipes;
 mod queues;
 mod removed;
@@ -51,6 +53,7 @@ impl Planner<'_> {
         self.pipes();
         self.posix_queues();
         let web = self.unix_sockets()?;
+        self.gone_pidfds();
         for (index, file) in self.image.open_files.iter().enumerate() {
             self.open_file(self.spare(index), file)?;
         }
@@ -68,6 +71,10 @@ impl Planner<'_> {
             object: format!("open file {}", file.id),
             reason: reason.into(),
         };
+        if self.is_late(file) {
+            self.hold_place(spare);
+            return Ok(());
+        }
         match file.kind.as_ref().ok_or_else(|| unsupported("of no known kind"))? {
             Kind::Regular(regular) => {
                 let identity = regular.identity.as_ref().ok_or_else(|| unsupported("without a path"))?;
@@ -92,8 +99,8 @@ impl Planner<'_> {
                 let note = format!("{} becomes resume's", String::from_utf8_lossy(&stream.description));
                 self.program.call(self.leader, Sysno::dup3, args![own, spare, 0]).note(note);
             }
-            // Made with their other ends.
-            Kind::Pipe(_) | Kind::Socket(_) => {}
+            // Made with their other ends; or before all others, of a process that is gone.
+            Kind::Pipe(_) | Kind::Socket(_) | Kind::Pidfd(_) => {}
             Kind::Eventfd(eventfd) => self.eventfd(spare, file, eventfd),
             Kind::Timerfd(timer) => self.timerfd(spare, file, timer),
             Kind::Signalfd(signals) => self.signalfd(spare, file, signals),
@@ -172,11 +179,12 @@ impl Planner<'_> {
     /// What must wait for the threads, and for descriptors at their numbers; then all helpers are closed. What belongs to files and not
     /// to descriptors the root does for all.
     pub(super) fn finish_files(&mut self) {
+        self.open_late_files();
         if self.process.descriptors_of.is_some() {
             return;
         }
         if self.is_root() {
-            self.late_kernel_files();
+            self.watches_of_late_files();
             self.owners();
             self.watches();
             self.arm_timers();

@@ -57,6 +57,14 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
     report.test("a child that traces another one is refused by name", || {
         refused(workshop, "traced", &["traced by process"])
     });
+    report.test("a pidfd of somebody outside is refused by name", || {
+        refused_program(
+            workshop,
+            "tree_pidfd",
+            "outside",
+            &["it refers to process", "outside the captured tree"],
+        )
+    });
     report.test("network socket is refused by name", || refused(workshop, "socket", &["socket"]));
     for (kind, words) in STANDARD_INPUT {
         report.test(

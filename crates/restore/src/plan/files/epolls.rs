@@ -44,16 +44,49 @@ impl<'a> Planner<'a> {
         let epolls = self.epolls();
         for (spare, epoll) in &epolls {
             for watch in epoll.watches.iter().filter(|watch| has_fired(watch)) {
-                self.with_number(watch, |planner| planner.fired(*spare, watch));
+                if !self.is_of_late(watch) {
+                    self.with_number(watch, |planner| planner.fired(*spare, watch));
+                }
             }
         }
         for (spare, epoll) in &epolls {
             for watch in epoll.watches.iter().filter(|watch| !has_fired(watch)) {
-                if !self.leads_there(watch) {
+                if !self.leads_there(watch) && !self.is_of_late(watch) {
                     self.with_number(watch, |planner| planner.watch(*spare, watch, watch.events));
                 }
             }
         }
+    }
+
+    /// The same of files that were opened late. The numbers are taken: each is lent for a moment.
+    pub(super) fn watches_of_late_files(&mut self) {
+        for (spare, epoll) in self.epolls() {
+            for watch in &epoll.watches {
+                if !self.is_of_late(watch) {
+                    continue;
+                } else if has_fired(watch) {
+                    self.with_number(watch, |planner| planner.fired(spare, watch));
+                } else if !self.leads_there(watch) {
+                    self.with_number(watch, |planner| planner.watch(spare, watch, watch.events));
+                } else {
+                    continue;
+                }
+                let there = self.process.descriptors.iter().find(|descriptor| descriptor.fd == watch.fd);
+                if let Some(descriptor) = there
+                    && let Some(file) = self.spare_of(descriptor.file)
+                {
+                    let flags = if descriptor.close_on_exec { libc::O_CLOEXEC } else { 0 };
+                    let args = args![file, descriptor.fd, flags];
+                    let note = format!("descriptor {} again", descriptor.fd);
+                    self.program.call(self.leader, Sysno::dup3, args).note(note);
+                }
+            }
+        }
+    }
+
+    fn is_of_late(&self, watch: &EpollWatch) -> bool {
+        let file = self.image.open_files.binary_search_by_key(&watch.file, |file| file.id);
+        file.is_ok_and(|at| self.is_late(&self.image.open_files[at]))
     }
 
     /// All others, when the descriptors are at their numbers.

@@ -6,7 +6,7 @@
 
 use rewake_image::check::told_of;
 use rewake_image::records::{KernelFile, OpenFile, open_file};
-use rewake_linux::program::{Accept, Sysno};
+use rewake_linux::program::{CallRef, Sysno};
 
 use super::super::{Planner, args};
 use super::REOPEN;
@@ -16,14 +16,10 @@ const LATE: [&[u8]; 4] = [b"task/", b"fd/", b"fdinfo/", b"map_files/"];
 
 impl Planner<'_> {
     pub(super) fn kernel_file(&mut self, spare: i32, flags: u32, kernel: &KernelFile) {
-        if self.is_late(kernel) {
-            self.open_path(spare, b"/", libc::O_PATH.cast_unsigned());
-            return;
-        }
         self.open_path(spare, &self.own_name(&kernel.path), flags);
     }
 
-    /// The name by which the new process opens a file.
+    /// The name by which the root opens a file.
     fn own_name(&self, path: &[u8]) -> Vec<u8> {
         match self.below_own(path) {
             Some(below) => [b"/proc/self/".as_slice(), below].concat(),
@@ -31,49 +27,38 @@ impl Planner<'_> {
         }
     }
 
-    /// What of a path is below the process's own folder; `.` for that folder.
+    /// What of a path is below the root's own folder; `.` for that folder.
     fn below_own<'a>(&self, path: &'a [u8]) -> Option<&'a [u8]> {
-        let own = format!("/proc/{}", self.process.pid);
+        let own = format!("/proc/{}", self.image.root().pid);
         match path.strip_prefix(own.as_bytes())? {
             b"" => Some(b"."),
             below => below.strip_prefix(b"/"),
         }
     }
 
-    fn is_late(&self, kernel: &KernelFile) -> bool {
+    pub(super) fn is_late_kernel_file(&self, kernel: &KernelFile) -> bool {
         match self.below_own(&kernel.path) {
             Some(below) => LATE.iter().any(|folder| below.starts_with(folder)),
-            // The folder of another thread.
+            // The folder of another process or thread.
             None => told_of(&kernel.path)[0].is_some(),
         }
     }
 
-    /// When threads and descriptors are all there.
-    pub(super) fn late_kernel_files(&mut self) {
-        let image = self.image;
-        for file in &image.open_files {
-            if let Some(open_file::Kind::KernelFile(kernel)) = &file.kind
-                && self.is_late(kernel)
-                && let Some(spare) = self.spare_of(file.id)
-            {
-                self.open_late(spare, file, kernel);
+    /// Whether there is a file that tells of another process, or thread, than the root.
+    pub(in super::super) fn tells_of_others(&self) -> bool {
+        self.image.open_files.iter().any(|file| match &file.kind {
+            Some(open_file::Kind::KernelFile(kernel)) => {
+                self.below_own(&kernel.path).is_none() && told_of(&kernel.path)[0].is_some()
             }
-        }
+            _ => false,
+        })
     }
 
-    fn open_late(&mut self, spare: i32, file: &OpenFile, kernel: &KernelFile) {
-        let (leader, note) = (self.leader, String::from_utf8_lossy(&kernel.path).into_owned());
+    pub(super) fn open_late_kernel_file(&mut self, file: &OpenFile, kernel: &KernelFile) -> CallRef {
         let name = self.program.string(&self.own_name(&kernel.path));
         let flags = file.flags & REOPEN | (libc::O_NOCTTY | libc::O_CLOEXEC).cast_unsigned();
         let args = args![libc::AT_FDCWD, name, flags, 0];
-        let opened = self.program.call(leader, Sysno::openat, args).note(note.clone()).done();
-        self.program.call(leader, Sysno::dup3, args![opened, spare, libc::O_CLOEXEC]).note(note);
-        self.program.call(leader, Sysno::close, args![opened]);
-        for descriptor in self.process.descriptors.iter().filter(|descriptor| descriptor.file == file.id) {
-            let flags = if descriptor.close_on_exec { libc::O_CLOEXEC } else { 0 };
-            let args = args![spare, descriptor.fd, flags];
-            let note = format!("descriptor {}", descriptor.fd);
-            self.program.call(leader, Sysno::dup3, args).accept(Accept::Success).note(note);
-        }
+        let note = String::from_utf8_lossy(&kernel.path).into_owned();
+        self.program.call(self.leader, Sysno::openat, args).note(note).done()
     }
 }
