@@ -11,6 +11,7 @@ use crate::catalogue::{Probe, SECTIONS};
 use crate::huge::HugePages;
 use crate::privileges::{self, Shows};
 use crate::process;
+use crate::random_trees;
 use crate::report::Report;
 use crate::subject::{Subject, save_command};
 use crate::table::Table;
@@ -47,6 +48,7 @@ pub fn run(workshop: &Workshop, report: &mut Report) -> Result<()> {
             table.add(section.title, row, &by_root, &by_user);
         }
     }
+    random_trees::run(workshop, report);
     if report.is_whole() { table.write() } else { Ok(()) }
 }
 

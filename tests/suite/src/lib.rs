@@ -15,6 +15,7 @@ mod huge;
 pub mod privileges;
 pub mod process;
 pub mod random;
+pub mod random_trees;
 pub mod real;
 pub mod report;
 pub mod required;

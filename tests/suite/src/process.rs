@@ -105,17 +105,30 @@ pub fn threads_of_tree(pid: u32) -> Vec<Glimpse> {
     all
 }
 
-/// Kills a process and all below it, as a crash of the machine would: none has time to see that another is gone.
-pub fn kill_tree(pid: u32) {
+/// A process and all below it.
+#[must_use]
+pub fn tree(pid: u32) -> Vec<u32> {
     let mut all = vec![pid];
     let mut next = 0;
     while let Some(&one) = all.get(next) {
-        // Nobody is born any more of one that is stopped.
-        signal(one, Signal::STOP);
         all.extend(children(one));
         next += 1;
     }
-    all.iter().for_each(|&one| signal(one, Signal::KILL));
+    all
+}
+
+/// Kills a process and all below it, as a crash of the machine would: none has time to see that another is gone.
+pub fn kill_tree(pid: u32) {
+    let mut stopped = 0;
+    loop {
+        // Nobody is born any more of one that is stopped.
+        let all = tree(pid);
+        if all.len() <= stopped {
+            return all.iter().for_each(|&one| signal(one, Signal::KILL));
+        }
+        stopped = all.len();
+        all.iter().for_each(|&one| signal(one, Signal::STOP));
+    }
 }
 
 /// Reaps an orphan that became ours; its exit code, or 128 and its signal's number.
