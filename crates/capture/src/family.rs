@@ -1,6 +1,6 @@
 //! The whole tree at rest: the process that was named and all below it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use rewake_image::records::{Process, SeccompFilter, SemaphoreSet};
@@ -116,7 +116,10 @@ impl Family {
     /// # Errors
     /// When one was killed meanwhile, or what it tells cannot be captured.
     pub(crate) fn ask(&mut self) -> Result<Told> {
-        let (living, ended) = kin::members_at_rest(self.root)?;
+        let (mut living, mut ended) = kin::members_at_rest(self.root)?;
+        // What several have in common, the first of them made: with it they are made again.
+        living[1..].sort_by_cached_key(|pid| kin::age(*pid));
+        ended.sort_by_cached_key(|pid| kin::age(*pid));
         let ids = Ids::of_all(living.iter().chain(&ended).copied())?;
         let mut filters = Filters::default();
         let mut found = Vec::new();
@@ -130,8 +133,15 @@ impl Family {
             found.push((pid, ended_process(pid, &ids)?));
         }
         self.share(&mut found)?;
+        mark_outside(&mut found)?;
         let ipc = self.ipc(&mut found, &ids)?;
-        let (pids, processes) = parents_first(found).into_iter().unzip();
+        let (pids, processes): (Vec<i32>, Vec<Process>) = parents_first(found).into_iter().unzip();
+        if let Some(pid) = rewake_image::cannot_be_made(&processes) {
+            let reason = "it has descriptors, folders or memory in common with processes by which it cannot be made again: those \
+                          between them have ended";
+            let error = CaptureError::failed("capture", pid, "process", reason);
+            return Err(error.advise("capture the program when that process has ended"));
+        }
         Ok(Told { processes, pids, filters: filters.into_records(), ipc })
     }
 
@@ -252,6 +262,28 @@ impl Frozen {
         }
         Ok(())
     }
+}
+
+/// Notes whose groups and sessions are those of outsiders. That of the root counts as such anyway.
+fn mark_outside(found: &mut [(i32, Process)]) -> Result<()> {
+    let Some((_, root)) = found.first() else { return Ok(()) };
+    let (group, session) = (root.pgid, root.sid);
+    let inside: BTreeSet<i32> = found.iter().map(|(_, process)| process.pid).collect();
+    let is_known = |process: &Process| {
+        let group = process.pgid == group || inside.contains(&process.pgid);
+        group && (process.sid == session || inside.contains(&process.sid))
+    };
+    if found.iter().all(|(_, process)| is_known(process)) {
+        return Ok(());
+    }
+    let family: Vec<i32> = found.iter().map(|(pid, _)| *pid).collect();
+    let (groups, sessions) = kin::groups_and_sessions_outside(&family)?;
+    for (pid, process) in found {
+        let stat = Proc::open(*pid).and_then(|proc| proc.stat()).during("read stat", *pid, "process")?;
+        process.outside_group = groups.contains(&stat.pgrp);
+        process.outside_session = sessions.contains(&stat.session);
+    }
+    Ok(())
 }
 
 /// Of those known, the one with which a process has something in common; it is known from now on, if there is none.

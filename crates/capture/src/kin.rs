@@ -1,6 +1,6 @@
 //! Who belongs to the tree, who has left it, and who is an outsider. Of a tree that runs every answer may be out of date.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rewake_linux::proc::{self, Proc, Stat};
 
@@ -49,6 +49,11 @@ pub(crate) fn members_at_rest(root: i32) -> Result<(Vec<i32>, Vec<i32>)> {
 
 fn stat(pid: i32) -> std::result::Result<Stat, proc::ProcError> {
     Proc::open(pid).and_then(|proc| proc.stat())
+}
+
+/// An order in which nobody comes before who made it.
+pub(crate) fn age(pid: i32) -> (u64, i32) {
+    (stat(pid).map_or(u64::MAX, |stat| stat.starttime), pid)
 }
 
 /// Whether a process has ended and was not waited for yet. Its first thread may have ended while others run.
@@ -108,6 +113,17 @@ pub(crate) fn is_outsider(family: &[i32], pid: i32) -> bool {
         }
     }
     true
+}
+
+/// The groups and the sessions that processes outside of `family` are in.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub(crate) fn groups_and_sessions_outside(family: &[i32]) -> Result<(BTreeSet<i32>, BTreeSet<i32>)> {
+    let root = family.first().copied().unwrap_or_default();
+    let all = proc::processes().during("list processes", root, "/proc")?;
+    let outside = all.into_iter().filter(|pid| !family.contains(pid)).filter_map(|pid| stat(pid).ok());
+    Ok(outside.map(|stat| (stat.pgrp, stat.session)).unzip())
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ pub mod store;
 pub mod verify;
 mod wire;
 
+pub use check::cannot_be_made;
 pub use dir::{PendingImage, SyncedImage, clear_stale, remove_pending};
 pub use error::ImageError;
 pub use image::{Image, open_directory};

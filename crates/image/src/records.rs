@@ -131,6 +131,15 @@ pub fn path_of(bytes: &[u8]) -> &Path {
     Path::new(OsStr::from_bytes(bytes))
 }
 
+impl Process {
+    /// Whose address space, descriptors, folders and dispositions it has; itself those of its own.
+    #[must_use]
+    pub fn common(&self) -> [i32; 4] {
+        [self.memory_of, self.descriptors_of, self.folders_of, self.actions_of]
+            .map(|owner| owner.unwrap_or(self.pid))
+    }
+}
+
 impl Vma {
     /// Bytes the mapping covers; 0 for a nonsensical one.
     #[must_use]

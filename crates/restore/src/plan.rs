@@ -98,6 +98,8 @@ pub struct Site {
     pub sockets: Sockets,
     /// Process ids that nobody has, neither here nor in the image.
     pub spare_ids: Vec<i32>,
+    /// The process group of `resume`, if processes of the tree can join it.
+    pub own_group: Option<i32>,
     /// Where System V objects come from.
     pub ipc: Origin,
 }
@@ -258,7 +260,7 @@ struct Planner<'a> {
 /// What the image asks for and no program can do, by name.
 pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
     let mut program = Program::new();
-    let tree = Tree::new(image, &site.spare_ids)?;
+    let tree = Tree::new(image, site)?;
     let root = image.root();
     let leader = program.track(format!("leader {}", root.pid));
     let (gate, parked, never, filtered) =
@@ -355,8 +357,8 @@ impl<'a> Planner<'a> {
             self.mm_fields(memory, same_program);
             inherited = Some(Inherited { memory, specials });
         }
-        self.end_turn();
         self.bear(&growing.node, inherited.as_ref(), waiting);
+        self.end_turn();
         self.meet(&growing.node);
         self.semaphores();
         if let Some(memory) = memory {

@@ -2,12 +2,14 @@
 
 mod left;
 
+mod ids;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rewake_image::records::page_stream::Compression;
 use rewake_image::{Image, PageReader};
@@ -25,8 +27,6 @@ use crate::plan::{Plan, Site};
 use crate::removed::Left;
 use crate::spaces;
 
-/// How long a dead process may keep its id before its parent takes note of it.
-const ZOMBIE_PATIENCE: Duration = Duration::from_secs(2);
 /// Pause between two looks at a seed that is busy.
 const POLL: Duration = Duration::from_micros(100);
 
@@ -137,7 +137,8 @@ pub fn start<'a>(
         let taken = rustix::process::set_child_subreaper(own);
         taken.map_err(|errno| system("prctl", "child subreaper", errno.into()))?;
     }
-    let pid = clone_seed(&stage, &assembled, plan, pid)?;
+    ids::await_free(plan);
+    let pid = ids::clone_seed(&stage, &assembled, plan, pid)?;
     // Before it begins: whoever watches one of these files would be told that it was closed.
     drop((helpers, prepared));
     let options = ptrace::Options { exit_kill: true, suspend_seccomp: plan.traced.is_some() };
@@ -201,46 +202,6 @@ fn helper_descriptors(site: &Site, pages: &OwnedFd, prepared: &Prepared) -> io::
         }
     }
     Ok(helpers)
-}
-
-fn clone_seed(
-    stage: &SharedStage,
-    assembled: &Assembled,
-    plan: &Plan,
-    pid: i32,
-) -> Result<i32, RestoreError> {
-    let started = Instant::now();
-    loop {
-        let error = match stage.clone_seed(assembled, plan.leader, Some(pid)) {
-            Ok(pid) => return Ok(pid),
-            Err(error) => error,
-        };
-        match error.raw_os_error() {
-            Some(libc::EEXIST) => {
-                let (owner, zombie) = owner_of(pid);
-                if !zombie || started.elapsed() > ZOMBIE_PATIENCE {
-                    return Err(RestoreError::PidTaken { pid, owner });
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            Some(libc::EPERM) => return Err(RestoreError::PidForbidden { pid }),
-            _ => {
-                let object = "new process".into();
-                return Err(RestoreError::System { operation: "clone3", pid, object, source: error });
-            }
-        }
-    }
-}
-
-/// Who has an id, for people, and whether it is only a zombie (or gone already). It may be a thread's, or that of a group or
-/// session whose leader is gone.
-fn owner_of(pid: i32) -> (String, bool) {
-    let Ok(stat) = Proc::open(pid).and_then(|proc| proc.stat()) else {
-        return (format!("{pid} (a process that just ended, or the name of a group or session)"), true);
-    };
-    let name = String::from_utf8_lossy(&stat.comm).into_owned();
-    let state = stat.state;
-    (format!("{pid} ({name}, state {state}, parent {})", stat.ppid), matches!(state, 'Z' | 'X'))
 }
 
 impl Seed<'_> {
@@ -429,7 +390,7 @@ impl Seed<'_> {
             && failure.result == -i64::from(libc::EEXIST)
             && let Some(&tid) = self.plan.tids.get(&child)
         {
-            return Some(RestoreError::PidTaken { pid: tid, owner: owner_of(tid).0 });
+            return Some(RestoreError::PidTaken { pid: tid, owner: ids::owner_of(tid).0 });
         }
         let operation = match call.action {
             Action::Call(nr) => nr.name(),

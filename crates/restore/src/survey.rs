@@ -129,6 +129,8 @@ fn survey(
         clocks: clocks(spaces.shift),
         same_boot: spaces.keeps_clocks.unwrap_or_else(|| is_same_boot(image)),
         spare_ids: spare_ids(image),
+        own_group: (!options.new_session && !spaces.inside)
+            .then(|| rustix::process::getpgrp().as_raw_nonzero().get()),
         ipc: spaces.ipc.clone(),
         sockets,
         prepared: BTreeMap::new(),

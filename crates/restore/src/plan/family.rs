@@ -19,6 +19,7 @@ const CLONE_VM: u64 = 0x100;
 const CLONE_FS: u64 = 0x200;
 const CLONE_FILES: u64 = 0x400;
 const CLONE_SIGHAND: u64 = 0x800;
+const CLONE_PARENT: u64 = 0x8000;
 /// Children that send no signal when they end are waited for, too.
 const WALL: i32 = 0x4000_0000;
 const P_PID: i32 = 1;
@@ -28,10 +29,11 @@ const MASK_SIZE: i32 = 8;
 const FAILED: i32 = 125;
 
 /// The words at which all processes meet.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Family {
     born: DataRef,
-    grouped: DataRef,
+    /// One for each turn.
+    grouped: Vec<DataRef>,
     settled: DataRef,
     closed: DataRef,
     peopled: DataRef,
@@ -60,9 +62,10 @@ pub(super) type Waiting<'a> = VecDeque<Growing<'a>>;
 impl Family {
     pub(super) fn new(program: &mut Program, tree: &Tree<'_>) -> Self {
         let mut word = || if tree.is_tree() { program.zeros(4) } else { DataRef { offset: 0, len: 0 } };
+        let grouped = (0..=tree.turns()).map(|_| word()).collect();
         Self {
             born: word(),
-            grouped: word(),
+            grouped,
             settled: word(),
             closed: word(),
             peopled: word(),
@@ -103,8 +106,15 @@ impl<'a> Planner<'a> {
     pub(super) fn birth_of(&mut self, node: &Node<'a>) {
         let (program, track) = (&mut self.program, self.leader);
         program.call(track, Sysno::prctl, args![PR_SET_PDEATHSIG, SIGKILL]).note("die with the parent");
-        let maker = u64::from(node.maker.unwrap_or(0).unsigned_abs());
-        program.call(track, Sysno::getppid, args![]).accept(Accept::Exactly(maker)).note("it is still there");
+        let parent = match node.fate {
+            Fate::Lives(process) | Fate::Zombie(process) if node.beside => Some(process.ppid),
+            _ => node.maker,
+        };
+        let parent = u64::from(parent.unwrap_or(0).unsigned_abs());
+        program
+            .call(track, Sysno::getppid, args![])
+            .accept(Accept::Exactly(parent))
+            .note("it is still there");
     }
 
     /// Makes those who are born of this one, and its session and group between them.
@@ -140,7 +150,7 @@ impl<'a> Planner<'a> {
         }
         if node.leads_session || node.maker.is_none() && self.site.new_session {
             self.program.call(self.leader, Sysno::setsid, args![]).note("own session");
-        } else if node.group == Group::Own {
+        } else if node.group == Group::Own || node.turn > 0 {
             self.program.call(self.leader, Sysno::setpgid, args![0, 0]).note("own process group");
         }
     }
@@ -157,16 +167,18 @@ impl<'a> Planner<'a> {
             Fate::Ghost => "passing process",
         };
         let track = self.program.track(format!("{what} {}", child.id));
-        let (mut flags, mut exit_signal) = (0, 0);
-        if let Fate::Lives(process) | Fate::Zombie(process) = child.fate {
-            exit_signal = process.exit_signal.unwrap_or(libc::SIGCHLD).unsigned_abs().into();
-            let shared = [
-                (process.memory_of, CLONE_VM),
-                (process.folders_of, CLONE_FS),
-                (process.descriptors_of, CLONE_FILES),
-                (process.actions_of, CLONE_SIGHAND),
-            ];
-            flags = shared.iter().filter(|(owner, _)| owner.is_some()).map(|(_, flag)| flag).sum();
+        let shared = child.shares.into_iter().zip([CLONE_VM, CLONE_FILES, CLONE_FS, CLONE_SIGHAND]);
+        let mut flags: u64 = shared.filter(|(shares, _)| *shares).map(|(_, flag)| flag).sum();
+        let exit_signal = match child.fate {
+            // The kernel gives it that of its maker.
+            _ if child.beside => 0,
+            Fate::Lives(process) | Fate::Zombie(process) => {
+                process.exit_signal.unwrap_or(libc::SIGCHLD).unsigned_abs().into()
+            }
+            Fate::Ghost => 0,
+        };
+        if child.beside {
+            flags |= CLONE_PARENT;
         }
         let id = self.program.bytes(&child.id.to_le_bytes());
         // struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size
@@ -175,9 +187,8 @@ impl<'a> Planner<'a> {
         self.program.spawn(self.leader, track, clone).note(format!("{what} {}", child.id));
         if let Fate::Lives(process) = child.fate
             && process.descriptors_of.is_some()
-            && process.memory_of.is_none()
         {
-            // Both would open their mapped files at the same numbers.
+            // It, or one that it makes, opens its mapped files at the same numbers.
             let word = self.program.zeros(4);
             self.taking_turns.insert(child.id, word);
             self.program
@@ -193,17 +204,24 @@ impl<'a> Planner<'a> {
             return;
         }
         let (all, living, track) = (parties(self.tree.nodes.len()), parties(self.tree.living()), self.leader);
-        let Family { born, grouped, settled, .. } = self.family;
+        let Family { born, grouped, settled, .. } = self.family.clone();
         self.program.barrier(track, born, all + 1).note("all are there, and traced");
         let orphan =
             node.maker.and_then(|maker| self.tree.node(maker)).is_some_and(|maker| maker.fate == Fate::Ghost);
         if orphan {
             self.program.call(track, Sysno::prctl, args![PR_SET_PDEATHSIG, 0]).note("survive who made it");
         }
-        if let Group::Join(group) = node.group {
-            self.program.call(track, Sysno::setpgid, args![0, group]).note(format!("process group {group}"));
+        for turn in 0..=self.tree.turns() {
+            if let Group::Join(group) = node.group
+                && node.turn == turn
+            {
+                self.program
+                    .call(track, Sysno::setpgid, args![0, group])
+                    .note(format!("process group {group}"));
+            }
+            let word = usize::try_from(turn).expect("fewer than processes");
+            self.program.barrier(track, grouped[word], all).note("all are in their groups");
         }
-        self.program.barrier(track, grouped, all).note("all are in their groups");
         self.wait_for_the_passing(node);
         if let Fate::Lives(_) = node.fate {
             self.program.barrier(track, settled, living).note("the family is complete");

@@ -44,6 +44,7 @@ impl Site {
             new_session: false,
             timer_ids: true,
             same_boot: true,
+            own_group: Some(3_999_999),
             spare_ids: (4_000_000..4_000_064).collect(),
             clocks: BTreeMap::from([(libc::CLOCK_MONOTONIC, 1_000_000_000_000)]),
             prepared: BTreeMap::new(),

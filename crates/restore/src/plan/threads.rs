@@ -143,7 +143,7 @@ impl<'a> Planner<'a> {
         self.seccomp(track, thread);
         self.credentials(track, thread);
         // A detached program must outlive `resume`, the parent it would die with.
-        let death = if self.site.new_session { 0 } else { thread.parent_death_signal };
+        let death = if self.site.new_session && self.is_root() { 0 } else { thread.parent_death_signal };
         self.program.call(track, Sysno::prctl, args![PR_SET_PDEATHSIG, death]).note("parent death signal");
         if let Some(changed) = self.changed {
             let threads = u32::try_from(self.process.threads.len()).expect("image counts are checked");
