@@ -172,7 +172,14 @@ static void waiting(void) {
 static void stopped(void) {
     tree_begin();
     pid_t child = tree_fork();
-    if (child == 0) tree_live();
+    if (child == 0) {
+        pid_t pid = getpid(), parent = getppid();
+        tree_set_up();
+        tree_wait(pid, parent);
+        /* The parent must see that it goes on before it ends. */
+        usleep(300000);
+        _exit(0);
+    }
     tree_ready(1);
     TRY(kill(child, SIGTSTP));
     int status;

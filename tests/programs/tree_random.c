@@ -17,6 +17,8 @@ static struct {
 } *shared;
 
 static uint64_t state;
+/* How many processes above wait for us, the root not counted. */
+static int depth_now;
 static char common[4096];
 
 static unsigned chance(unsigned limit) {
@@ -40,6 +42,13 @@ static int share_memory(void *what) {
 
 static void live(int depth);
 
+/* One after the other, so that a seed always makes the same tree. */
+static void wait_for_all(void) {
+    while (atomic_load(&shared->settled) < atomic_load(&shared->born) - depth_now) usleep(200);
+    /* Who ends has to come to its end. */
+    usleep(2000);
+}
+
 static void make_child(int depth) {
     if (atomic_fetch_add(&shared->born, 1) >= MOST) {
         atomic_fetch_sub(&shared->born, 1);
@@ -53,6 +62,7 @@ static void make_child(int depth) {
         CHECK(stack != MAP_FAILED, "mmap: %s", strerror(errno));
         int extra = (kind == 1 ? CLONE_SIGHAND : 0) | (chance(2) ? CLONE_FILES : 0) | (chance(2) ? CLONE_FS : 0);
         TRY(clone(share_memory, stack + STACK, CLONE_VM | extra | SIGCHLD, (void *)(intptr_t)chance(3)));
+        wait_for_all();
         return;
     }
     if (kind == 2) flags |= CLONE_FILES;
@@ -64,6 +74,7 @@ static void make_child(int depth) {
         state = own;
         live(depth + 1);
     }
+    wait_for_all();
 }
 
 static void change(int depth) {
@@ -99,6 +110,7 @@ static void change(int depth) {
 }
 
 static void live(int depth) {
+    depth_now = depth;
     int born = 0;
     for (unsigned changes = 2 + chance(9); changes > 0; changes--) {
         int before = atomic_load(&shared->born);

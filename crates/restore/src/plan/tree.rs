@@ -273,12 +273,18 @@ impl<'a> Family<'a> {
 
     /// The session that a process was born into, before it made its own.
     fn session_at_birth(&self, process: &Process) -> Session {
-        let node = self.nodes.iter().find(|node| node.id == process.pid);
-        let maker = node.and_then(|node| Some((self.members.get(&node.maker?)?, node.early)));
-        match maker {
-            None => Session::Outside,
-            Some((maker, true)) => self.session_at_birth(maker),
-            Some((maker, false)) => self.session_of(maker),
+        self.session_at_birth_of(process.pid)
+    }
+
+    fn session_at_birth_of(&self, id: i32) -> Session {
+        let by_id = |id: i32| self.nodes.iter().find(|node| node.id == id);
+        let Some(node) = by_id(id) else { return Session::Outside };
+        let Some(maker) = node.maker.and_then(by_id) else { return Session::Outside };
+        match maker.fate {
+            _ if node.early => self.session_at_birth_of(maker.id),
+            Fate::Lives(process) | Fate::Zombie(process) => self.session_of(process),
+            Fate::Ghost if maker.leads_session => Session::Inside(maker.id),
+            Fate::Ghost => self.session_at_birth_of(maker.id),
         }
     }
 
@@ -303,7 +309,16 @@ impl<'a> Family<'a> {
         if let Some(Node { id, fate: Fate::Ghost, .. }) = known {
             return Ok(*id);
         }
-        if self.members.contains_key(&session) {
+        if let Some(leader) = self.members.get(&session) {
+            // One that takes in orphans now may not have done so then.
+            if self.reaper_of(leader) != Some(reaper.pid) {
+                let reason = format!(
+                    "its parent {} did not make it, and another process would take it in",
+                    reaper.pid
+                );
+                let object = format!("session {session}");
+                return Err(RestoreError::Unsupported { pid: process.pid, object, reason });
+            }
             let id = self.spare_id(process, reaper)?;
             let leader = session;
             self.nodes.push(Node {
