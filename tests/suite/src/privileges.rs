@@ -47,6 +47,7 @@ pub const PRIVILEGES: &[Privilege] = &[
     refused("seccomp more", UNDER_SECCOMP),
     refused("seccomp own", UNDER_SECCOMP),
     refused("seccomp strict", UNDER_SECCOMP),
+    refused("tree_seccomp", UNDER_SECCOMP),
     Privilege {
         call: "file_unlinked tmpfile",
         shows: Shows::Limit,

@@ -23,6 +23,7 @@ pub(super) const MEMBERS: &[Row] = &[
         &[probe("tree_pidfd all"), probe("tree_pidfd threads"), probe("tree_pidfd watched")],
     ),
     row("files and folders of /proc of other processes and threads of the tree", &[probe("tree_pidfd proc")]),
+    row("seccomp filters of each, and inherited ones", &[probe("tree_seccomp")]),
     row("credentials and groups of each", &[probe("tree_settings owned")]),
     row("a root directory of a child's own (chroot)", &[probe("tree_settings roots")]),
     row("children with another exit signal, or none", &[probe("tree_settings exit-signals")]),
