@@ -119,7 +119,7 @@ pub(crate) fn survey(root: i32, ties: &Ties) -> Result<Objects> {
 fn is_own(root: i32) -> Result<bool> {
     let of = |proc: Proc| proc.namespace("ipc");
     let ours = Proc::own().and_then(of).during("readlink", root, "our namespace ipc")?;
-    let theirs = Proc::open(root).and_then(of).during("readlink", root, "namespace ipc")?;
+    let theirs = Proc::open_living(root).and_then(of).during("readlink", root, "namespace ipc")?;
     Ok(ours != theirs)
 }
 
@@ -201,7 +201,7 @@ fn queue(queue: &sysv::Queue) -> io::Result<MessageQueue> {
 /// # Errors
 /// When the root is gone.
 pub(crate) fn check_namespace(root: i32, family: &[i32], findings: &mut Findings) -> Result<()> {
-    let namespace = |pid: i32| Proc::open(pid).and_then(|proc| proc.namespace("ipc"));
+    let namespace = |pid: i32| Proc::open_living(pid).and_then(|proc| proc.namespace("ipc"));
     let theirs = namespace(root).during("readlink", root, "namespace ipc")?;
     let mut refuse = |pid: i32, reason: String| {
         findings.turn_to(pid);

@@ -263,7 +263,7 @@ impl Subject {
     /// Ends the program if it is still there.
     pub fn end(&mut self) {
         if self.lives() {
-            process::signal(self.pid(), Signal::KILL);
+            process::kill_tree(self.pid());
             process::wait(&mut self.running.child, PATIENCE);
         }
     }

@@ -133,7 +133,7 @@ pub(super) fn mapped_elsewhere(family: &[i32], objects: &Known) -> Vec<usize> {
     }
     let mut found = Vec::new();
     for other in proc::processes().unwrap_or_default().into_iter().filter(|other| !family.contains(other)) {
-        let maps = Proc::open(other).and_then(|other| other.maps()).unwrap_or_default();
+        let maps = Proc::open_living(other).and_then(|other| other.maps()).unwrap_or_default();
         let shared = maps.iter().filter(|mapping| mapping.shared);
         let known = shared.filter_map(|mapping| objects.get(&(mapping.device, mapping.inode)).copied());
         let known: Vec<usize> = known.filter(|object| !found.contains(object)).collect();
