@@ -28,7 +28,7 @@ static inline void tree_set_up(void) {
 
 /* In a child: waits for the flag file. */
 static inline void tree_wait(pid_t pid, pid_t parent) {
-    while (!probe_resumed()) usleep(2000);
+    while (!probe_resumed()) usleep(20000);
     CHECK(getpid() == pid, "a child's pid was %d, is %d", pid, getpid());
     CHECK(getppid() == parent, "the parent of %d was %d, is %d", pid, parent, getppid());
 }

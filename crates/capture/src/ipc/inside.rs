@@ -65,7 +65,8 @@ pub(super) fn of<T: Message + Default>(
 
 /// Goes into the namespace; a user namespace that is not ours gives the right to.
 fn enter(pid: i32) -> io::Result<()> {
-    let (own, theirs) = (Proc::own().map_err(io::Error::other)?, Proc::open_living(pid).map_err(io::Error::other)?);
+    let (own, theirs) =
+        (Proc::own().map_err(io::Error::other)?, Proc::open_living(pid).map_err(io::Error::other)?);
     let open = |kind| theirs.open_file(kind, OFlags::RDONLY).map_err(io::Error::other);
     let (user, ipc) = (open("ns/user")?, open("ns/ipc")?);
     let number = |proc: &Proc| proc.namespace("user").map_err(io::Error::other);

@@ -61,7 +61,9 @@ impl Target {
         // The last of them may still be about to be born.
         let all = if kind == Kind::Tree { COUNTERS + 2 } else { 0 };
         let threads = process::await_some(SOON, || {
-            Some(process::threads_of_tree(subject.pid())).filter(|threads| threads.len() >= all)
+            let threads = process::threads_of_tree(subject.pid());
+            let has_ended = threads.iter().any(|thread| thread.state == 'Z');
+            (threads.len() >= all && (has_ended || kind != Kind::Tree)).then_some(threads)
         });
         let threads = threads.context("the tree is not complete")?;
         let has_ended = threads.iter().any(|thread| thread.state == 'Z');
