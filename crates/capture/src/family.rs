@@ -118,7 +118,10 @@ impl Family {
     pub(crate) fn ask(&mut self) -> Result<Told> {
         let (mut living, mut ended) = kin::members_at_rest(self.root)?;
         // What several have in common, the first of them made: with it they are made again.
-        living[1..].sort_by_cached_key(|pid| kin::age(*pid));
+        let Some((_, below)) = living.split_first_mut().filter(|(first, _)| **first == self.root) else {
+            return Err(CaptureError::failed("ask", self.root, "process", "it was killed meanwhile"));
+        };
+        below.sort_by_cached_key(|pid| kin::age(*pid));
         ended.sort_by_cached_key(|pid| kin::age(*pid));
         let ids = Ids::of_all(living.iter().chain(&ended).copied())?;
         let mut filters = Filters::default();

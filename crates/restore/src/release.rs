@@ -90,20 +90,20 @@ pub fn release(
     }
     positions::set(image, &seed)?;
     let bond = together(&seed, &released)?;
-    if released.len() == 1 {
+    let several = released.len() > 1;
+    if !several {
         seed.keep_namespace()?;
     }
     last.let_signals_through()?;
     progress(Progress::Ready { pid });
     last.commit()?;
-    let released_many = released.len() > 1;
     // The root and, of each process, the first thread come last.
     for Ready { threads, .. } in released.into_iter().rev() {
         for (parked, _) in threads.into_iter().rev() {
             parked.tracee.detach(0).map_err(|error| refused(pid, error))?;
         }
     }
-    if released_many {
+    if several {
         seed.keep_namespace()?;
     }
     seed.let_go();
