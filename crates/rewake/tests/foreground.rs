@@ -67,6 +67,8 @@ impl Frozen {
             .args(["-c", &format!("{CLOSE_INHERITED} exec sh -c '{script}'")])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            // Not the test run's own: where that is a file it grows, and the program would find it changed.
+            .stderr(Stdio::null())
             .spawn()
             .expect("bash is there");
         let mut line = String::new();
@@ -218,6 +220,23 @@ impl Terminal {
     }
 }
 
+impl Terminal {
+    /// Waits for the end of `pid`, and tells who has the terminal when it does not come.
+    fn until_gone(&self, pid: u32) {
+        let begin = Instant::now();
+        while state(pid) != '?' {
+            if begin.elapsed() > PATIENCE {
+                let processes = Command::new("ps")
+                    .args(["-eo", "pid,ppid,pgid,sid,tpgid,tty,stat,pending,blocked,ignored,caught,wchan:20,args"])
+                    .output();
+                let table = processes.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+                panic!("{pid} does not end; on the terminal: {}\n{}", self.seen, table.unwrap_or_default());
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
 impl Drop for Terminal {
     fn drop(&mut self) {
         // End of input: the shell leaves. Whether it does must not hide how the test ended.
@@ -265,7 +284,7 @@ fn the_program_gets_the_terminal() {
     terminal.say("three\n");
     terminal.expect("<three>");
     terminal.say("\x03");
-    until("interrupted", || state(pid) == '?');
+    terminal.until_gone(pid);
     terminal.say("echo status=$?.\n");
     terminal.expect("status=130.");
 }
