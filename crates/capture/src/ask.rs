@@ -4,6 +4,7 @@
 
 mod contexts;
 mod policies;
+pub(crate) mod queues;
 mod settings;
 mod undo;
 
@@ -174,8 +175,20 @@ impl Frozen {
         Ok(policies.tell(&self.run(&program, &[(track, tid)], maps)?))
     }
 
-    /// Runs a program in the target and puts everything back.
+    /// Runs a program in the target, all of whose entries must succeed, and puts everything back.
     fn run(&mut self, program: &Program, tracks: &[(TrackRef, i32)], maps: &[Mapping]) -> Result<Outcome> {
+        let pid = self.proc.id();
+        let outcome = self.walk(program, tracks, maps)?;
+        if let Some(failure) = outcome.failure() {
+            let call = program.get(failure.at);
+            let cause = std::io::Error::from_raw_os_error(i32::try_from(-failure.result).unwrap_or(0));
+            return Err(CaptureError::failed("ask", pid, format!("{:?} {}", call.action, call.note), cause));
+        }
+        Ok(outcome)
+    }
+
+    /// Runs a program in the target as far as it comes, and puts everything back.
+    fn walk(&mut self, program: &Program, tracks: &[(TrackRef, i32)], maps: &[Mapping]) -> Result<Outcome> {
         let pid = self.proc.id();
         let suspended = seccomp::suspend(&self.proc, &self.threads)?;
         let threads = std::mem::take(&mut self.threads).into_values().collect();
@@ -197,11 +210,6 @@ impl Frozen {
         if let Some((tid, status)) = closed.ended.first() {
             let cause = format!("it was killed meanwhile ({status:?})");
             return Err(CaptureError::failed("ask", pid, format!("thread {tid}"), cause));
-        }
-        if let Some(failure) = outcome.failure() {
-            let call = program.get(failure.at);
-            let cause = std::io::Error::from_raw_os_error(i32::try_from(-failure.result).unwrap_or(0));
-            return Err(CaptureError::failed("ask", pid, format!("{:?} {}", call.action, call.note), cause));
         }
         Ok(outcome)
     }

@@ -60,8 +60,9 @@ pub(crate) fn run(options: &Options, progress: &mut dyn FnMut(Progress)) -> Resu
 
     phases.begin("freeze");
     let told = guardian.freeze()?;
-    let written = StandingStill::look(options, told, &journal, &mut |phase| phases.begin(phase))
-        .and_then(|frozen| write_pages(options, manifest, frozen, &pending, &mut guardian, &mut phases));
+    let written =
+        StandingStill::look(options, told, &journal, &mut guardian, &mut |phase| phases.begin(phase))
+            .and_then(|frozen| write_pages(options, manifest, frozen, &pending, &mut guardian, &mut phases));
     // What goes wrong with a target that was let go meanwhile goes wrong because of that.
     let Written { image, paused, files_for_writing } =
         written.map_err(|error| guardian.let_go_because().unwrap_or(error))?;

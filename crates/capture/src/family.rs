@@ -1,5 +1,7 @@
 //! The whole tree at rest: the process that was named and all below it.
 
+mod queues;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 

@@ -16,6 +16,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use rewake_image::PendingImage;
+use rewake_image::records::PosixQueue;
 use rewake_linux::fork::{self, Forked};
 use rewake_linux::mqueue::Journal;
 use rustix::process::{Pid, WaitOptions};
@@ -74,6 +75,18 @@ impl Guardian {
     /// When the guardian is gone: the target goes on, and what was read of it since is worth nothing.
     pub(crate) fn confirm(&mut self) -> Result<()> {
         self.held(Request::Confirm)
+    }
+
+    /// What POSIX queues hold, and who is told of the next message (mq_notify). Process ids are those out here. Queues that no process of
+    /// the target can look at for us are not among them.
+    ///
+    /// # Errors
+    /// When that cannot be found out.
+    pub(crate) fn queues(&mut self) -> Result<Vec<PosixQueue>> {
+        match self.request(Request::Queues)? {
+            Reply::Queues(queues) => Ok(queues),
+            _ => Err(self.lost("ask", "an answer to another question".into())),
+        }
     }
 
     /// Says that the image is about to get its name, and that the target is to be killed then.

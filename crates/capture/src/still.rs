@@ -1,6 +1,6 @@
 //! What the front finds out while the target stands still, and the image of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use rewake_image::Image;
 use rewake_image::records::{Manifest, OpenFile, PageStream, Pipe, PosixQueue, Process, open_file};
@@ -12,8 +12,9 @@ use crate::capture::has_ended;
 use crate::contents::{Contents, MAPPED, Source};
 use crate::error::{CaptureError, During, Result};
 use crate::family::Told;
-use crate::files::{self, Files, Target};
+use crate::files::{self, Files, QueueSource, Target};
 use crate::findings::Findings;
+use crate::guardian::Guardian;
 use crate::ipc;
 use crate::ipc::contents::Segments;
 use crate::memory::{self, Memory, Space};
@@ -41,6 +42,7 @@ impl StandingStill {
         options: &Options,
         mut told: Told,
         journal: &Journal,
+        guardian: &mut Guardian,
         phase: &mut dyn FnMut(&'static str),
     ) -> Result<Self> {
         let family = told.pids.clone();
@@ -81,7 +83,8 @@ impl StandingStill {
         let inner = told.processes.iter().map(|process| process.pid);
         files.sockets.translate(&told.pids.iter().copied().zip(inner).collect());
         phase("queues");
-        let queues = files.queues.iter().map(|queue| queue.read(journal)).collect::<Result<_>>()?;
+        let learned = learned(&told, &files.queues, guardian)?;
+        let queues = files.queues.iter().map(|queue| queue.read(journal, &learned)).collect::<Result<_>>()?;
         let pipes = files.pipes.iter().map(files::PipeSource::read).collect::<Result<_>>()?;
         Ok(Self { told, plan, living, memory, files, pipes, queues })
     }
@@ -149,6 +152,27 @@ impl StandingStill {
             unknown: Vec::new(),
         }
     }
+}
+
+/// What queues hold, and who is told of the next message (mq_notify).
+fn learned(told: &Told, queues: &[QueueSource], guardian: &mut Guardian) -> Result<Vec<PosixQueue>> {
+    if queues.is_empty() {
+        return Ok(Vec::new());
+    }
+    let inner: HashMap<i32, &Process> = told.pids.iter().copied().zip(&told.processes).collect();
+    for pid in queues.iter().map(|queue| queue.told).filter(|pid| *pid != 0) {
+        if inner.get(&pid).is_none_or(|process| process.descriptors_of.is_some()) {
+            let reason = "it is told of the next message (mq_notify) and has its descriptors from another process \
+                          (CLONE_FILES), which is not supported";
+            let error = CaptureError::failed("capture", pid, "message queue", reason);
+            return Err(error.advise("let the program take that back first (mq_notify with no event)"));
+        }
+    }
+    let mut learned = guardian.queues()?;
+    for one in learned.iter_mut().filter_map(|queue| queue.notification.as_mut()) {
+        one.pid = inner.get(&one.pid).map_or(0, |process| process.pid);
+    }
+    Ok(learned)
 }
 
 /// The executable's content, where it is kept.

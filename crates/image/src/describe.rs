@@ -370,6 +370,7 @@ fn file(image: &Image, fd: i32, file: &OpenFile) -> FileDescription {
         Some(Kind::KernelFile(file)) => ("kernel", text(&file.path), Some(file.position)),
         Some(Kind::Socket(end)) => ("socket", sockets::describe(image, end.socket), None),
         Some(Kind::PosixQueue(end)) => ("queue", queue(image, end.queue), None),
+        Some(Kind::Netlink(_)) => ("socket", "netlink".to_owned(), None),
         Some(Kind::Pidfd(pidfd)) if pidfd.id == 0 => ("pidfd", "of a process that is gone".to_owned(), None),
         Some(Kind::Pidfd(pidfd)) => ("pidfd", format!("of {}", pidfd.id), None),
         Some(Kind::Symlink(link)) => ("link", text(&link.path), None),

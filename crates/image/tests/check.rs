@@ -433,3 +433,32 @@ fn system_v_objects() {
         image.shared_memory.iter_mut().for_each(|one| one.segment = None);
     });
 }
+
+#[test]
+fn news_of_message_queues() {
+    use rewake_image::records::open_file;
+    let refused = |wanted: &str, change: &dyn Fn(&mut Image)| {
+        let mut image = sample::everything();
+        change(&mut image);
+        let message = image.check().unwrap_err().to_string();
+        assert!(message.contains(wanted), "{message:?} does not contain {wanted:?}");
+    };
+    fn news(image: &mut Image) -> &mut rewake_image::records::PosixNotification {
+        image.posix_queues[0].notification.as_mut().unwrap()
+    }
+    refused("process 9 has no descriptors of its own", &|image| news(image).pid = 9);
+    refused("does not lead to the queue", &|image| news(image).fd = news(image).socket);
+    refused("signal 65", &|image| news(image).signal = 65);
+    refused("in way 4", &|image| news(image).notify = 4);
+    refused("what only a socket is told", &|image| news(image).notify = 0);
+    refused("is no such socket", &|image| news(image).socket = news(image).fd);
+    refused("not told 31 bytes", &|image| news(image).cookie.truncate(31));
+    refused("a netlink socket of type 1", &|image| {
+        let sockets = image.open_files.iter_mut().filter_map(|file| file.kind.as_mut());
+        for kind in sockets {
+            if let open_file::Kind::Netlink(socket) = kind {
+                socket.r#type = 1;
+            }
+        }
+    });
+}

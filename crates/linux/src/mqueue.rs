@@ -13,6 +13,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::ptr::NonNull;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, OFlags};
 use rustix::mm::{MapFlags, ProtFlags};
@@ -31,6 +32,10 @@ const SIZE: usize = 4;
 const BYTES: usize = 5;
 const PUTTING: usize = 6;
 
+/// For how long there may be no room for a message that goes back, and between looks.
+const PATIENCE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(1);
+
 /// What a queue is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Attributes {
@@ -48,7 +53,18 @@ pub struct State {
     /// Bytes of all messages.
     pub bytes: u64,
     /// Somebody asked to be told of the next message (mq_notify).
-    pub notifies: bool,
+    pub notice: Option<Notice>,
+}
+
+/// Who is told of the next message, as far as the kernel shows it: not what comes with the signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// `SIGEV_*`.
+    pub kind: i32,
+    /// The signal, if it is one.
+    pub signal: i32,
+    /// The process, in our pid namespace; 0: in none of those.
+    pub pid: i32,
 }
 
 /// Whether a file (`O_PATH` will do) is a message queue.
@@ -82,12 +98,39 @@ pub fn state(queue: &File) -> io::Result<State> {
     let mut text = [0; 256];
     let length = queue.read_at(&mut text, 0)?;
     let text = String::from_utf8_lossy(&text[..length]).into_owned();
-    let number = |key: &str| -> u64 {
-        let word = text.split_whitespace().find_map(|word| word.strip_prefix(key));
-        word.and_then(|word| word.parse().ok()).unwrap_or(0)
-    };
-    let notifies = ["NOTIFY:", "SIGNO:", "NOTIFY_PID:"].iter().any(|key| number(key) != 0);
-    Ok(State { bytes: number("QSIZE:"), notifies })
+    let word = |key: &str| text.split_whitespace().find_map(|word| word.strip_prefix(key));
+    let number = |key: &str| word(key).and_then(|word| word.parse::<i32>().ok()).unwrap_or(0);
+    let notice = Notice { kind: number("NOTIFY:"), signal: number("SIGNO:"), pid: number("NOTIFY_PID:") };
+    let nobody = Notice { kind: 0, signal: 0, pid: 0 };
+    let bytes = word("QSIZE:").and_then(|word| word.parse().ok()).unwrap_or(0);
+    Ok(State { bytes, notice: (notice != nobody).then_some(notice) })
+}
+
+/// Sends messages that somebody else has received and did not come to send again.
+///
+/// # Errors
+/// When the queue is gone, or may not be written.
+pub fn put_back(pid: i32, fd: i32, messages: &[Message]) -> io::Result<()> {
+    let queue = reopen(pid, fd)?;
+    messages.iter().try_for_each(|(priority, content)| send(&queue, content, *priority))
+}
+
+/// Sends a message. Should the target go on meanwhile and have filled the queue, there is room again later.
+fn send(queue: &File, content: &[u8], priority: u32) -> io::Result<()> {
+    let begin = Instant::now();
+    loop {
+        let (fd, nothing) = (queue.as_raw_fd(), std::ptr::null::<u64>());
+        let (data, length) = (content.as_ptr(), content.len());
+        // SAFETY: the bytes of the message, which live through the call; no time is given: the queue does not block.
+        let sent =
+            check(unsafe { libc::syscall(libc::SYS_mq_timedsend, fd, data, length, priority, nothing) });
+        match sent {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && begin.elapsed() < PATIENCE => {
+                std::thread::sleep(PAUSE);
+            }
+            sent => return sent.map(drop),
+        }
+    }
 }
 
 /// The queue of that name (it begins with a slash) in our IPC namespace.
@@ -163,7 +206,7 @@ impl Journal {
             (ACTIVE, 1),
         ];
         header.into_iter().for_each(|(at, word)| shared.put(at, word));
-        shared.finish(&queue)?;
+        shared.all(&queue)?;
         let message = |place: usize| {
             let at = shared.slot(place);
             let length = usize::try_from(shared.get(at + 1).saturating_sub(1)).unwrap_or(0);
@@ -234,6 +277,21 @@ impl Shared {
         HEADER + place * (2 + size.div_ceil(8))
     }
 
+    /// Receives all and sends them again. Should the target go on meanwhile, which others held, and take some: what we have.
+    fn all(&self, queue: &File) -> io::Result<()> {
+        let total = usize::try_from(self.get(TOTAL)).map_err(io::Error::other)?;
+        let outcome = (0..total).try_for_each(|place| {
+            let received = self.receive(queue, place);
+            received.inspect_err(|_| self.put(TOTAL, u64::try_from(place).unwrap_or(0)))
+        });
+        self.put(PUTTING, 1);
+        for place in 0..usize::try_from(self.get(TOTAL)).map_err(io::Error::other)? {
+            self.send(queue, place)?;
+        }
+        self.put(ACTIVE, 0);
+        outcome
+    }
+
     /// Receives what is left, then sends what is not there yet: how much that is, the queue itself tells.
     fn finish(&self, queue: &File) -> io::Result<()> {
         let there = || usize::try_from(attributes(queue)?.messages).map_err(io::Error::other);
@@ -280,10 +338,10 @@ impl Shared {
     fn send(&self, queue: &File, place: usize) -> io::Result<()> {
         let at = self.slot(place);
         let length = self.get(at + 1).saturating_sub(1).min(self.get(SIZE));
-        let (fd, nothing) = (queue.as_raw_fd(), std::ptr::null::<u64>());
-        let (data, priority) = (self.place((at + 2).min(self.count - 1)), self.get(at) & 0xffff_ffff);
-        // SAFETY: the bytes of the slot, of which none is longer than the longest message.
-        check(unsafe { libc::syscall(libc::SYS_mq_timedsend, fd, data, length, priority, nothing) }).map(drop)
+        let length = usize::try_from(length).map_err(io::Error::other)?;
+        let words = (0..length.div_ceil(8)).map(|word| self.get(at + 2 + word));
+        let content: Vec<u8> = words.flat_map(u64::to_le_bytes).take(length).collect();
+        send(queue, &content, u32::try_from(self.get(at) & 0xffff_ffff).unwrap_or(0))
     }
 }
 
@@ -318,18 +376,9 @@ mod tests {
         Queue(file.into(), name)
     }
 
-    fn send(queue: &Queue, priority: u32, text: &[u8]) {
-        let (fd, nothing) = (queue.0.as_raw_fd(), std::ptr::null::<u64>());
-        // SAFETY: the bytes of the text.
-        let sent = unsafe {
-            libc::syscall(libc::SYS_mq_timedsend, fd, text.as_ptr(), text.len(), priority, nothing)
-        };
-        assert_eq!(sent, 0, "{}", io::Error::last_os_error());
-    }
-
     fn fill(queue: &Queue) -> Vec<Message> {
         for (priority, text) in [(3, "three"), (0, "zero"), (7, ""), (3, "three again"), (0, "zero again")] {
-            send(queue, priority, text.as_bytes());
+            send(&queue.0, text.as_bytes(), priority).unwrap();
         }
         let all = [(7, ""), (3, "three"), (3, "three again"), (0, "zero"), (0, "zero again")];
         all.map(|(priority, text)| (priority, text.as_bytes().to_vec())).to_vec()
@@ -349,7 +398,7 @@ mod tests {
             attributes(&queue.0).unwrap(),
             Attributes { max_messages: 10, message_size: 24, messages: 5 }
         );
-        assert_eq!(state(&queue.0).unwrap(), State { bytes: 30, notifies: false });
+        assert_eq!(state(&queue.0).unwrap(), State { bytes: 30, notice: None });
         assert_eq!(open(&queue.1).and_then(|same| state(&same)).unwrap().bytes, 30);
     }
 

@@ -6,6 +6,7 @@
 #![allow(unsafe_code, reason = "system calls that rustix has in a feature of its own only, see Safety above")]
 
 pub mod diag;
+pub mod netlink;
 pub mod unix;
 
 use std::io;

@@ -11,7 +11,7 @@ use rustix::fs::{FileType, OFlags};
 use super::pipes::PipeSource;
 use super::removed::{Removed, is_removed};
 use super::unix::Sockets;
-use super::{Seen, Target, epoll, fanotify, fifos, inotify, kernel, pidfd, sockets, special};
+use super::{Seen, Target, epoll, fanotify, fifos, inotify, kernel, netlink, pidfd, sockets, special};
 use crate::contents::{self, Contents, Source};
 
 /// What can be captured.
@@ -127,7 +127,7 @@ pub(super) fn classify(
             refused => match (standard_stream(one, all, firsts), refused) {
                 (Some(stream), _) => sockets::is_stream_to_outside(proc, one).map(|()| Kind::Outside(stream)),
                 (None, Some(Err(refusal))) => Err(refusal),
-                (None, _) => sockets::refusal(proc, one),
+                (None, _) => netlink::record(proc, one).unwrap_or_else(|| sockets::refusal(proc, one)),
             },
         },
         FileType::BlockDevice => refuse("block devices are not supported", LET_FINISH),

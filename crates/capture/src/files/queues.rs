@@ -3,13 +3,14 @@
 use std::collections::HashSet;
 
 use rewake_image::records::{PosixQueue, PosixQueueEnd, open_file, posix_queue};
-use rewake_linux::mqueue::{self, Journal};
+use rewake_linux::mqueue::{self, Journal, Notice};
 use rewake_linux::proc::{Proc, holders};
 use rustix::fs::{Mode, OFlags};
 
 use super::kind::{LET_FINISH, Refusal, identity, refuse};
-use super::{Seen, Target};
-use crate::error::{During, Result};
+use super::{Seen, Target, netlink};
+use crate::ask::queues::{MOST_BYTES, SIGNAL, THREAD};
+use crate::error::{CaptureError, During, Result};
 use crate::findings::Findings;
 use crate::kin;
 
@@ -19,8 +20,23 @@ pub(crate) struct QueueSource {
     inode: (u64, u64),
     pid: i32,
     fd: i32,
+    /// The process that is told of the next message, or 0.
+    pub(crate) told: i32,
     record: PosixQueue,
 }
+
+/// Signals that do more than to come, that nobody can take away, or that end our own programs.
+const UNFIT: [i32; 9] = [
+    libc::SIGKILL,
+    libc::SIGSTOP,
+    libc::SIGTSTP,
+    libc::SIGTTIN,
+    libc::SIGTTOU,
+    libc::SIGCONT,
+    libc::SIGURG,
+    libc::SIGWINCH,
+    libc::SIGCHLD,
+];
 
 /// All that the target has open; what cannot be captured goes to `findings`.
 ///
@@ -39,8 +55,10 @@ pub(super) fn inside(
             continue;
         }
         let id = u32::try_from(queues.len()).unwrap_or(u32::MAX);
-        match look(proc, one, id) {
-            Ok(record) => queues.push(QueueSource { inode: one.inode(), pid: one.pid, fd: one.fd, record }),
+        match look(target, proc, one, id) {
+            Ok((record, told)) => {
+                queues.push(QueueSource { inode: one.inode(), pid: one.pid, fd: one.fd, told, record })
+            }
             Err(refusal) => {
                 findings.turn_to(one.pid);
                 findings.add(one.name(), refusal.reason, refusal.remedy);
@@ -60,14 +78,18 @@ pub(super) fn inside(
 }
 
 fn is_queue(proc: &Proc, one: &Seen) -> bool {
-    let name = format!("fd/{}", one.fd);
     one.link.target.starts_with(b"/")
         && one.link.stat.file_type() == libc::S_IFREG
-        && rustix::fs::openat(proc, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-            .is_ok_and(mqueue::is_queue)
+        && is_message_queue(proc, one.fd)
 }
 
-fn look(proc: &Proc, one: &Seen, id: u32) -> Result<PosixQueue, Refusal> {
+/// Whether a descriptor leads to a message queue.
+pub(crate) fn is_message_queue(proc: &Proc, fd: i32) -> bool {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    rustix::fs::openat(proc, format!("fd/{fd}"), flags, Mode::empty()).is_ok_and(mqueue::is_queue)
+}
+
+fn look(target: Target<'_>, proc: &Proc, one: &Seen, id: u32) -> Result<(PosixQueue, i32), Refusal> {
     let name = format!("fd/{}", one.fd);
     let Ok(file) = proc.open_file(&name, OFlags::RDWR | OFlags::NONBLOCK) else {
         return refuse(
@@ -78,13 +100,11 @@ fn look(proc: &Proc, one: &Seen, id: u32) -> Result<PosixQueue, Refusal> {
     let (Ok(attributes), Ok(state)) = (mqueue::attributes(&file), mqueue::state(&file)) else {
         return refuse("this kernel does not tell what the message queue is", LET_FINISH);
     };
-    if state.notifies {
-        // What comes with the signal, no one but the process that is told of it ever sees.
-        let reason = "a process waits to be told of the next message (mq_notify), which is not supported yet";
-        return refuse(reason, "let the program take that back first (mq_notify with no event)");
+    if let Some(notice) = state.notice {
+        check_notice(target, notice, attributes)?;
     }
     let number = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
-    Ok(PosixQueue {
+    let record = PosixQueue {
         id,
         identity: Some(identity(&one.link)),
         uid: one.link.stat.uid,
@@ -93,7 +113,38 @@ fn look(proc: &Proc, one: &Seen, id: u32) -> Result<PosixQueue, Refusal> {
         max_messages: number(attributes.max_messages),
         message_size: number(attributes.message_size),
         messages: Vec::new(),
-    })
+        notification: None,
+    };
+    Ok((record, state.notice.map_or(0, |notice| notice.pid)))
+}
+
+/// Whether it can be found out what comes with the news of the next message.
+fn check_notice(target: Target<'_>, notice: Notice, attributes: mqueue::Attributes) -> Result<(), Refusal> {
+    const REMEDY: &str = "let the program take that back first (mq_notify with no event)";
+    if !target.family.contains(&notice.pid) {
+        let who = if notice.pid == 0 { "a process".to_owned() } else { format!("process {}", notice.pid) };
+        let reason = format!("{who} outside of the captured tree is told of the next message (mq_notify)");
+        return refuse(reason, "end that process first, or capture one above both");
+    }
+    if notice.kind == SIGNAL && UNFIT.contains(&notice.signal) {
+        let reason = format!(
+            "a process is told of the next message (mq_notify) by signal {}, whose value cannot be found out",
+            notice.signal
+        );
+        return refuse(reason, REMEDY);
+    }
+    if attributes.messages.saturating_mul(attributes.message_size) > MOST_BYTES {
+        let reason =
+            "a process is told of the next message (mq_notify), and those that are there are too many";
+        return refuse(reason, "let the program receive them first");
+    }
+    let only = || Proc::open(notice.pid).is_ok_and(|proc| netlink::only_one(&proc).is_some());
+    if notice.kind == THREAD && !only() {
+        let reason = "a thread is told of the next message (mq_notify with SIGEV_THREAD), and by which of its netlink \
+                      sockets is not known";
+        return refuse(reason, REMEDY);
+    }
+    Ok(())
 }
 
 /// The record of a descriptor, if it is one of a queue.
@@ -108,7 +159,18 @@ impl QueueSource {
     ///
     /// # Errors
     /// When somebody else takes or sends messages meanwhile.
-    pub(crate) fn read(&self, journal: &Journal) -> Result<PosixQueue> {
+    pub(crate) fn read(&self, journal: &Journal, learned: &[PosixQueue]) -> Result<PosixQueue> {
+        let same = |queue: &&PosixQueue| {
+            queue.identity.as_ref().is_some_and(|one| (one.device, one.inode) == self.inode)
+        };
+        if let Some(queue) = learned.iter().find(same) {
+            let (messages, notification) = (queue.messages.clone(), queue.notification.clone());
+            return Ok(PosixQueue { messages, notification, ..self.record.clone() });
+        }
+        if self.told != 0 {
+            let reason = "who is told of the next message has changed meanwhile";
+            return Err(CaptureError::failed("read", self.pid, "message queue", reason).advise("try again"));
+        }
         let messages = journal.read(self.pid, self.fd).during("read", self.pid, "message queue")?;
         let message = |(priority, content)| posix_queue::Message { priority, content };
         Ok(PosixQueue { messages: messages.into_iter().map(message).collect(), ..self.record.clone() })

@@ -57,6 +57,7 @@ impl Keeper {
                 Request::Kill => self.release(true),
                 Request::Confirm => self.confirm(),
                 Request::Arm => self.arm(pending),
+                Request::Queues => self.queues(),
                 Request::Leave => return,
             };
             if reply.unwrap_or_else(Reply::Failed).send(&mut self.socket).is_err() {
@@ -105,6 +106,13 @@ impl Keeper {
 
     fn confirm(&self) -> Result<Reply> {
         if self.held.is_some() { Ok(Reply::Held) } else { Err(self.not_held()) }
+    }
+
+    fn queues(&mut self) -> Result<Reply> {
+        match &mut self.held {
+            Some(family) => family.queues().map(Reply::Queues),
+            None => Err(self.not_held()),
+        }
     }
 
     fn arm(&mut self, pending: &PendingImage) -> Result<Reply> {

@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::time::Duration;
 
 use prost::Message as _;
-use rewake_image::records::{Process, SeccompFilter};
+use rewake_image::records::{PosixQueue, Process, SeccompFilter};
 
 use crate::error::{CaptureError, Obstacle};
 use crate::family::Told;
@@ -31,6 +31,8 @@ pub(crate) enum Request {
     Confirm = 5,
     /// The image is about to get its name: from then on the target is to be killed, whoever is there to ask for it.
     Arm = 6,
+    /// Look at the messages of POSIX queues, and at who is told of the next one.
+    Queues = 7,
 }
 
 /// From the guardian.
@@ -40,6 +42,8 @@ pub(crate) enum Reply {
     Frozen(Box<Told>),
     /// The target has stood still since it was frozen; also the answer to [`Request::Arm`].
     Held,
+    /// What the queues hold, and who is told of the next message.
+    Queues(Vec<PosixQueue>),
     /// The target goes on, or is dead as asked; how long it stood still.
     Released(Duration),
     /// It did not work; the target goes on.
@@ -74,6 +78,13 @@ struct WireFrozen {
     pids: Vec<i32>,
     #[prost(message, required, tag = "4")]
     ipc: Objects,
+}
+
+/// Message queues, on the wire.
+#[derive(Clone, PartialEq, prost::Message)]
+struct WireQueues {
+    #[prost(message, repeated, tag = "1")]
+    queues: Vec<PosixQueue>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -158,7 +169,7 @@ impl Request {
     /// The next request; `None` when the front is gone.
     pub(crate) fn receive(from: &mut impl Read) -> io::Result<Option<Self>> {
         let Some((kind, _)) = read_frame(from)? else { return Ok(None) };
-        [Self::Freeze, Self::Thaw, Self::Kill, Self::Leave, Self::Confirm, Self::Arm]
+        [Self::Freeze, Self::Thaw, Self::Kill, Self::Leave, Self::Confirm, Self::Arm, Self::Queues]
             .into_iter()
             .find(|&request| request as u8 == kind)
             .map(Some)
@@ -170,6 +181,7 @@ const FROZEN: u8 = 1;
 const RELEASED: u8 = 2;
 const FAILED: u8 = 3;
 const HELD: u8 = 4;
+const QUEUES: u8 = 5;
 
 impl Reply {
     /// Sends it.
@@ -185,6 +197,9 @@ impl Reply {
                 write_frame(to, RELEASED, &paused.to_le_bytes())
             }
             Self::Held => write_frame(to, HELD, &[]),
+            Self::Queues(queues) => {
+                write_frame(to, QUEUES, &WireQueues { queues: queues.clone() }.encode_to_vec())
+            }
             Self::Failed(error) => write_frame(to, FAILED, &Failure::from(error).encode_to_vec()),
         }
     }
@@ -204,6 +219,7 @@ impl Reply {
             }
             FAILED => Self::Failed(Failure::decode(payload.as_slice()).map_err(io::Error::other)?.into()),
             HELD => Self::Held,
+            QUEUES => Self::Queues(WireQueues::decode(payload.as_slice()).map_err(io::Error::other)?.queues),
             _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "unknown reply")),
         };
         Ok(Some(reply))

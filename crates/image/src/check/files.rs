@@ -61,6 +61,7 @@ fn open_file(file: &OpenFile, pipes: &HashSet<u32>, queues: &HashSet<u32>) -> Re
             | Kind::Fanotify(_)
             | Kind::KernelFile(_)
             | Kind::Pidfd(_)
+            | Kind::Netlink(_)
             | Kind::Symlink(_)),
         ) => special::check(kind, record),
         // Where it leads is checked with the sockets.

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{ascending, ensure, invalid};
-use crate::records::{IpcObject, MessageQueue, PosixQueue, SemaphoreSet, SemaphoreUndo, SharedMemory, Vma};
+use crate::records::open_file::Kind;
+use crate::records::{
+    IpcObject, MessageQueue, OpenFile, PosixQueue, Process, SemaphoreSet, SemaphoreUndo, SharedMemory, Vma,
+};
 use crate::{Image, ImageError};
 
 /// Most objects of a kind, and semaphores of a set: what kernels can be told to allow.
@@ -19,6 +22,12 @@ const MAX_MESSAGES: u32 = 65_536;
 const MAX_MESSAGE_SIZE: u32 = 16 << 20;
 const PRIORITIES: u32 = 32_768;
 const MAX_NAME: usize = 255;
+/// The highest signal; `SIGEV_*`; `NOTIFY_COOKIE_LEN`.
+const LAST_SIGNAL: i32 = 64;
+const SIGEV_SIGNAL: u32 = 0;
+const SIGEV_NONE: u32 = 1;
+const SIGEV_THREAD: u32 = 2;
+const COOKIE: usize = 32;
 /// What a private object's key is.
 const PRIVATE: i32 = 0;
 
@@ -33,6 +42,13 @@ pub(super) fn check(image: &Image) -> Result<(), ImageError> {
     image.message_queues.iter().try_for_each(queue)?;
     ascending(image.posix_queues.iter().map(|queue| queue.id), "PosixQueue", "id")?;
     image.posix_queues.iter().try_for_each(posix_queue)?;
+    let owners: BTreeMap<i32, &Process> = image
+        .processes
+        .iter()
+        .filter(|process| process.exit_status.is_none() && process.descriptors_of.is_none())
+        .map(|process| (process.pid, process))
+        .collect();
+    image.posix_queues.iter().try_for_each(|queue| notification(&image.open_files, &owners, queue))?;
     let sizes: BTreeMap<i32, usize> =
         sets.filter_map(|set| Some((set.object.as_ref()?.id, set.values.len()))).collect();
     for process in &image.processes {
@@ -122,6 +138,39 @@ fn queue(queue: &MessageQueue) -> Result<(), ImageError> {
     let types = queue.messages.iter().all(|message| message.r#type > 0);
     ensure!(types, record, "a message of an impossible type");
     ensure!(i64::try_from(queue.max_bytes).is_ok(), record, "{} bytes at most", queue.max_bytes);
+    Ok(())
+}
+
+/// Who is told of the next message has the queue open, and the socket by which it is told.
+fn notification(
+    files: &[OpenFile],
+    owners: &BTreeMap<i32, &Process>,
+    queue: &PosixQueue,
+) -> Result<(), ImageError> {
+    let Some(one) = &queue.notification else { return Ok(()) };
+    let record = &format!("PosixQueue {}, notification", queue.id);
+    let Some(process) = owners.get(&one.pid) else {
+        return Err(invalid(record, format!("process {} has no descriptors of its own", one.pid)));
+    };
+    let file = |fd: i32| {
+        let at = process.descriptors.binary_search_by_key(&fd, |descriptor| descriptor.fd).ok()?;
+        let file = process.descriptors[at].file;
+        files[files.binary_search_by_key(&file, |file| file.id).ok()?].kind.as_ref()
+    };
+    let own = matches!(file(one.fd), Some(Kind::PosixQueue(end)) if end.queue == queue.id);
+    ensure!(own, record, "descriptor {} of process {} does not lead to the queue", one.fd, one.pid);
+    ensure!((0..=LAST_SIGNAL).contains(&one.signal), record, "signal {} is impossible", one.signal);
+    match one.notify {
+        SIGEV_SIGNAL | SIGEV_NONE => {
+            ensure!(one.cookie.is_empty(), record, "what only a socket is told");
+        }
+        SIGEV_THREAD => {
+            let socket = matches!(file(one.socket), Some(Kind::Netlink(_)));
+            ensure!(socket, record, "descriptor {} of process {} is no such socket", one.socket, one.pid);
+            ensure!(one.cookie.len() == COOKIE, record, "a socket is not told {} bytes", one.cookie.len());
+        }
+        other => return Err(invalid(record, format!("nobody is told in way {other}"))),
+    }
     Ok(())
 }
 

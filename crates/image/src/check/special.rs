@@ -19,6 +19,8 @@ const SLOT: u32 = 4096;
 const MARK_FLAGS: u32 = 0x10 | 0x100 | 0x40 | 0x200 | 0x400;
 /// Events that others wait for an answer to: a program that asks for them cannot be captured.
 const PERMISSION: u64 = 0x17_0000;
+/// SOCK_DGRAM and SOCK_RAW.
+const NETLINK_TYPES: [u32; 2] = [2, 3];
 /// The highest signal.
 const LAST_SIGNAL: i32 = 64;
 /// Most watches of one instance; the kernel's own limits are below.
@@ -37,6 +39,11 @@ pub(super) fn check(kind: &Kind, record: &str) -> Result<(), ImageError> {
         }
         Kind::Eventfd(eventfd) => {
             ensure!(eventfd.count < u64::MAX, record, "an eventfd cannot count {}", eventfd.count);
+            Ok(())
+        }
+        Kind::Netlink(socket) => {
+            let possible = NETLINK_TYPES.contains(&socket.r#type);
+            ensure!(possible, record, "a netlink socket of type {} is impossible", socket.r#type);
             Ok(())
         }
         Kind::Timerfd(timer) => timerfd(timer, record),

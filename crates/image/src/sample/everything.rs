@@ -7,9 +7,10 @@ use crate::records::posix_queue::Message as PosixMessage;
 use crate::records::vma::Backing;
 use crate::records::{
     AioContext, Descriptor, Epoll, EpollWatch, EventFd, Extent, Fanotify, FanotifyMark, FileContent,
-    FileIdentity, Inotify, InotifyWatch, IpcObject, KernelFile, MessageQueue, OpenFile, Pidfd, Pipe, PipeEnd,
-    PosixQueue, PosixQueueEnd, PosixTimer, RegularFile, RemovedFile, SeccompFilter, Segment, SemaphoreSet,
-    SemaphoreUndo, SharedMemory, SignalFd, SpeculationControl, Symlink, TimerFd, Vma, file_content,
+    FileIdentity, Inotify, InotifyWatch, IpcObject, KernelFile, MessageQueue, NetlinkSocket, OpenFile, Pidfd,
+    Pipe, PipeEnd, PosixNotification, PosixQueue, PosixQueueEnd, PosixTimer, RegularFile, RemovedFile,
+    SeccompFilter, Segment, SemaphoreSet, SemaphoreUndo, SharedMemory, SignalFd, SpeculationControl, Symlink,
+    TimerFd, Vma, file_content,
 };
 use crate::{Image, PAGE_SIZE, hostile};
 
@@ -232,24 +233,7 @@ fn ipc(image: &mut Image) {
             Message { r#type: i64::MAX, content: Vec::new() },
         ],
     }];
-    let message = |priority, content: &[u8]| PosixMessage { priority, content: content.to_vec() };
-    let path = b"/queue".to_vec();
-    let identity = Some(FileIdentity { path, mode: 0o100_600, ..FileIdentity::default() });
-    image.posix_queues = vec![PosixQueue {
-        id: 4,
-        identity,
-        uid: 1000,
-        gid: 1000,
-        removed: true,
-        max_messages: 10,
-        message_size: 100,
-        messages: vec![message(9, b"first"), message(0, b"")],
-    }];
-    let id = image.open_files.last().map_or(0, |file| file.id) + 1;
-    let fd = image.processes[0].descriptors.last().map_or(0, |descriptor| descriptor.fd) + 1;
-    let kind = Some(Kind::PosixQueue(PosixQueueEnd { queue: 4 }));
-    image.open_files.push(OpenFile { id, flags: 0o4002, kind, ..OpenFile::default() });
-    image.processes[0].descriptors.push(Descriptor { fd, file: id, close_on_exec: true });
+    posix_queue(image);
     let undo = SemaphoreUndo { set: 0, semaphores: vec![0, 2], adjustments: vec![1, -32_768] };
     image.processes[0].semaphore_undo = vec![undo];
     let Some(memory) = &mut image.processes[0].memory else { return };
@@ -266,4 +250,39 @@ fn ipc(image: &mut Image) {
     };
     let place = memory.vmas.partition_point(|other| other.start < vma.start);
     memory.vmas.insert(place, vma);
+}
+
+/// A message queue of which a thread is told by way of a netlink socket.
+fn posix_queue(image: &mut Image) {
+    let message = |priority, content: &[u8]| PosixMessage { priority, content: content.to_vec() };
+    let path = b"/queue".to_vec();
+    let identity = Some(FileIdentity { path, mode: 0o100_600, ..FileIdentity::default() });
+    image.posix_queues = vec![PosixQueue {
+        id: 4,
+        identity,
+        uid: 1000,
+        gid: 1000,
+        removed: true,
+        max_messages: 10,
+        message_size: 100,
+        messages: vec![message(9, b"first"), message(0, b"")],
+        notification: None,
+    }];
+    let id = image.open_files.last().map_or(0, |file| file.id) + 1;
+    let fd = image.processes[0].descriptors.last().map_or(0, |descriptor| descriptor.fd) + 1;
+    let kind = Some(Kind::PosixQueue(PosixQueueEnd { queue: 4 }));
+    image.open_files.push(OpenFile { id, flags: 0o4002, kind, ..OpenFile::default() });
+    image.processes[0].descriptors.push(Descriptor { fd, file: id, close_on_exec: true });
+    let kind = Some(Kind::Netlink(NetlinkSocket { r#type: 3 }));
+    image.open_files.push(OpenFile { id: id + 1, flags: 2, kind, ..OpenFile::default() });
+    image.processes[0].descriptors.push(Descriptor { fd: fd + 1, file: id + 1, close_on_exec: true });
+    image.posix_queues[0].notification = Some(PosixNotification {
+        pid: image.processes[0].pid,
+        fd,
+        notify: 2,
+        signal: 0,
+        value: 0,
+        socket: fd + 1,
+        cookie: vec![7; 32],
+    });
 }

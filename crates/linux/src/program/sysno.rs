@@ -91,6 +91,7 @@ sysno! {
     modify_ldt = SYS_modify_ldt
     mount = SYS_mount
     mprotect = SYS_mprotect
+    mq_notify = SYS_mq_notify
     mq_open = SYS_mq_open
     mq_timedreceive = SYS_mq_timedreceive
     mq_timedsend = SYS_mq_timedsend
@@ -117,6 +118,7 @@ sysno! {
     process_vm_readv = SYS_process_vm_readv
     pwrite64 = SYS_pwrite64
     read = SYS_read
+    recvfrom = SYS_recvfrom
     renameat = SYS_renameat
     rseq = SYS_rseq
     rt_sigaction = SYS_rt_sigaction

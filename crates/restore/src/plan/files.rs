@@ -110,6 +110,7 @@ impl Planner<'_> {
             Kind::KernelFile(kernel) => self.kernel_file(spare, file.flags, kernel),
             Kind::PosixQueue(end) => self.open_queue(spare, file.flags, end.queue),
             Kind::Symlink(link) => self.open_path(spare, &link.path, file.flags),
+            Kind::Netlink(socket) => self.netlink(spare, file, socket),
         }
         Ok(())
     }

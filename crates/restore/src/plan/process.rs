@@ -185,6 +185,7 @@ impl Planner<'_> {
     pub(super) fn last_things(&mut self) -> Result<(), RestoreError> {
         self.pending_signals();
         self.finish_files();
+        self.ask_for_news();
         self.locks();
         self.limits();
         if self.process.root != b"/" && self.process.folders_of.is_none() {

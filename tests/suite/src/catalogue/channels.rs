@@ -26,6 +26,16 @@ pub(super) const IPC: &[Row] = &[
         &[probe("mqueue messages")],
     ),
     row("POSIX message queues that have no name any more", &[probe("mqueue unlinked")]),
+    row(
+        "POSIX message queues: news of the next message (mq_notify) by signal with its value, by a thread, by none",
+        &[
+            probe("mqueue notify"),
+            probe("mqueue notify-tree"),
+            probe("mqueue notify-thread"),
+            probe("mqueue notify-thread 3"),
+            probe("mqueue many 30"),
+        ],
+    ),
     row("POSIX message queues: waiting receivers and senders go on waiting", &[probe("mqueue waiters")]),
     row(
         "POSIX named semaphores, with a waiting process",

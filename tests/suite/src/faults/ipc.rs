@@ -8,13 +8,18 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
 use crate::process::{self, Running};
+use crate::random::Random;
 use crate::report::Report;
-use crate::subject::Subject;
+use crate::subject::{Subject, save_command};
 use crate::workshop::Workshop;
 
 const SOON: Duration = Duration::from_secs(5);
 /// Instants at which `resume` is killed.
 const KILLS: u32 = 30;
+/// Instants at which `chkpnt` or its guardian are killed, with so many programs, and when the last of them are.
+const SHOTS: u32 = 60;
+const ROUNDS: u32 = 6;
+const SPAN_US: u64 = 60_000;
 
 pub(super) fn run(workshop: &Workshop, report: &mut Report) {
     report
@@ -26,7 +31,47 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
         ),
         || shot(workshop),
     );
+    for (who, front, guardian) in
+        [("chkpnt", true, false), ("the guardian", false, true), ("chkpnt and its guardian", true, true)]
+    {
+        report.test(
+            &format!("SIGKILL to {who} at {SHOTS} instants loses no message of POSIX queues, nor news"),
+            || shot_at_queues(workshop, front, guardian),
+        );
+    }
     report.test("an attachment from outside is refused by name", || attached(workshop));
+}
+
+/// The program has many queues with messages, and is told of every second one: it stands still for that most of the time.
+fn shot_at_queues(workshop: &Workshop, front: bool, guardian: bool) -> Result<()> {
+    let program = workshop.compile("mqueue", &[])?;
+    let mut random = Random::new(7);
+    let mut hits = 0;
+    for round in 0..ROUNDS {
+        let folder = workshop.folder(&format!("queues-shot-{front}-{guardian}-{round}"))?;
+        let mut subject = Subject::start(&program, &["many", "60"], folder)?;
+        for shot in 0..SHOTS / ROUNDS {
+            let image = subject.folder.join(format!("image-{shot}"));
+            let command = save_command(workshop, subject.pid(), &image);
+            let running = Running::start(command, &subject.folder, "save")?;
+            std::thread::sleep(Duration::from_micros(random.below(SPAN_US)));
+            let guardians = process::children(running.child.id());
+            if guardian {
+                guardians.iter().for_each(|pid| process::signal(*pid, Signal::KILL));
+            }
+            if front {
+                process::signal(running.child.id(), Signal::KILL);
+            }
+            let ended = running.finish(SOON)?;
+            hits += u32::from(!ended.status.success());
+            process::nothing_left(&[subject.pid()], SOON).with_context(|| format!("shot {shot}"))?;
+        }
+        subject.pass().with_context(|| format!("after round {round}"))?;
+        process::nothing_left(&[], SOON)?;
+    }
+    ensure!(hits > SHOTS / 10, "only {hits} of {SHOTS} came in time");
+    println!("         {hits} of {SHOTS} came in time");
+    Ok(())
 }
 
 /// An object as `/proc/sysvipc` lists it: `shm`, `sem` or `msg`, id and key.
@@ -128,7 +173,7 @@ fn again(workshop: &Workshop) -> Result<()> {
         command.args(["--ipc", "namespace", "--detach"]);
         process::run(command, &subject.folder, "resume")?.expect_code("resume", 0)?;
         fs::remove_dir_all(subject.image()).context("the image before")?;
-        let mut save = crate::subject::save_command(workshop, subject.pid(), &subject.image());
+        let mut save = save_command(workshop, subject.pid(), &subject.image());
         save.arg("--kill");
         process::run(save, &subject.folder, "save")?.expect_code("save", 0)?;
         process::nothing_left(&[], SOON)?;
@@ -145,7 +190,7 @@ fn attached(workshop: &Workshop) -> Result<()> {
     let (_, id, _) = new.context("it has no segment")?;
     let folder = workshop.folder("ipc-attached-other")?;
     let mut other = Subject::start(&program, &["attach", &id.to_string()], folder)?;
-    let command = crate::subject::save_command(workshop, subject.pid(), &subject.image());
+    let command = save_command(workshop, subject.pid(), &subject.image());
     let saved = process::run(command, &subject.folder, "save")?;
     saved.expect_code("save", 1)?;
     saved.expect_words("save", &["outside of the captured tree has it attached too"])?;

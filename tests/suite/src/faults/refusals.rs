@@ -36,6 +36,13 @@ const SETTINGS: &[(&str, &[&str])] = &[
     ("ended-thread", &["which has ended"]),
 ];
 
+/// What is told of messages of a queue in a way that cannot be found out, and words of the refusal.
+const QUEUES: &[(&[&str], &[&str])] = &[
+    (&["notify-refused", "9"], &["by signal 9, whose value cannot be found out"]),
+    (&["notify-refused", "0"], &["by which of its netlink sockets is not known"]),
+    (&["notify-waits"], &["waits already", "when the program has taken its signals"]),
+];
+
 /// Unix sockets that lead outside or hold what nobody can read, and words of the refusal.
 const UNIX_SOCKETS: &[(&str, &[&str])] = &[
     ("unix-outside", &["its other side belongs to process", "outside of the captured tree"]),
@@ -83,6 +90,13 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
     report.test("watch of what nothing leads to is refused by name", || {
         refused_program(workshop, "file_epoll", "lost", &["watches a file"])
     });
+    for (arguments, words) in QUEUES {
+        report.test(&format!("mq_notify is refused by name: {}", arguments.join(" ")), || {
+            let subject = start(workshop, &format!("refused-{}", arguments.join("-")), "mqueue", arguments)?;
+            let image = subject.image();
+            fails(workshop, subject, &image, words)
+        });
+    }
     report.test("no such pid", || no_such_pid(workshop));
     report.test("its own parent is refused", || {
         let folder = workshop.folder("own-parent")?;

@@ -10,6 +10,7 @@ use crate::ipc::name_of;
 
 /// Until all have been opened.
 const MODE: u32 = 0o600;
+const SIGEV_THREAD: u32 = 2;
 const FLAGS: i32 = libc::O_RDWR | libc::O_NONBLOCK | libc::O_CLOEXEC;
 
 /// A queue that the program made; its name is taken away again when the restore fails.
@@ -89,6 +90,26 @@ impl Planner<'_> {
         if let Ok(place) = image.posix_queues.binary_search_by_key(&id, |queue| queue.id) {
             let number = self.queue_number(place);
             self.open_prepared(spare, number, flags, name_of(&image.posix_queues[place]));
+        }
+    }
+
+    /// What this process asked to be told of, when it closes nothing any more: that would take it back.
+    pub(in crate::plan) fn ask_for_news(&mut self) {
+        let (image, pid) = (self.image, self.process.pid);
+        for queue in &image.posix_queues {
+            let Some(one) = queue.notification.as_ref().filter(|one| one.pid == pid) else { continue };
+            let by_socket = one.notify == SIGEV_THREAD;
+            let by = if by_socket { one.socket } else { one.signal };
+            // struct sigevent: value, signal or socket, kind; 64 bytes.
+            let words =
+                [one.value, u64::from(by.unsigned_abs()) | u64::from(one.notify) << 32, 0, 0, 0, 0, 0, 0];
+            let event = self.program.words(&words);
+            if by_socket {
+                let cookie = self.program.bytes(&one.cookie);
+                self.program.point(event, 0, cookie);
+            }
+            let note = format!("news of message queue {}", String::from_utf8_lossy(name_of(queue)));
+            self.program.call(self.leader, Sysno::mq_notify, args![one.fd, event]).note(note);
         }
     }
 

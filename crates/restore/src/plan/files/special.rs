@@ -1,6 +1,6 @@
 //! Objects without content of their own: eventfds, timerfds, signalfds.
 
-use rewake_image::records::{EventFd, OpenFile, SignalFd, TimerFd, open_file};
+use rewake_image::records::{EventFd, NetlinkSocket, OpenFile, SignalFd, TimerFd, open_file};
 use rewake_linux::program::{Accept, Sysno};
 
 use super::super::{Planner, args};
@@ -32,6 +32,13 @@ impl Planner<'_> {
         let args = args![-1, mask, MASK_SIZE, file.flags & NONBLOCK | CLOEXEC];
         let call = self.program.call(self.leader, Sysno::signalfd4, args).accept(Accept::Exactly(0));
         call.note(format!("signalfd for {:#x}", signals.mask));
+        self.move_up(0, spare);
+    }
+
+    pub(super) fn netlink(&mut self, spare: i32, file: &OpenFile, socket: &NetlinkSocket) {
+        let kind = socket.r#type | file.flags & NONBLOCK | CLOEXEC;
+        let args = args![libc::AF_NETLINK, kind, libc::NETLINK_ROUTE];
+        self.program.call(self.leader, Sysno::socket, args).accept(Accept::Exactly(0)).note("netlink socket");
         self.move_up(0, spare);
     }
 
