@@ -153,6 +153,53 @@ static void signalfds(void) {
     tree_ends(child, 0);
 }
 
+/* Each waits by epoll for its own signals, as servers do that wake each other: nothing else tells of one. The second child's watch has a
+ * number that leads elsewhere by now, and it waits by an instance that watches another one. */
+static void watched_signals(void) {
+    begin();
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGURG);
+    TRY(sigprocmask(SIG_BLOCK, &set, NULL));
+    pid_t all[3];
+    for (int i = 0; i < 3; i++) {
+        all[i] = tree_fork();
+        if (all[i]) continue;
+        pid_t pid = getpid(), parent = getppid();
+        int epoll = TRY(epoll_create1(0)), outer = TRY(epoll_create1(0)), file = TRY(signalfd(-1, &set, SFD_NONBLOCK));
+        struct epoll_event event = {.events = EPOLLIN | (i == 2 ? EPOLLONESHOT : 0), .data.u64 = 40};
+        if (i == 1) {
+            int other = TRY(fcntl(file, F_DUPFD, 40));
+            TRY(epoll_ctl(epoll, EPOLL_CTL_ADD, other, &event));
+            TRY(dup3(2, other, 0));
+            event.data.u64 = 41;
+            TRY(epoll_ctl(outer, EPOLL_CTL_ADD, epoll, &event));
+        } else {
+            TRY(epoll_ctl(epoll, EPOLL_CTL_ADD, file, &event));
+            TRY(close(outer));
+            outer = epoll;
+        }
+        tree_set_up();
+        struct epoll_event got;
+        int count;
+        /* The signal comes long after the wait began. */
+        do count = epoll_wait(outer, &got, 1, 20000); while (count == -1 && errno == EINTR);
+        CHECK(count == 1 && got.data.u64 == (i == 1 ? 41 : 40), "child %d: %d events", i, count);
+        struct signalfd_siginfo info;
+        CHECK(read(file, &info, sizeof info) == sizeof info && info.ssi_signo == SIGURG && (pid_t)info.ssi_pid == parent, "signal");
+        CHECK(probe_resumed() && getpid() == pid, "it was told before");
+        _exit(0);
+    }
+    tree_ready(3);
+    probe_wait();
+    usleep(300000);
+    for (int i = 0; i < 3; i++) CHECK(waitpid(all[i], NULL, WNOHANG) == 0, "child %d did not wait any more", i);
+    double began = probe_now();
+    for (int i = 0; i < 3; i++) TRY(kill(all[i], SIGURG));
+    for (int i = 0; i < 3; i++) tree_ends(all[i], 0);
+    CHECK(probe_now() - began < 10, "they were told after %.1f s", probe_now() - began);
+}
+
 static void timerfds(void) {
     begin();
     int file = TRY(timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK)), past = TRY(timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK));
@@ -391,7 +438,7 @@ int main(int argc, char **argv) {
     probe_start(argc, argv);
     const char *what = argc > 2 ? argv[2] : "eventfds";
     static const struct { const char *name; void (*run)(void); } variants[] = {
-        {"eventfds", eventfds}, {"epolls", epolls}, {"signalfds", signalfds}, {"timerfds", timerfds}, {"inotifies", inotifies},
+        {"eventfds", eventfds}, {"epolls", epolls}, {"signalfds", signalfds}, {"watched-signals", watched_signals}, {"timerfds", timerfds}, {"inotifies", inotifies},
         {"locks", locks}, {"lock-waiters", lock_waiters}, {"leases", leases}, {"owners", owners},
     };
     for (size_t i = 0; i < sizeof variants / sizeof *variants; i++)

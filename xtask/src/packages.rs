@@ -27,6 +27,10 @@ const NEEDS: &[Need] = &[
         present: || runs("java", "-version") && runs("javac", "-version"),
     },
     Need { package: "redis-server", present: || runs("redis-server", "--version") },
+    Need { package: "make", present: || runs("make", "--version") },
+    Need { package: "curl", present: || runs("curl", "--version") },
+    Need { package: "nginx", present: || runs("/usr/sbin/nginx", "-v") },
+    Need { package: "postgresql", present: || runs("pgbench", "--version") },
     Need { package: "xz-utils", present: || runs("xz", "--version") },
 ];
 

@@ -36,8 +36,9 @@ pub fn run(workshop: &Workshop, report: &mut Report) {
         for way in Way::ALL.into_iter().filter(|way| way.suits(program)) {
             let name = format!("{} ({})", program.name, way.name());
             report.measured(&name, || {
-                let expected = uninterrupted(&expected, workshop, program)?;
-                let workshop = if way.is_for_a_user() { as_user()? } else { workshop };
+                let alone = if program.never_root { as_user()? } else { workshop };
+                let expected = uninterrupted(&expected, alone, program)?;
+                let workshop = if way.is_for_a_user(program) { as_user()? } else { workshop };
                 way.run(workshop, program, expected, &name)
             });
         }

@@ -191,6 +191,8 @@ impl Planner<'_> {
             self.arm_timers();
             self.finish_removed_files();
             self.finish_queues();
+        } else {
+            self.watches_of_own_signals();
         }
         self.asynchronous();
         let kept = if self.is_root() { self.watchers() } else { Vec::new() };

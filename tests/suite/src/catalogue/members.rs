@@ -38,6 +38,7 @@ pub(super) const MEMBERS: &[Row] = &[
         ],
     ),
     row("epoll in common, with numbers of one process only", &[probe("tree_objects epolls")]),
+    row("epoll waits of children for their own signals (signalfd)", &[probe("tree_objects watched-signals")]),
     row("locks of several processes: flock, POSIX, OFD", &[once("tree_objects locks")]),
     row("processes that wait for a lock of another one", &[probe("tree_objects lock-waiters")]),
     row("leases of a child", &[once("tree_objects leases")]),

@@ -64,7 +64,7 @@ impl<'a> Job<'a> {
         expected: &'a Expected,
         name: &str,
     ) -> Result<Self> {
-        let folder = workshop.folder(name)?;
+        let folder = workshop.folder(&short(name))?;
         let mut command = (real.prepare)(workshop, &folder)?;
         command.current_dir(&folder).env("LC_ALL", "C").env("HOME", &folder);
         let running = Running::start(command, &folder, "program")?;
@@ -198,6 +198,8 @@ impl<'a> Job<'a> {
             (free || !self.runs()).then_some(free)
         });
         ensure!(free == Some(true), "the program is not let go{}", self.complaint());
+        let told = fs::read_to_string(self.folder.join("resume.err")).unwrap_or_default();
+        self.pid = woken(&told).unwrap_or(self.pid);
         Ok(())
     }
 
@@ -235,6 +237,18 @@ impl Drop for Job<'_> {
             process::wait(&mut running.child, Duration::from_secs(10));
         }
     }
+}
+
+/// The process id in `woke IMAGE: pid N`, which is another one out here when the program has a namespace of its own.
+fn woken(told: &str) -> Option<u32> {
+    let line = told.lines().find(|line| line.starts_with("woke "))?;
+    line.split(": pid ").nth(1)?.split([' ', ',']).next()?.parse().ok()
+}
+
+/// The name of a folder in which a socket may have a name: such a path has 107 characters at most.
+fn short(name: &str) -> String {
+    let words = name.split_whitespace().map(|word| word.trim_matches(|c: char| !c.is_alphanumeric()));
+    words.map(|word| word.chars().take(3).collect::<String>()).collect::<Vec<_>>().join("-")
 }
 
 /// The position in a file of the process's first descriptor that leads there.

@@ -48,6 +48,8 @@ pub(super) struct Real {
     pub(super) tidy: fn(u32),
     /// Whether the long ways are for it, too.
     pub(super) thorough: bool,
+    /// It does not run as root: always as an ordinary user.
+    pub(super) never_root: bool,
 }
 
 /// One that computes, writes and ends.
@@ -61,6 +63,7 @@ const PLAIN: Real = Real {
     written: &["program.out"],
     tidy: |_| {},
     thorough: false,
+    never_root: false,
 };
 
 /// All of them.
@@ -112,6 +115,24 @@ pub(super) const PROGRAMS: &[Real] = &[
     },
     Real { name: "python3, a pool of processes", prepare: trees::pool, thorough: true, ..PLAIN },
     Real { name: "bash with background jobs", prepare: trees::shell, thorough: true, ..PLAIN },
+    Real {
+        name: "redis-server with two clients",
+        prepare: trees::redis,
+        progress: Progress::Grows("client1.out"),
+        products: |_, folder| files(folder, &["program.out", "client1.out", "client2.out"]),
+        written: &["program.out", "client1.out", "client2.out"],
+        thorough: true,
+        ..PLAIN
+    },
+    Real { name: "nginx with two workers and a client", prepare: trees::nginx, thorough: true, ..PLAIN },
+    Real {
+        name: "PostgreSQL with a running pgbench",
+        prepare: trees::postgres,
+        progress: Progress::Grows("transactions"),
+        thorough: true,
+        never_root: true,
+        ..PLAIN
+    },
     Real {
         name: "redis-server, loading",
         prepare: redis::loading,

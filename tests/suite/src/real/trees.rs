@@ -64,3 +64,21 @@ pub(super) fn pool(workshop: &Workshop, folder: &Path) -> Result<Command> {
 pub(super) fn shell(workshop: &Workshop, folder: &Path) -> Result<Command> {
     interpreter(workshop, folder, "bash", &["jobs.sh", "60"])
 }
+
+pub(super) fn redis(workshop: &Workshop, folder: &Path) -> Result<Command> {
+    installed("redis-server")?;
+    interpreter(workshop, folder, "bash", &["redis.sh", "60000"])
+}
+
+pub(super) fn nginx(workshop: &Workshop, folder: &Path) -> Result<Command> {
+    if !Path::new("/usr/sbin/nginx").is_file() {
+        installed("nginx")?;
+    }
+    installed("curl")?;
+    interpreter(workshop, folder, "bash", &["nginx.sh", "150"])
+}
+
+pub(super) fn postgres(workshop: &Workshop, folder: &Path) -> Result<Command> {
+    installed("pgbench")?;
+    interpreter(workshop, folder, "bash", &["postgres.sh", "2000"])
+}

@@ -54,15 +54,16 @@ impl Way {
         }
     }
 
-    pub(super) fn is_for_a_user(self) -> bool {
-        matches!(self, Way::Killed { user: true } | Way::Crashed { user: true })
+    /// Whether it is an ordinary user that runs the program.
+    pub(super) fn is_for_a_user(self, real: &Real) -> bool {
+        real.never_root || matches!(self, Way::Killed { user: true } | Way::Crashed { user: true })
     }
 
     /// The long ones are for some programs only.
     pub(super) fn suits(self, real: &Real) -> bool {
         match self {
             Way::Many | Way::Unharmed => real.thorough,
-            Way::Killed { .. } | Way::Crashed { .. } => true,
+            Way::Killed { user } | Way::Crashed { user } => user || !real.never_root,
         }
     }
 

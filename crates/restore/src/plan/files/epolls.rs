@@ -3,8 +3,12 @@
 //! A watch that has fired (`EPOLLONESHOT`) cannot be added as such: it is added where it fires at once. And one that tells of
 //! changes only (`EPOLLET`) tells anew of a file that is ready when it is added: where nothing was waiting at the capture, and
 //! nothing can happen to the files watched meanwhile, that is fetched and forgotten. A program must expect it otherwise.
+//!
+//! The root adds all of them, but for those of signalfds: the kernel wakes such a watch by signals of whoever added it.
 
-use rewake_image::records::{Epoll, EpollWatch, OpenFile, Pipe, PipeEnd, open_file::Kind};
+use std::collections::BTreeSet;
+
+use rewake_image::records::{Epoll, EpollWatch, OpenFile, Pipe, PipeEnd, Process, open_file::Kind};
 use rewake_linux::program::{Accept, Sysno};
 
 use super::super::{Planner, args};
@@ -29,28 +33,71 @@ impl<'a> Planner<'a> {
         self.move_up(0, spare);
     }
 
-    /// All instances with the numbers at which they wait for theirs.
-    fn epolls(&self) -> Vec<(i32, &'a Epoll)> {
+    /// All instances with the numbers at which they wait for theirs; and the watches that the root adds.
+    fn epolls(&self) -> Vec<(i32, &'a Epoll, Vec<&'a EpollWatch>)> {
         let files = self.image.open_files.iter();
         let epoll = |file: &'a OpenFile| match &file.kind {
-            Some(Kind::Epoll(epoll)) => Some((self.spare_of(file.id)?, epoll)),
+            Some(Kind::Epoll(epoll)) => {
+                let watches = epoll.watches.iter();
+                let watches = watches.filter(|watch| self.watcher(file.id, watch) == self.image.root().pid);
+                Some((self.spare_of(file.id)?, epoll, watches.collect()))
+            }
             _ => None,
         };
         files.filter_map(epoll).collect()
     }
 
+    /// Who adds a watch: of a signalfd, who has that and the instance, and of several the one that was there first.
+    fn watcher(&self, epoll: u32, watch: &EpollWatch) -> i32 {
+        let watched = self.image.open_files.binary_search_by_key(&watch.file, |file| file.id);
+        let is_signalfd =
+            watched.is_ok_and(|at| matches!(self.image.open_files[at].kind, Some(Kind::Signalfd(_))));
+        let root = self.image.root().pid;
+        if !is_signalfd {
+            return root;
+        }
+        let has = |process: &&Process, file| process.descriptors.iter().any(|one| one.file == file);
+        let mut with_epoll =
+            self.image.processes.iter().filter(|one| one.descriptors_of.is_none() && has(one, epoll));
+        let first = with_epoll.clone().next();
+        let both = with_epoll.find(|one| has(one, watch.file));
+        both.or(first).map_or(root, |process| process.pid)
+    }
+
+    /// Watches of signalfds that wait for signals of this process, which is not the root.
+    pub(super) fn watches_of_own_signals(&mut self) {
+        let own = self.process.descriptors.iter().map(|descriptor| descriptor.file);
+        let own: BTreeSet<u32> = own.collect();
+        for id in own {
+            let Ok(at) = self.image.open_files.binary_search_by_key(&id, |file| file.id) else { continue };
+            let Some(Kind::Epoll(epoll)) = &self.image.open_files[at].kind else { continue };
+            let Some(spare) = self.spare_of(id) else { continue };
+            for watch in &epoll.watches {
+                if self.watcher(id, watch) != self.process.pid {
+                    continue;
+                }
+                if self.leads_there(watch) && !has_fired(watch) {
+                    self.watch(spare, watch, watch.events);
+                } else {
+                    self.with_number(watch, |planner| planner.watch(spare, watch, watch.events));
+                    self.number_again(watch);
+                }
+            }
+        }
+    }
+
     /// Watches whose number leads elsewhere in the end, and those that have fired. No number is taken yet.
     pub(super) fn watches_by_other_numbers(&mut self) {
         let epolls = self.epolls();
-        for (spare, epoll) in &epolls {
-            for watch in epoll.watches.iter().filter(|watch| has_fired(watch)) {
+        for (spare, _, watches) in &epolls {
+            for watch in watches.iter().filter(|watch| has_fired(watch)) {
                 if !self.is_of_late(watch) {
                     self.with_number(watch, |planner| planner.fired(*spare, watch));
                 }
             }
         }
-        for (spare, epoll) in &epolls {
-            for watch in epoll.watches.iter().filter(|watch| !has_fired(watch)) {
+        for (spare, _, watches) in &epolls {
+            for watch in watches.iter().filter(|watch| !has_fired(watch)) {
                 if !self.leads_there(watch) && !self.is_of_late(watch) {
                     self.with_number(watch, |planner| planner.watch(*spare, watch, watch.events));
                 }
@@ -60,8 +107,8 @@ impl<'a> Planner<'a> {
 
     /// The same of files that were opened late. The numbers are taken: each is lent for a moment.
     pub(super) fn watches_of_late_files(&mut self) {
-        for (spare, epoll) in self.epolls() {
-            for watch in &epoll.watches {
+        for (spare, _, watches) in self.epolls() {
+            for watch in watches {
                 if !self.is_of_late(watch) {
                     continue;
                 } else if has_fired(watch) {
@@ -71,16 +118,21 @@ impl<'a> Planner<'a> {
                 } else {
                     continue;
                 }
-                let there = self.process.descriptors.iter().find(|descriptor| descriptor.fd == watch.fd);
-                if let Some(descriptor) = there
-                    && let Some(file) = self.spare_of(descriptor.file)
-                {
-                    let flags = if descriptor.close_on_exec { libc::O_CLOEXEC } else { 0 };
-                    let args = args![file, descriptor.fd, flags];
-                    let note = format!("descriptor {} again", descriptor.fd);
-                    self.program.call(self.leader, Sysno::dup3, args).note(note);
-                }
+                self.number_again(watch);
             }
+        }
+    }
+
+    /// The number of a watch leads where it is to lead.
+    fn number_again(&mut self, watch: &EpollWatch) {
+        let there = self.process.descriptors.iter().find(|descriptor| descriptor.fd == watch.fd);
+        if let Some(descriptor) = there
+            && let Some(file) = self.spare_of(descriptor.file)
+        {
+            let flags = if descriptor.close_on_exec { libc::O_CLOEXEC } else { 0 };
+            let args = args![file, descriptor.fd, flags];
+            let note = format!("descriptor {} again", descriptor.fd);
+            self.program.call(self.leader, Sysno::dup3, args).note(note);
         }
     }
 
@@ -92,14 +144,14 @@ impl<'a> Planner<'a> {
     /// All others, when the descriptors are at their numbers.
     pub(super) fn watches(&mut self) {
         let epolls = self.epolls();
-        for (spare, epoll) in &epolls {
-            for watch in epoll.watches.iter().filter(|watch| !has_fired(watch)) {
+        for (spare, _, watches) in &epolls {
+            for watch in watches.iter().filter(|watch| !has_fired(watch)) {
                 if self.leads_there(watch) {
                     self.watch(*spare, watch, watch.events);
                 }
             }
         }
-        for (spare, epoll) in epolls {
+        for (spare, epoll, _) in epolls {
             if self.may_be_emptied(epoll) {
                 self.fetch(spare, epoll.watches.len(), Accept::Any, "changes told before");
             }
