@@ -41,7 +41,7 @@ use crate::credentials::Identity;
 use crate::error::RestoreError;
 use crate::ipc::Origin;
 use crate::removed::Places;
-use crate::sockets::Sockets;
+use crate::sockets::{Sockets, Stale};
 
 use family::{Family, Growing, Inherited, Waiting};
 use tree::Tree;
@@ -166,6 +166,19 @@ pub struct MadeSocket {
     pub made: CallRef,
 }
 
+/// The file of a socket that nobody has any more, in whose place the program makes its own.
+#[derive(Clone, Debug)]
+pub struct RemovedSocket {
+    /// The folder it is in: an index into [`Places::folders`].
+    pub folder: usize,
+    /// Its name there.
+    pub name: Vec<u8>,
+    /// Returned something but 0 if it was removed.
+    pub removed: CallRef,
+    /// What it was.
+    pub was: Stale,
+}
+
 /// A planned restore.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -202,6 +215,8 @@ pub struct Plan {
     pub made_objects: Vec<MadeObject>,
     /// Files of sockets: what is left of a restore that failed.
     pub made_sockets: Vec<MadeSocket>,
+    /// What was in the places of some of them: put back when the restore has failed.
+    pub removed_sockets: Vec<RemovedSocket>,
     /// Likewise, POSIX message queues.
     pub made_queues: Vec<MadeQueue>,
     /// The call that gives the program its login uid, where that is another one than ours; it may have failed.
@@ -240,6 +255,7 @@ struct Planner<'a> {
     /// Where all meet whose ends give something back to semaphores.
     given_back: Option<DataRef>,
     made_sockets: Vec<MadeSocket>,
+    removed_sockets: Vec<RemovedSocket>,
     /// Somebody is there only for a moment.
     passing: bool,
     login_uid: Option<CallRef>,
@@ -289,6 +305,7 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
         made_queues: Vec::new(),
         given_back,
         made_sockets: Vec::new(),
+        removed_sockets: Vec::new(),
         passing: false,
         login_uid: None,
         kernels: None,
@@ -315,6 +332,7 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
         made: planner.made,
         made_objects: planner.made_objects,
         made_sockets: planner.made_sockets,
+        removed_sockets: planner.removed_sockets,
         made_queues: planner.made_queues,
         login_uid: planner.login_uid,
     })

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rewake_image::Image;
 use rewake_image::records::{FileIdentity, PeerCredentials, UnixName, UnixSocket, path_of};
 use rewake_linux::socket::unix;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
 use crate::credentials::Identity;
@@ -20,6 +20,7 @@ use crate::removed;
 const CAP_SETGID: u32 = 6;
 const CAP_SETUID: u32 = 7;
 const CAP_SYS_ADMIN: u32 = 21;
+const PERMISSIONS: u32 = 0o7777;
 
 /// Where a name is bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,10 +34,23 @@ pub enum Place {
         /// The one that it was in at first, where it has another name since.
         before: Option<usize>,
         /// What is left of a socket that nobody has any more is there, and is removed before.
-        stale: bool,
+        stale: Option<Stale>,
     },
     /// In a file system that nobody else sees: nothing of it is there any more.
     Private,
+}
+
+/// The file of a socket that nobody has any more: all that there is to know of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stale {
+    /// Permissions.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// When it was read and changed last: seconds, nanoseconds.
+    pub times: [(i64, i64); 2],
 }
 
 /// What was found out.
@@ -115,7 +129,7 @@ fn place(image: &Image, name: &UnixName, folders: &mut Vec<Arc<OwnedFd>>) -> Res
     };
     let folder = open(file.as_path())?;
     let before = if name.renamed { Some(open(path_of(&first_path(name)))?) } else { None };
-    let stale = is_stale(&folders[folder], file).map_err(|reason| taken(image, name, reason))?;
+    let stale = stale(&folders[folder], file).map_err(|reason| taken(image, name, reason))?;
     Ok(Place::Real { folder, before, stale })
 }
 
@@ -132,17 +146,17 @@ pub fn last_name(path: &[u8]) -> &[u8] {
     path.rsplit(|byte| *byte == b'/').next().unwrap_or_default()
 }
 
-/// Whether something is in the place of a socket that nobody has any more.
-fn is_stale(folder: &OwnedFd, file: &FileIdentity) -> Result<bool, String> {
+/// What is in the place of a socket, if nobody has that any more.
+fn stale(folder: &OwnedFd, file: &FileIdentity) -> Result<Option<Stale>, String> {
     let name = last_name(&file.path);
     match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Err(Errno::NOENT) => Ok(false),
+        Err(Errno::NOENT) => Ok(None),
         Err(error) => Err(format!("its place cannot be looked at ({error})")),
         Ok(there) if FileType::from_raw_mode(there.st_mode) != FileType::Socket => {
             Err("another file is in its place".to_owned())
         }
-        Ok(_) => match is_abandoned(folder, name) {
-            Ok(true) => Ok(true),
+        Ok(there) => match is_abandoned(folder, name) {
+            Ok(true) => Ok(Some(Stale::of(&there))),
             Ok(false) => Err("another program has a socket in its place".to_owned()),
             Err(error) => Err(format!("a socket is in its place that cannot be asked for ({error})")),
         },
@@ -163,6 +177,36 @@ pub fn remove_abandoned(folder: &OwnedFd, name: &[u8]) {
     if is_socket && is_abandoned(folder, name).unwrap_or(false) {
         let removed = rustix::fs::unlinkat(folder, name, AtFlags::empty());
         tracing::debug!(name = %name.escape_ascii(), ?removed, "left by a restore that failed");
+    }
+}
+
+/// Makes the file of a socket again that a failed restore removed, unless something else is there by now.
+pub fn put_back(folder: &OwnedFd, name: &[u8], was: &Stale) {
+    let done = was.make(folder, name);
+    tracing::debug!(name = %name.escape_ascii(), ?done, "the file of a socket that nobody has is put back");
+}
+
+impl Stale {
+    fn of(stat: &rustix::fs::Stat) -> Self {
+        let parts = |nanoseconds: u64| i64::try_from(nanoseconds).unwrap_or(0);
+        let times = [(stat.st_atime, parts(stat.st_atime_nsec)), (stat.st_mtime, parts(stat.st_mtime_nsec))];
+        Self { mode: stat.st_mode & PERMISSIONS, uid: stat.st_uid, gid: stat.st_gid, times }
+    }
+
+    fn make(&self, folder: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
+        let none = Mode::empty();
+        rustix::fs::mknodat(folder, name, FileType::Socket, none, 0)?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(folder, name, flags, none)?;
+        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+        // Somebody else's comes to be ours where we may not give it away.
+        let _ = rustix::fs::chownat(&file, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH);
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        rustix::fs::chmod(&path, Mode::from_raw_mode(self.mode))?;
+        let [last_access, last_modification] =
+            self.times.map(|(tv_sec, tv_nsec)| Timespec { tv_sec, tv_nsec });
+        let times = Timestamps { last_access, last_modification };
+        rustix::fs::utimensat(CWD, &path, &times, AtFlags::empty())
     }
 }
 
@@ -240,14 +284,25 @@ mod tests {
         let path = folder.join("socket");
         let file = FileIdentity { path: path.as_os_str().as_bytes().to_vec(), ..FileIdentity::default() };
         let open = removed::open_as_it_was(&folder.canonicalize().expect("a path")).expect("open");
-        let refused = |word: &str| is_stale(&open, &file).is_err_and(|reason| reason.contains(word));
-        assert_eq!(is_stale(&open, &file), Ok(false));
+        let refused = |word: &str| stale(&open, &file).is_err_and(|reason| reason.contains(word));
+        assert_eq!(stale(&open, &file), Ok(None));
         let listener = UnixListener::bind(&path).expect("bound");
         assert!(refused("another program has"));
         remove_abandoned(&open, b"socket");
         assert!(path.exists(), "somebody has it");
         drop(listener);
-        assert_eq!(is_stale(&open, &file), Ok(true));
+        let left = stale(&open, &file).expect("it is a socket").expect("nobody has it");
+        remove_abandoned(&open, b"socket");
+        assert_eq!(stale(&open, &file), Ok(None));
+        let other = Stale { mode: 0o751, times: [(1000, 7), (2000, 9)], ..left };
+        for there in [left, other] {
+            put_back(&open, b"socket", &there);
+            assert_eq!(stale(&open, &file), Ok(Some(there)));
+            remove_abandoned(&open, b"socket");
+        }
+        put_back(&open, b"socket", &left);
+        put_back(&open, b"socket", &other);
+        assert_eq!(stale(&open, &file), Ok(Some(left)), "something was there");
         remove_abandoned(&open, b"socket");
         let datagrams = UnixDatagram::bind(&path).expect("it was removed");
         assert!(refused("another program has"));

@@ -227,7 +227,10 @@ impl Terminal {
         while state(pid) != '?' {
             if begin.elapsed() > PATIENCE {
                 let processes = Command::new("ps")
-                    .args(["-eo", "pid,ppid,pgid,sid,tpgid,tty,stat,pending,blocked,ignored,caught,wchan:20,args"])
+                    .args([
+                        "-eo",
+                        "pid,ppid,pgid,sid,tpgid,tty,stat,pending,blocked,ignored,caught,wchan:20,args",
+                    ])
                     .output();
                 let table = processes.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
                 panic!("{pid} does not end; on the terminal: {}\n{}", self.seen, table.unwrap_or_default());

@@ -13,6 +13,7 @@ mod putback;
 mod refusals;
 mod removed;
 mod shots;
+mod sockets;
 mod storms;
 mod strangers;
 mod terminals;
@@ -37,6 +38,7 @@ pub fn run(workshop: &Workshop, report: &mut Report) {
     removed::run(workshop, report);
     births::run(workshop, report);
     fifos::run(workshop, report);
+    sockets::run(workshop, report);
     terminals::run(workshop, report);
     ipc::run(workshop, report);
 }

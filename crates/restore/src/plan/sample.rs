@@ -12,7 +12,7 @@ use rewake_linux::seed::OwnRseq;
 use crate::credentials::Identity;
 use crate::ipc::Origin;
 use crate::removed::{Place, Places};
-use crate::sockets::{Place as SocketPlace, Sockets};
+use crate::sockets::{Place as SocketPlace, Sockets, Stale};
 
 use super::{Plan, Site, Special, check, free_gap, plan};
 
@@ -107,9 +107,10 @@ pub(super) fn site_for(image: &Image) -> Option<Site> {
     site.prepared =
         image.file_contents.iter().map(|content| content.id).zip(site.first_prepared()..).collect();
     // Of every second socket something is left.
+    let left = |id: u32| id.is_multiple_of(2).then_some(Stale { mode: 0o755, uid: 0, gid: 0, times: [(0, 0); 2] });
     let named = image.unix_names.iter().filter(|name| name.file.is_some());
     site.sockets.places = named
-        .map(|name| (name.id, SocketPlace::Real { folder: 0, before: None, stale: name.id % 2 == 0 }))
+        .map(|name| (name.id, SocketPlace::Real { folder: 0, before: None, stale: left(name.id) }))
         .collect();
     let folder = File::open("/").ok()?;
     site.removed.folders = vec![Arc::new(folder.into())];

@@ -6,7 +6,7 @@ use super::Seed;
 use crate::sockets;
 
 impl Seed<'_> {
-    /// What it made for a moment and did not come to remove again.
+    /// What it made for a moment and did not come to remove again; and files of sockets, for which those that were there come back.
     pub(super) fn remove_what_it_made(&self) {
         let happened = |call| self.stage.result(&self.assembled, call) != 0;
         for made in self.plan.made.iter().rev() {
@@ -20,6 +20,11 @@ impl Seed<'_> {
         for made in self.plan.made_sockets.iter().rev().filter(|made| happened(made.made)) {
             if let Some(folder) = self.folders.get(made.folder) {
                 sockets::remove_abandoned(folder, &made.name);
+            }
+        }
+        for removed in self.plan.removed_sockets.iter().filter(|removed| happened(removed.removed)) {
+            if let Some(folder) = self.folders.get(removed.folder) {
+                sockets::put_back(folder, &removed.name, &removed.was);
             }
         }
     }

@@ -5,9 +5,9 @@ use rewake_image::records::UnixName;
 use rewake_linux::program::{Accept, Sysno, TrackRef};
 use rewake_linux::socket::unix::sockaddr;
 
-use super::super::super::{MadeSocket, Planner, args};
+use super::super::super::{MadeSocket, Planner, RemovedSocket, args};
 use super::{DATAGRAM, Web};
-use crate::sockets::{Place, first_path, last_name};
+use crate::sockets::{Place, Stale, first_path, last_name};
 
 const PERMISSIONS: u32 = 0o777;
 /// Somewhere to mount something.
@@ -50,15 +50,17 @@ impl Planner<'_> {
         name: &UnixName,
         number: i32,
         (folder, before): (usize, Option<usize>),
-        stale: bool,
+        stale: Option<Stale>,
     ) {
         let Some(file) = &name.file else { return };
         let (leader, shown) = (self.leader, format!("unix socket {}", name.shown()));
         let last = last_name(&file.path);
         let place = (self.folder(folder), self.program.string(last));
-        if stale {
+        if let Some(was) = stale {
             let call = self.program.call(leader, Sysno::unlinkat, args![place.0, place.1, 0]);
             call.accept(Accept::SuccessOr(libc::ENOENT)).note(format!("what is left of {shown}"));
+            let removed = self.program.call(leader, Sysno::gettid, args![]).done();
+            self.removed_sockets.push(RemovedSocket { folder, name: last.to_vec(), removed, was });
         }
         let stands = self.program.string(&name.folder);
         let mut made = None;
