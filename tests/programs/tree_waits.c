@@ -136,7 +136,9 @@ static void continued(void) {
     TRY(kill(child, SIGCONT));
     do got = waitid(P_PID, (id_t)child, &info, WCONTINUED); while (got == -1 && errno == EINTR);
     CHECK(got == 0 && info.si_code == CLD_CONTINUED, "it does not go on");
+    usleep(20000);
     int before = told;
+    CHECK(before == 2, "told of %d changes", before);
     probe_ready();
     probe_wait();
     CHECK(told == before, "told of %d changes more", told - before);

@@ -37,8 +37,7 @@ pub(crate) fn outside(proc: &Proc, ids: &Ids) -> Result<Process> {
         ..AddressSpace::default()
     };
     // Only the first thread has one, also when it has ended.
-    let exit_signal =
-        Proc::open(pid).and_then(|proc| proc.stat()).during("read stat", pid, "process")?.exit_signal;
+    let whole = Proc::open(pid).and_then(|proc| proc.stat()).during("read stat", pid, "process")?;
     let [own, parent, group, session] = spaces::relations(&status, &stat, ids);
     let text = |file| proc.read(file).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     Ok(Process {
@@ -47,7 +46,9 @@ pub(crate) fn outside(proc: &Proc, ids: &Ids) -> Result<Process> {
         login_uid: text("loginuid").and_then(|text| text.trim().parse().ok()),
         pid: own,
         ppid: parent,
-        exit_signal: Some(exit_signal).filter(|signal| *signal != libc::SIGCHLD),
+        exit_signal: Some(whole.exit_signal).filter(|signal| *signal != libc::SIGCHLD),
+        // What wait(2) would tell of it.
+        stop_told: whole.exit_code == 0,
         pgid: group,
         sid: session,
         clocks: spaces::clocks(proc),

@@ -197,6 +197,8 @@ pub struct Plan {
     pub parked: DataRef,
     /// The word threads wait at whose calls came to their end before they could be interrupted in them.
     pub never: DataRef,
+    /// SIGCHLD as a set of signals, and a time that is over at once: to take the news of a child away.
+    pub news: DataRef,
     /// Barrier of all threads and the tracer, who must trace them all, with seccomp suspended, before he comes.
     pub traced: Option<DataRef>,
     /// By thread id, the calls that threads wait in for the time that was left.
@@ -282,6 +284,7 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
     let (gate, parked, never, filtered) =
         (program.zeros(4), program.zeros(4), program.zeros(4), program.zeros(4));
     let family = Family::new(&mut program, &tree);
+    let news = program.words(&[1 << (libc::SIGCHLD - 1), 0, 0]);
     let traced = image.processes.iter().any(seccomp::is_used).then(|| program.zeros(4));
     let given_back = ipc::given_back(&mut program, image);
     let mut planner = Planner {
@@ -322,6 +325,7 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
         bears: planner.tree.is_tree() || planner.passing,
         parked,
         never,
+        news,
         traced,
         program: planner.program,
         waits: planner.waits,

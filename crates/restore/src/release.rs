@@ -45,6 +45,8 @@ struct Parked<'a> {
 struct Ready<'a> {
     work: Release<'a>,
     threads: Vec<(Parked<'a>, Registers)>,
+    /// By job control.
+    stopped: bool,
 }
 
 /// What has to happen just before and just after the moment at which signals become the program's.
@@ -75,16 +77,7 @@ pub fn release(
     for process in image.processes.iter().filter(|process| process.exit_status.is_none()) {
         ready.push(Release::new(image, process, &seed, stream)?.take(&mut tracees)?);
     }
-    // One that shares its memory has nothing of its own to unmap.
-    let mut unmapped = Vec::new();
-    for one in ready {
-        unmapped.push(if one.work.process.memory_of.is_none() { one.unmap_program()? } else { one });
-    }
-    let mut released = Vec::new();
-    for one in unmapped {
-        one.set_state()?;
-        released.push(one.stop_again()?);
-    }
+    let released = set_all(ready)?;
     for one in &released {
         one.work.write_proc_files()?;
     }
@@ -113,6 +106,32 @@ pub fn release(
     Ok(pid)
 }
 
+/// Gives all their state, and stops those again that were stopped: children first, while their parents can still be made to have heard of it.
+fn set_all(mut ready: Vec<Ready<'_>>) -> Result<Vec<Ready<'_>>, RestoreError> {
+    let mut unmapped = Vec::with_capacity(ready.len());
+    let (stopped, others): (Vec<usize>, Vec<usize>) =
+        (0..ready.len()).rev().partition(|at| ready[*at].work.process.stopped_by.is_some());
+    for at in stopped {
+        let one = ready.remove(at).unmap_program()?;
+        one.set_state()?;
+        let one = one.stop_again()?;
+        let child = one.work.process;
+        ready.insert(at, one);
+        let is_parent = |other: &&Ready<'_>| other.work.process.pid == child.ppid && !other.stopped;
+        if let Some(parent) = ready.iter().position(|other| is_parent(&other)) {
+            let hearing = ready.remove(parent).hear_of(child)?;
+            ready.insert(parent, hearing);
+        }
+    }
+    for at in others {
+        let one = ready.remove(at).unmap_program()?;
+        unmapped.push(at);
+        ready.insert(at, one);
+    }
+    unmapped.iter().try_for_each(|at| ready[*at].set_state())?;
+    Ok(ready)
+}
+
 /// Should we die between letting go the first and the last of several processes, none must live on. Those in a namespace of theirs die
 /// with its first process, as long as that is not told to stay.
 fn together(seed: &Seed<'_>, released: &[Ready<'_>]) -> Result<Option<Bond>, RestoreError> {
@@ -135,6 +154,7 @@ fn refused(pid: i32, error: PtraceError) -> RestoreError {
 }
 
 struct Release<'a> {
+    image: &'a Image,
     process: &'a Process,
     /// Of whom it has its memory, itself or another one.
     owner: &'a Process,
@@ -146,8 +166,11 @@ struct Release<'a> {
 }
 
 impl<'a> Ready<'a> {
-    /// Unmaps the program of the restore from its memory.
+    /// Unmaps the program of the restore from its memory. One that shares it has nothing of its own to unmap.
     fn unmap_program(mut self) -> Result<Self, RestoreError> {
+        if self.work.process.memory_of.is_some() {
+            return Ok(self);
+        }
         let (Parked { tracee, thread }, registers) = self.threads.swap_remove(0);
         let tracee = self.work.unmap_program(tracee)?;
         self.threads.insert(0, (Parked { tracee, thread }, registers));
@@ -159,15 +182,29 @@ impl<'a> Ready<'a> {
         threads.try_for_each(|(parked, registers)| self.work.set_state(parked, registers))
     }
 
-    /// A process that was stopped is stopped again, by a thread of its that lives.
+    /// A process that was stopped is stopped again, by a thread of its that lives; the others follow.
     fn stop_again(mut self) -> Result<Self, RestoreError> {
         let Some(signal) = self.work.process.stopped_by else { return Ok(self) };
-        let living = self.threads.iter().position(|(parked, _)| !parked.thread.exited);
-        if let Some(at) = living {
+        let Some(first) = self.threads.iter().position(|(parked, _)| !parked.thread.exited) else {
+            return Ok(self);
+        };
+        let (Parked { tracee, thread }, registers) = self.threads.remove(first);
+        let tracee = self.work.stop_again(tracee, thread, signal)?;
+        self.threads.insert(first, (Parked { tracee, thread }, registers));
+        for at in (0..self.threads.len()).filter(|at| *at != first) {
             let (Parked { tracee, thread }, registers) = self.threads.remove(at);
-            let tracee = self.work.stop_again(tracee, thread, signal)?;
+            let tracee = self.work.follow_into_stop(tracee)?;
             self.threads.insert(at, (Parked { tracee, thread }, registers));
         }
+        self.stopped = true;
+        Ok(self)
+    }
+
+    /// It is told nothing of a child's stop that it knew of.
+    fn hear_of(mut self, child: &Process) -> Result<Self, RestoreError> {
+        let (Parked { tracee, thread }, registers) = self.threads.remove(0);
+        let tracee = self.work.hear_of(child, tracee)?;
+        self.threads.insert(0, (Parked { tracee, thread }, registers));
         Ok(self)
     }
 }
@@ -183,7 +220,7 @@ impl<'a> Release<'a> {
         let pid = seed.outer(process.pid);
         let memory = ProcessMemory::open(pid).map_err(|error| seed.died(&error.to_string()))?;
         let pages = PageMemory::new(owner.memory.as_ref(), stream);
-        Ok(Self { process, owner, seed, pid, pages, memory })
+        Ok(Self { image, process, owner, seed, pid, pages, memory })
     }
 
     fn refused(&self, error: PtraceError) -> RestoreError {
@@ -206,7 +243,7 @@ impl<'a> Release<'a> {
             Ok((parked, registers))
         };
         let threads = parked.into_iter().map(with_registers).collect::<Result<_, RestoreError>>()?;
-        Ok(Ready { work: self, threads })
+        Ok(Ready { work: self, threads, stopped: false })
     }
 
     /// Waits for the stop that was asked for. All signals are blocked, so that nothing else can come but death.
@@ -300,11 +337,17 @@ impl<'a> Release<'a> {
 
     /// The last of the restore's own memory goes by a call through an instruction of the program's own memory.
     fn unmap_program(&self, tracee: Stopped) -> Result<Stopped, RestoreError> {
+        let (stage, len) = self.seed.stage();
+        let (stopped, result) = self.call(tracee, Sysno::munmap, [stage.get(), len, 0, 0, 0, 0])?;
+        if result == 0 { Ok(stopped) } else { Err(self.seed.died(&format!("munmap returned {result}"))) }
+    }
+
+    /// A system call of a thread whose registers are still to be set, and what it returned. It must not wait for anything.
+    fn call(&self, tracee: Stopped, nr: Sysno, args: [u64; 6]) -> Result<(Stopped, i64), RestoreError> {
         let refused = |error| self.refused(error);
         let mut registers = tracee.registers().map_err(refused)?;
-        let (stage, len) = self.seed.stage();
         registers.set_rip(self.syscall_instruction()?.get());
-        registers.set_call(Sysno::munmap.number(), [stage.get(), len, 0, 0, 0, 0]);
+        registers.set_call(nr.number(), args);
         tracee.set_registers(&registers).map_err(refused)?;
         let running = tracee.syscall().map_err(refused)?;
         let entered = match running.wait().map_err(refused)? {
@@ -315,7 +358,7 @@ impl<'a> Release<'a> {
         entered.interrupt_next().map_err(refused)?;
         let stopped = self.stop(entered.cont(0).map_err(refused)?)?;
         let result = stopped.registers().map_err(refused)?.rax().cast_signed();
-        if result == 0 { Ok(stopped) } else { Err(self.seed.died(&format!("munmap returned {result}"))) }
+        Ok((stopped, result))
     }
 
     /// A `syscall` instruction in the new process, in its vdso or else in any of its code.

@@ -352,6 +352,11 @@ impl Seed<'_> {
         call.map_or(0, |call| self.stage.result(&self.assembled, *call))
     }
 
+    /// Where SIGCHLD stands as a set of signals, and behind it a time that is over at once.
+    pub fn news(&self) -> rewake_linux::addr::RemoteAddr {
+        self.assembled.data(self.plan.news)
+    }
+
     /// The range of the program in the new process.
     pub fn stage(&self) -> (rewake_linux::addr::RemoteAddr, u64) {
         self.stage.range()

@@ -187,6 +187,7 @@ fn threads(process: &Process) -> Result<(), ImageError> {
     ensure!(leader, RECORD, "no thread has the id of the process, {}", process.pid);
     let living = process.threads.iter().any(|thread| !thread.exited);
     ensure!(living, RECORD, "all threads have ended");
+    ensure!(!process.stop_told || process.stopped_by.is_some(), RECORD, "told of a stop that is none");
     if let Some(signal) = process.stopped_by {
         ensure!(STOP_SIGNALS.contains(&signal), RECORD, "stopped by signal {signal}, which stops nothing");
     }

@@ -153,6 +153,7 @@ fn process(image: &mut Image) {
         overrun: 2,
     }];
     process.stopped_by = Some(19);
+    process.stop_told = true;
     process.lock_future = 2;
     process.oom_score_adj = Some(100);
     process.coredump_filter = Some(0x33);

@@ -48,6 +48,11 @@ pub(super) const MEMBERS: &[Row] = &[
         &[probe("tree_waits blocked")],
     ),
     row(
+        "stops of children: told once, also of those not waited for yet",
+        &[probe("tree_waits stops"), probe("tree_waits stopped-threads")],
+    ),
+    row("children that go on, of which was told", &[probe("tree_waits continued")]),
+    row(
         "news of children pending, or not wanted",
         &[probe("tree_waits pending"), probe("tree_waits ignored"), probe("tree_waits no-wait")],
     ),
