@@ -4,7 +4,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::MetadataExt as _;
 
 use rewake_image::records::{Epoll, Fanotify, FileIdentity, Inotify, PipeEnd, SocketEnd, Symlink, open_file};
-use rewake_linux::proc::{Link, Proc};
+use rewake_linux::proc::{FileStat, Link, Proc};
 use rewake_linux::virtual_files::Virtual;
 use rustix::fs::{FileType, OFlags};
 
@@ -69,9 +69,13 @@ pub(super) const LET_FINISH: &str = "capture the program at a time when it does 
 
 /// What file this is, to be found again later.
 pub(crate) fn identity(link: &Link) -> FileIdentity {
-    let stat = &link.stat;
+    identity_of(link.target.clone(), &link.stat)
+}
+
+/// The same by its path.
+pub(super) fn identity_of(path: Vec<u8>, stat: &FileStat) -> FileIdentity {
     FileIdentity {
-        path: link.target.clone(),
+        path,
         device: stat.device,
         inode: stat.inode,
         size: stat.size,

@@ -12,9 +12,7 @@ use super::tree::{Fate, Group, Node, Tree};
 use super::{Planner, Special, args};
 use crate::error::RestoreError;
 
-const PR_SET_PDEATHSIG: i32 = 1;
 const PR_SET_CHILD_SUBREAPER: i32 = 36;
-const SIGKILL: i32 = 9;
 const CLONE_VM: u64 = 0x100;
 const CLONE_FS: u64 = 0x200;
 const CLONE_FILES: u64 = 0x400;
@@ -105,7 +103,9 @@ impl<'a> Planner<'a> {
     /// The first steps of a process that is born of another one.
     pub(super) fn birth_of(&mut self, node: &Node<'a>) {
         let (program, track) = (&mut self.program, self.leader);
-        program.call(track, Sysno::prctl, args![PR_SET_PDEATHSIG, SIGKILL]).note("die with the parent");
+        program
+            .call(track, Sysno::prctl, args![libc::PR_SET_PDEATHSIG, libc::SIGKILL])
+            .note("die with the parent");
         let parent = match node.fate {
             Fate::Lives(process) | Fate::Zombie(process) if node.beside => Some(process.ppid),
             _ => node.maker,
@@ -209,7 +209,9 @@ impl<'a> Planner<'a> {
         let orphan =
             node.maker.and_then(|maker| self.tree.node(maker)).is_some_and(|maker| maker.fate == Fate::Ghost);
         if orphan {
-            self.program.call(track, Sysno::prctl, args![PR_SET_PDEATHSIG, 0]).note("survive who made it");
+            self.program
+                .call(track, Sysno::prctl, args![libc::PR_SET_PDEATHSIG, 0])
+                .note("survive who made it");
         }
         for turn in 0..=self.tree.turns() {
             if let Group::Join(group) = node.group

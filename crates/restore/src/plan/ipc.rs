@@ -16,8 +16,6 @@ const SETVAL: i32 = 16;
 const SEM_UNDO: i16 = 0x1000;
 const IPC_NOWAIT: i16 = 0o4000;
 const MSG_NOERROR: i32 = 0o10_000;
-const PR_SET_PDEATHSIG: i32 = 1;
-const SIGKILL: i32 = 9;
 /// Words of the longest structure that IPC_SET reads, and of which of them the limit of a queue is.
 const WORDS: usize = 16;
 const LIMIT: usize = 11;
@@ -119,7 +117,9 @@ impl Planner<'_> {
         if uid != 0 {
             user(program);
         }
-        program.call(leader, Sysno::prctl, args![PR_SET_PDEATHSIG, SIGKILL]).note("die with resume");
+        program
+            .call(leader, Sysno::prctl, args![libc::PR_SET_PDEATHSIG, libc::SIGKILL])
+            .note("die with resume");
     }
 
     /// Owner, permissions, and the limit of a queue.

@@ -6,7 +6,6 @@ use rewake_linux::program::{Accept, Sysno};
 use super::{Planner, args};
 use crate::error::RestoreError;
 
-const PR_SET_PDEATHSIG: i32 = 1;
 const PR_SET_DUMPABLE: i32 = 4;
 const PR_SET_MM: i32 = 35;
 const PR_SET_MM_MAP: i32 = 14;
@@ -17,14 +16,15 @@ const PR_SET_MEMORY_MERGE: i32 = 67;
 const RSEQ_UNREGISTER: i32 = 1;
 /// Sizes that libc registers: the original 32 bytes, then what newer kernels' features need.
 const RSEQ_SIZES: [u32; 3] = [32, 64, 96];
-const SIGKILL: i32 = 9;
 /// Exit status of a seed that could not go on; nobody but `resume` sees it.
 const FAILED: i32 = 125;
 
 impl Planner<'_> {
     pub(super) fn birth(&mut self) {
         let Self { program, leader, site, .. } = self;
-        program.call(*leader, Sysno::prctl, args![PR_SET_PDEATHSIG, SIGKILL]).note("die with resume");
+        program
+            .call(*leader, Sysno::prctl, args![libc::PR_SET_PDEATHSIG, libc::SIGKILL])
+            .note("die with resume");
         // The parent may have died before it could be asked to take us along.
         let parent = site.parent.unsigned_abs().into();
         program

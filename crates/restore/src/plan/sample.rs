@@ -107,7 +107,8 @@ pub(super) fn site_for(image: &Image) -> Option<Site> {
     site.prepared =
         image.file_contents.iter().map(|content| content.id).zip(site.first_prepared()..).collect();
     // Of every second socket something is left.
-    let left = |id: u32| id.is_multiple_of(2).then_some(Stale { mode: 0o755, uid: 0, gid: 0, times: [(0, 0); 2] });
+    let left =
+        |id: u32| id.is_multiple_of(2).then_some(Stale { mode: 0o755, uid: 0, gid: 0, times: [(0, 0); 2] });
     let named = image.unix_names.iter().filter(|name| name.file.is_some());
     site.sockets.places = named
         .map(|name| (name.id, SocketPlace::Real { folder: 0, before: None, stale: left(name.id) }))

@@ -9,7 +9,6 @@ use super::{Planner, args};
 use crate::error::RestoreError;
 use crate::interrupted::{Argument, GoOn, go_on};
 
-const PR_SET_PDEATHSIG: i32 = 1;
 const PR_SET_NAME: i32 = 15;
 const PR_SET_TIMERSLACK: i32 = 29;
 const IOPRIO_WHO_PROCESS: i32 = 1;
@@ -144,7 +143,9 @@ impl<'a> Planner<'a> {
         self.credentials(track, thread);
         // A detached program must outlive `resume`, the parent it would die with.
         let death = if self.site.new_session && self.is_root() { 0 } else { thread.parent_death_signal };
-        self.program.call(track, Sysno::prctl, args![PR_SET_PDEATHSIG, death]).note("parent death signal");
+        self.program
+            .call(track, Sysno::prctl, args![libc::PR_SET_PDEATHSIG, death])
+            .note("parent death signal");
         if let Some(changed) = self.changed {
             let threads = u32::try_from(self.process.threads.len()).expect("image counts are checked");
             self.program.barrier(track, changed, threads).note("all are who they were");

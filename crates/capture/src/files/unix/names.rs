@@ -6,12 +6,13 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::DirEntryExt as _;
 use std::path::Path;
 
-use rewake_image::records::{FileIdentity, UnixName, path_of};
+use rewake_image::records::{UnixName, path_of};
 use rewake_linux::proc::{FileStat, Proc};
 use rustix::fs::FileType;
 
 use super::look::Look;
 use crate::files::Target;
+use crate::files::kind::identity_of;
 
 /// Looks at no more names in a folder.
 const MOST: usize = 10_000;
@@ -69,7 +70,7 @@ impl<'a> Names<'a> {
                     renamed,
                     uid: stat.uid,
                     gid: stat.gid,
-                    file: Some(identity(path, &stat)),
+                    file: Some(identity_of(path, &stat)),
                     ..UnixName::default()
                 }
             }
@@ -91,18 +92,6 @@ impl<'a> Names<'a> {
         self.records.push(UnixName { id, ..name });
         self.ids.insert(key, id);
         id
-    }
-}
-
-fn identity(path: Vec<u8>, stat: &FileStat) -> FileIdentity {
-    FileIdentity {
-        path,
-        device: stat.device,
-        inode: stat.inode,
-        size: stat.size,
-        mtime_s: stat.mtime_s,
-        mtime_ns: stat.mtime_ns,
-        mode: stat.mode,
     }
 }
 

@@ -13,7 +13,6 @@ const CLONE_FS: u64 = 0x200;
 const CLONE_FILES: u64 = 0x400;
 const CLONE_SIGHAND: u64 = 0x800;
 const CLONE_THREAD: u64 = 0x10000;
-const PR_SET_PDEATHSIG: i32 = 1;
 /// Children that send no signal when they end are waited for, too.
 const WALL: i32 = 0x4000_0000;
 /// Exit status of one that could not go on.
@@ -71,7 +70,7 @@ impl<'a> Planner<'a> {
         if !is_thread {
             let root = u64::from(self.image.root().pid.unsigned_abs());
             self.program
-                .call(track, Sysno::prctl, args![PR_SET_PDEATHSIG, libc::SIGKILL])
+                .call(track, Sysno::prctl, args![libc::PR_SET_PDEATHSIG, libc::SIGKILL])
                 .note("die with the parent");
             let call = self.program.call(track, Sysno::getppid, args![]);
             call.accept(Accept::Exactly(root)).note("it is still there");
