@@ -6,7 +6,7 @@
    it is a standard stream: socket-at-0 (it listens), datagrams-at-0, ptmx-at-0; unix sockets: unix-outside (the other side is another
    program's), unix-shared (another program has it too), unix-waiting (a connection from another program waits to be accepted),
    unix-early (data was sent through one that was not accepted yet), unix-early-closed (and it was closed), unix-oob (data out of band),
-   unix-pidfd (a message that tells of its sender by a pidfd). */
+   unix-pidfd (a message that tells of its sender by a pidfd), unix-pidfd-sent (a pidfd of the program itself is on its way). */
 #include "probe.h"
 #include <arpa/inet.h>
 #include <asm/ldt.h>
@@ -142,6 +142,19 @@ static void unix_sockets(const char *kind) {
         if (!strcmp(kind, "unix-early-closed")) TRY(close(client));
     }
     if (!strcmp(kind, "unix-oob")) GET(send(pair[0], "x", 1, MSG_OOB));
+    if (!strcmp(kind, "unix-pidfd-sent")) {
+        int pidfd = GET((int)syscall(SYS_pidfd_open, getpid(), 0));
+        union {
+            char bytes[CMSG_SPACE(sizeof pidfd)];
+            struct cmsghdr aligned;
+        } control = {0};
+        struct iovec part = {.iov_base = "x", .iov_len = 1};
+        struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof control.bytes};
+        *CMSG_FIRSTHDR(&message) = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof pidfd), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
+        memcpy(CMSG_DATA(CMSG_FIRSTHDR(&message)), &pidfd, sizeof pidfd);
+        GET(sendmsg(pair[0], &message, 0));
+        TRY(close(pidfd));
+    }
     if (!strcmp(kind, "unix-pidfd")) {
         GET(setsockopt(pair[0], SOL_SOCKET, 76, &(int){1}, sizeof(int)));
         CHECK(write(pair[1], "x", 1) == 1, "write");

@@ -4,7 +4,7 @@
 //! back what the image says. What is not there any more is made anew, with the same id, which takes a right. An id or a key that is
 //! somebody else's is an error; in an IPC namespace of its own all are free.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::OpenOptions;
 use std::io;
 
@@ -12,6 +12,7 @@ use rewake_image::Image;
 use rewake_image::ipc::{Ipc, objects};
 use rewake_image::records::{IpcObject, PosixQueue};
 use rewake_linux::mqueue;
+use rewake_linux::proc::holders;
 use rewake_linux::sysv::{self, Kind, Object};
 
 use crate::error::RestoreError;
@@ -158,10 +159,15 @@ fn find_queue(wanted: &PosixQueue, same_boot: bool) -> Result<Option<u64>, Strin
     let same_file = then.is_some_and(|then| (then.device, then.inode) == (stat.st_dev, stat.st_ino));
     let same_limits = (here.max_messages, here.message_size)
         == (u64::from(wanted.max_messages), u64::from(wanted.message_size));
-    if same_boot && same_file && same_limits {
-        Ok(Some(here.messages))
-    } else {
-        Err(format!("its name belongs to another one (of {} messages at most)", here.max_messages))
+    if !same_boot || !same_file || !same_limits {
+        return Err(format!("its name belongs to another one (of {} messages at most)", here.max_messages));
+    }
+    // Their messages would be taken for what was left behind.
+    let inode = (stat.st_dev, stat.st_ino);
+    let own = i32::try_from(std::process::id()).unwrap_or_default();
+    match holders(&HashSet::from([inode]), |pid| pid == own).get(&inode) {
+        Some(holder) => Err(format!("it is still there, and process {holder} uses it")),
+        None => Ok(Some(here.messages)),
     }
 }
 

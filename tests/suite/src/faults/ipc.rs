@@ -1,12 +1,16 @@
 //! System V objects: somebody else's are never taken for the program's, and nothing is left of what a resume made in vain.
 
+use std::ffi::OsString;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
+use super::refusals::Mounted;
+use crate::edit;
 use crate::process::{self, Running};
 use crate::random::Random;
 use crate::report::Report;
@@ -39,7 +43,64 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
             || shot_at_queues(workshop, front, guardian),
         );
     }
+    report.test("a POSIX queue that the program left running still uses is not taken from it", || {
+        used(workshop)
+    });
+    report.test("a restore that fails late leaves no System V object and no queue behind", || late(workshop));
     report.test("an attachment from outside is refused by name", || attached(workshop));
+}
+
+fn used(workshop: &Workshop) -> Result<()> {
+    let program = workshop.compile("mqueue", &[])?;
+    let mut subject = Subject::start(&program, &["messages"], workshop.folder("queue-used")?)?;
+    subject.save(workshop)?;
+    let mut command = subject.resume_command(workshop);
+    command.args(["--pids", "namespace"]);
+    let resumed = process::run(command, &subject.folder, "resume")?;
+    resumed.expect_code("resume", 125)?;
+    resumed.expect_words("resume", &["it is still there, and process", "uses it", "--ipc namespace"])?;
+    subject.pass()
+}
+
+/// With registers that no processor takes, it fails when everything is made.
+fn late(workshop: &Workshop) -> Result<()> {
+    let place = workshop.folder("queues")?;
+    let _mounted = Mounted::new(&["-t", "mqueue", "mqueue"], &place)?;
+    for (name, what) in
+        [("sysv", "shm"), ("sysv", "sem"), ("sysv", "msg"), ("mqueue", "messages"), ("mqueue", "unlinked")]
+    {
+        let before = (objects()?, queues(&place)?);
+        let program = workshop.compile(name, &[])?;
+        let mut subject =
+            Subject::start(&program, &[what], workshop.folder(&format!("late-{name}-{what}"))?)?;
+        subject.save_and_kill(workshop)?;
+        let left: Vec<Listed> = objects()?.into_iter().filter(|one| !before.0.contains(one)).collect();
+        remove(&left)?;
+        for queue in queues(&place)?.into_iter().filter(|queue| !before.1.contains(queue)) {
+            fs::remove_file(place.join(queue)).context("the queue that it left")?;
+        }
+        let mut xstate = Vec::new();
+        edit::image(&subject.image(), |image| {
+            xstate = std::mem::take(&mut image.processes[0].threads[0].xstate);
+            image.processes[0].threads[0].xstate = vec![0xff; xstate.len()];
+        })?;
+        let resumed = subject.resume(workshop)?;
+        resumed.expect_code("resume", 125)?;
+        process::nothing_left(&[], SOON)?;
+        ensure!(!resumed.errors.contains("not a valid image"), "refused before: {}", resumed.errors);
+        let after = (objects()?, queues(&place)?);
+        ensure!(after == before, "{name} {what}: {after:?} is left, there was {before:?}");
+        edit::image(&subject.image(), |image| image.processes[0].threads[0].xstate = xstate)?;
+        subject.resume_and_pass(workshop, &[]).with_context(|| format!("{name} {what}"))?;
+    }
+    Ok(())
+}
+
+/// POSIX queues, which are files in this folder.
+fn queues(place: &Path) -> Result<Vec<OsString>> {
+    let mut names: Vec<_> = fs::read_dir(place)?.flatten().map(|entry| entry.file_name()).collect();
+    names.sort();
+    Ok(names)
 }
 
 /// The program has many queues with messages, and is told of every second one: it stands still for that most of the time.

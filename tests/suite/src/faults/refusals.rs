@@ -52,6 +52,7 @@ const UNIX_SOCKETS: &[(&str, &[&str])] = &[
     ("unix-early-closed", &["whose other side was closed already"]),
     ("unix-oob", &["MSG_OOB"]),
     ("unix-pidfd", &["SO_PASSPIDFD"]),
+    ("unix-pidfd-sent", &["in a message that was not received yet"]),
 ];
 
 pub(super) fn run(workshop: &Workshop, report: &mut Report) {

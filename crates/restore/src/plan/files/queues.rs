@@ -46,6 +46,10 @@ impl Planner<'_> {
             let call = program.call(leader, Sysno::mq_open, args![text, FLAGS, 0, 0]);
             call.accept(Accept::Exactly(0)).note(note.clone());
         } else {
+            if queue.removed {
+                // Of a restore that was killed.
+                program.call(leader, Sysno::mq_unlink, args![text]).accept(Accept::Any).note(note.clone());
+            }
             // struct mq_attr: flags, most messages, message size, messages, four more.
             let limits = [0, queue.max_messages.into(), queue.message_size.into(), 0, 0, 0, 0, 0];
             let limits = program.words(&limits);
