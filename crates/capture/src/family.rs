@@ -2,20 +2,19 @@
 
 mod queues;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use rewake_image::records::{Process, SeccompFilter, SemaphoreSet};
 use rewake_linux::kcmp::{self, Shared};
-use rewake_linux::proc::Proc;
 
-use crate::error::{CaptureError, During, Result};
+use crate::error::{CaptureError, Result};
 use crate::findings::Findings;
 use crate::freeze::{Frozen, Running};
 use crate::ipc::{self, Objects, Ties};
 use crate::seccomp::Filters;
-use crate::spaces::{self, Ids};
-use crate::{kin, preflight, threads};
+use crate::spaces::Ids;
+use crate::{kin, preflight, relations, threads};
 
 /// Between looks at processes that end.
 const ENDING: Duration = Duration::from_micros(100);
@@ -135,44 +134,14 @@ impl Family {
             found.push((pid, frozen.ask(&ids, &mut filters)?));
         }
         for pid in ended {
-            found.push((pid, ended_process(pid, &ids)?));
+            found.push((pid, relations::ended_process(pid, &ids)?));
         }
-        self.share(&mut found)?;
-        mark_outside(&mut found)?;
+        relations::share(&mut found, |pid| self.living(pid))?;
+        relations::mark_outside(&mut found)?;
         let ipc = self.ipc(&mut found, &ids)?;
-        let (pids, processes): (Vec<i32>, Vec<Process>) = parents_first(found).into_iter().unzip();
-        if let Some(pid) = rewake_image::cannot_be_made(&processes) {
-            let reason = "it has descriptors, folders or memory in common with processes by which it cannot be made again: those \
-                          between them have ended";
-            let error = CaptureError::failed("capture", pid, "process", reason);
-            return Err(error.advise("capture the program when that process has ended"));
-        }
+        let (pids, processes): (Vec<i32>, Vec<Process>) = relations::parents_first(found).into_iter().unzip();
+        relations::can_be_made(&processes)?;
         Ok(Told { processes, pids, filters: filters.into_records(), ipc })
-    }
-
-    /// Notes what processes have in common.
-    fn share(&self, found: &mut [(i32, Process)]) -> Result<()> {
-        let inner: BTreeMap<i32, i32> = found.iter().map(|(pid, process)| (*pid, process.pid)).collect();
-        for kind in [Shared::Memory, Shared::Files, Shared::Fs, Shared::SignalHandlers] {
-            let mut known: Vec<i32> = Vec::new();
-            for (pid, process) in found.iter_mut().filter(|(_, process)| process.exit_status.is_none()) {
-                let owner = owner(kind, &mut known, self.living(*pid), *pid, |other| self.living(other))?;
-                let Some(owner) = owner.and_then(|owner| inner.get(&owner)).copied() else { continue };
-                match kind {
-                    Shared::Memory => {
-                        (process.memory_of, process.memory) = (Some(owner), None);
-                        process.aio_contexts.clear();
-                    }
-                    Shared::Files => process.descriptors_of = Some(owner),
-                    Shared::Fs => process.folders_of = Some(owner),
-                    _ => {
-                        process.actions_of = Some(owner);
-                        process.actions.clear();
-                    }
-                }
-            }
-        }
-        Ok(())
     }
 
     /// The System V objects of the tree, and what its processes give back to semaphores when they end.
@@ -267,87 +236,4 @@ impl Frozen {
         }
         Ok(())
     }
-}
-
-/// Notes whose groups and sessions are those of outsiders. That of the root counts as such anyway.
-fn mark_outside(found: &mut [(i32, Process)]) -> Result<()> {
-    let Some((_, root)) = found.first() else { return Ok(()) };
-    let (group, session) = (root.pgid, root.sid);
-    let inside: BTreeSet<i32> = found.iter().map(|(_, process)| process.pid).collect();
-    let is_known = |process: &Process| {
-        let group = process.pgid == group || inside.contains(&process.pgid);
-        group && (process.sid == session || inside.contains(&process.sid))
-    };
-    if found.iter().all(|(_, process)| is_known(process)) {
-        return Ok(());
-    }
-    let family: Vec<i32> = found.iter().map(|(pid, _)| *pid).collect();
-    let (groups, sessions) = kin::groups_and_sessions_outside(&family)?;
-    for (pid, process) in found {
-        let stat = Proc::open(*pid).and_then(|proc| proc.stat()).during("read stat", *pid, "process")?;
-        process.outside_group = groups.contains(&stat.pgrp);
-        process.outside_session = sessions.contains(&stat.session);
-    }
-    Ok(())
-}
-
-/// Of those known, the one with which a process has something in common; it is known from now on, if there is none.
-fn owner(
-    kind: Shared,
-    known: &mut Vec<i32>,
-    living: i32,
-    pid: i32,
-    living_of: impl Fn(i32) -> i32,
-) -> Result<Option<i32>> {
-    let mut failure = None;
-    let found = known.binary_search_by(|other| {
-        kcmp::compare(kind, living_of(*other), living).unwrap_or_else(|error| {
-            failure = Some(error);
-            std::cmp::Ordering::Less
-        })
-    });
-    match (failure, found) {
-        (Some(error), _) => Err(error).during("kcmp", pid, "what processes share"),
-        (None, Ok(at)) => Ok(Some(known[at])),
-        (None, Err(at)) => {
-            known.insert(at, pid);
-            Ok(None)
-        }
-    }
-}
-
-/// One that has ended and that nobody has waited for.
-fn ended_process(pid: i32, ids: &Ids) -> Result<Process> {
-    let proc = Proc::open(pid).during("open", pid, "ended process")?;
-    let stat = proc.stat().during("read stat", pid, "ended process")?;
-    let status = proc.status().during("read status", pid, "ended process")?;
-    let [own, parent, group, session] = spaces::relations(&status, &stat, ids);
-    Ok(Process {
-        pid: own,
-        ppid: parent,
-        pgid: group,
-        sid: session,
-        comm: stat.comm.clone(),
-        exit_status: Some(stat.exit_code),
-        exit_signal: Some(stat.exit_signal),
-        ..Process::default()
-    })
-}
-
-/// The root is the first one found; each of the others comes after its parent.
-fn parents_first(mut found: Vec<(i32, Process)>) -> Vec<(i32, Process)> {
-    let mut ordered: Vec<(i32, Process)> = Vec::with_capacity(found.len());
-    if found.is_empty() {
-        return ordered;
-    }
-    ordered.push(found.remove(0));
-    while !found.is_empty() {
-        let is_next = |process: &Process| ordered.iter().any(|(_, before)| before.pid == process.ppid);
-        let Some(at) = found.iter().position(|(_, process)| is_next(process)) else { break };
-        let next = found.remove(at);
-        ordered.push(next);
-    }
-    // None is left but by a mistake of the kernel's, which the image's checks will name.
-    ordered.extend(found);
-    ordered
 }

@@ -19,6 +19,7 @@ mod memory;
 mod pages;
 mod preflight;
 mod process;
+mod relations;
 mod seccomp;
 mod signals;
 mod spaces;

@@ -16,7 +16,7 @@ use crate::contents::Contents;
 use crate::error::{CaptureError, During, Obstacle, Result};
 use crate::files::Target;
 use crate::findings::Findings;
-use crate::{files, ipc, kin, memory, spaces, threads, timers};
+use crate::{files, ipc, kin, memory, relations, spaces, threads, timers};
 
 /// How often files and memory of a running tree are looked at, if each time a process ends meanwhile.
 const SURVEYS: u32 = 5;
@@ -105,6 +105,12 @@ fn look_at_tree(options: &Options, findings: &mut Findings) -> Result<()> {
         }
     }
     others::check(&procs, &family, findings);
+    let mut found = Findings::new(pid);
+    match relations::look(&procs, &ended, &mut found) {
+        Ok(()) => findings.append(found),
+        // It is looked at again when the tree stands still.
+        Err(error) => tracing::debug!(%error, "a process ended meanwhile"),
+    }
     ipc::check_namespace(pid, &family, findings)?;
     for _ in 0..SURVEYS {
         let living: Vec<Proc> =

@@ -26,7 +26,7 @@ pub use process::{MAX_PID, MAX_THREADS, REGISTER_COUNT, SIGINFO_LENGTH, XSTATE_L
 pub(crate) use sockets::MAX_MESSAGES;
 pub use sockets::SOCKET_OPTIONS;
 pub use special::told_of;
-pub use tree::{MAX_PROCESSES, cannot_be_made};
+pub use tree::MAX_PROCESSES;
 
 /// Longest path, in bytes, as in Linux.
 pub const MAX_PATH: usize = 4096;

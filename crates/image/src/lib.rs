@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod aio;
+pub mod births;
 pub mod check;
 pub mod container;
 pub mod describe;
@@ -29,7 +30,7 @@ pub mod store;
 pub mod verify;
 mod wire;
 
-pub use check::cannot_be_made;
+pub use births::{Births, CannotBeMade};
 pub use dir::{PendingImage, SyncedImage, clear_stale, remove_pending};
 pub use error::ImageError;
 pub use image::{Image, open_directory};

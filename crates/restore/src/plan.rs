@@ -6,7 +6,7 @@
 //! 1. *birth*: die with the parent, wait for the tracer, leave libc's registrations, own process group;
 //! 2. *files* of all processes are opened by the root, out of the way ([`files`]);
 //! 3. *memory*: everything that was there goes, the image's mappings come and are filled ([`memory`]);
-//! 4. *family*: each process makes those that are born of it ([`tree`], [`family`]), which begin at 3; all meet;
+//! 4. *family*: each process makes those that are born of it ([`rewake_image::births`], [`family`]), which begin at 3; all meet;
 //! 5. *process*: dispositions, attributes ([`process`], [`signals`]);
 //! 6. *files* take their numbers;
 //! 7. *threads* are cloned with their ids ([`threads`]), pending signals queued, owners of signals, watches and timers of files set,
@@ -27,11 +27,11 @@ mod settings;
 mod signals;
 mod threads;
 mod timers;
-mod tree;
 
 use std::collections::BTreeMap;
 
 use rewake_image::Image;
+use rewake_image::births::Births;
 use rewake_image::records::Process;
 use rewake_linux::addr::RemoteAddr;
 use rewake_linux::program::{CallRef, DataRef, Program, TrackRef};
@@ -44,7 +44,6 @@ use crate::removed::Places;
 use crate::sockets::{Sockets, Stale};
 
 use family::{Family, Growing, Inherited, Waiting};
-use tree::Tree;
 
 pub use files::MadeQueue;
 pub use ipc::MadeObject;
@@ -236,13 +235,15 @@ impl Plan {
 struct Planner<'a> {
     image: &'a Image,
     site: &'a Site,
-    tree: Tree<'a>,
+    tree: Births<'a>,
     program: Program,
     gate: DataRef,
     family: Family,
     zone: Zone,
     /// By process, where it lets its maker go on, who waits for it.
     taking_turns: BTreeMap<i32, DataRef>,
+    /// By process, its address space when it is mapped.
+    mapped: BTreeMap<i32, Inherited<'a>>,
     parked: DataRef,
     never: DataRef,
     /// Where all threads meet with the tracer, who has suspended seccomp by then.
@@ -278,7 +279,7 @@ struct Planner<'a> {
 /// What the image asks for and no program can do, by name.
 pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
     let mut program = Program::new();
-    let tree = Tree::new(image, site)?;
+    let tree = family::births(image, site)?;
     let root = image.root();
     let leader = program.track(format!("leader {}", root.pid));
     let (gate, parked, never, filtered) =
@@ -296,6 +297,7 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
         family,
         zone: Zone::of(image, site)?,
         taking_turns: BTreeMap::new(),
+        mapped: BTreeMap::new(),
         parked,
         never,
         traced,
@@ -377,10 +379,14 @@ impl<'a> Planner<'a> {
             let specials = self.memory(memory, inherited.as_ref())?;
             let same_program = inherited.as_ref().is_some_and(|inherited| inherited.memory.exe == memory.exe);
             self.mm_fields(memory, same_program);
-            inherited = Some(Inherited { memory, specials });
+            let own = Inherited { memory, specials };
+            self.mapped.insert(process.pid, own.clone());
+            inherited = Some(own);
+        } else if let Some(own) = process.memory_of.and_then(|owner| self.mapped.get(&owner)) {
+            inherited = Some(own.clone());
         }
         self.bear(&growing.node, inherited.as_ref(), waiting);
-        self.end_turn();
+        self.end_turn(process.pid);
         self.meet(&growing.node);
         self.semaphores();
         if let Some(memory) = memory {

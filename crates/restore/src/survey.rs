@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use rewake_image::Image;
 use rewake_image::records::vma::Backing;
 use rewake_image::records::{AddressSpace, Vma, open_file};
+use rewake_image::{Births, Image};
 use rewake_linux::addr::RemoteAddr;
 use rewake_linux::attributes;
 use rewake_linux::memory::ProcessMemory;
@@ -144,11 +144,10 @@ fn survey(
     Ok(site)
 }
 
-/// Ids for processes that are there only meanwhile. One that is taken nevertheless makes the restore fail.
+/// Ids for processes that are there only meanwhile, and one for who makes sockets. One that is taken nevertheless makes the restore fail.
 fn spare_ids(image: &Image) -> Vec<i32> {
-    let subreapers = image.processes.iter().filter(|process| process.child_subreaper).count();
-    let orphans = subreapers > 0 && image.processes.len() > 1;
-    if !orphans && image.unix_sockets.is_empty() {
+    let ghosts = Births::plan(&image.processes).map_or(0, |births| births.spare_ids());
+    if ghosts == 0 && image.unix_sockets.is_empty() {
         return Vec::new();
     }
     let limit = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok();
@@ -157,7 +156,7 @@ fn spare_ids(image: &Image) -> Vec<i32> {
     let taken: BTreeSet<i32> =
         image.processes.iter().flat_map(|one| [one.pid, one.pgid, one.sid]).chain(threads).collect();
     let free = |id: &i32| !taken.contains(id) && !std::path::Path::new(&format!("/proc/{id}")).exists();
-    (LOWEST_SPARE_ID..limit).rev().filter(free).take(image.processes.len() + 1).collect()
+    (LOWEST_SPARE_ID..limit).rev().filter(free).take(ghosts + 1).collect()
 }
 
 /// What the clocks show by which timers can be set.

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{ensure, invalid};
+use crate::births::Births;
 use crate::records::Process;
 use crate::{Image, ImageError};
 
@@ -21,7 +22,6 @@ pub(super) fn check(image: &Image) -> Result<(), ImageError> {
     ensure!(root.exit_status.is_none(), RECORD, "the root of the tree, {pid}, has ended");
     let mut ids = HashSet::new();
     let mut earlier: HashMap<i32, &Process> = HashMap::new();
-    let mut makers = Makers::default();
     for process in &image.processes {
         let pid = process.pid;
         let parent = earlier.get(&process.ppid);
@@ -32,57 +32,10 @@ pub(super) fn check(image: &Image) -> Result<(), ImageError> {
         for id in tids.chain([pid]) {
             ensure!(ids.insert(id), RECORD, "the id {id} is there twice");
         }
-        makers.check(process, parent.copied())?;
-        makers.add(process);
         earlier.insert(pid, process);
     }
+    Births::plan(&image.processes).map_err(|error| invalid(RECORD, error.to_string()))?;
     Ok(())
-}
-
-/// By whom a process can be made: somebody who has all that it has in common with others. What it is the first to have is left out (0).
-#[derive(Default)]
-struct Makers(HashSet<(Option<i32>, [i32; 4])>);
-
-impl Makers {
-    /// It can make those below it, children of its parent, and those who are left behind.
-    fn add(&mut self, process: &Process) {
-        let common = process.common();
-        for own in 0..1u8 << common.len() {
-            let mut left = common;
-            for (place, owner) in left.iter_mut().enumerate() {
-                if own & 1 << place != 0 {
-                    *owner = 0;
-                }
-            }
-            self.0.extend([Some(process.pid), Some(process.ppid), None].map(|parent| (parent, left)));
-        }
-    }
-
-    fn check(&self, process: &Process, parent: Option<&Process>) -> Result<(), ImageError> {
-        let common = process.common().map(|owner| if owner == process.pid { 0 } else { owner });
-        let parents = [Some(process.ppid), None];
-        let reaper = parent.is_some_and(|parent| parent.child_subreaper);
-        let possible = &parents[..if reaper { 2 } else { 1 }];
-        ensure!(
-            common == [0; 4] || possible.iter().any(|parent| self.0.contains(&(*parent, common))),
-            RECORD,
-            "{} has something in common with a process by which it cannot be made again",
-            process.pid
-        );
-        Ok(())
-    }
-}
-
-/// The first process that nobody could make again with what it has in common with others.
-#[must_use]
-pub fn cannot_be_made(processes: &[Process]) -> Option<i32> {
-    let by_id: HashMap<i32, &Process> = processes.iter().map(|process| (process.pid, process)).collect();
-    let mut makers = Makers::default();
-    processes.iter().find_map(|process| {
-        let made = makers.check(process, by_id.get(&process.ppid).copied());
-        makers.add(process);
-        made.err().map(|_| process.pid)
-    })
 }
 
 /// What a process has of another one is the other's own.

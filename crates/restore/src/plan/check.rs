@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use rewake_linux::program::{Action, Call, Program, Sysno, Value};
+use rewake_linux::program::{Action, Call, Program, Sysno, TrackRef, Value};
 
 use super::{Plan, Site, TASK_SIZE};
 
@@ -123,30 +123,19 @@ impl Model {
     }
 }
 
-/// Walks the plan's tracks in order: each process in a memory of its own, which begins as that of whoever makes it.
+/// Walks the plan's tracks: each process in a memory of its own, which begins as that of whoever makes it. Up to the meeting of all that
+/// are born, one that shares its maker's memory is walked where it is made: only later does anybody give away what others are born with.
 ///
 /// # Errors
 /// The first entry that breaks the rules.
 pub fn check(plan: &Plan, site: &Site) -> Result<(), Violation> {
-    let mut processes = VecDeque::from([(plan.leader, Model::new(site))]);
-    while let Some((leader, mut model)) = processes.pop_front() {
-        let mut tracks = VecDeque::from([leader]);
-        while let Some(track) = tracks.pop_front() {
-            for (index, call) in plan.program.tracks()[track.index()].calls.iter().enumerate() {
-                let stage = (site.stage.get(), site.stage.get() + site.stage_len);
-                let step = Step { program: &plan.program, call, stage };
-                step.walk(&mut model).map_err(|reason| Violation {
-                    track: track.index(),
-                    index,
-                    line: plan.program.line(call),
-                    reason,
-                })?;
-                match call.action {
-                    Action::Spawn(child) if step.shares_memory() => tracks.push_back(child),
-                    Action::Spawn(child) => processes.push_back((child, model.clone())),
-                    _ => {}
-                }
-            }
+    let mut walk = Walk { plan, site, processes: VecDeque::new() };
+    walk.processes.push_back((plan.leader, Model::new(site)));
+    while let Some((leader, mut model)) = walk.processes.pop_front() {
+        let mut tracks = VecDeque::from([(leader, 0)]);
+        walk.up_to_birth(&mut model, &mut tracks)?;
+        while let Some((track, from)) = tracks.pop_front() {
+            walk.on(&mut model, track, from, &mut tracks)?;
         }
         if let Some((start, _)) = model.ranges.iter().find(|(_, range)| range.seed && plan.goes_on(leader)) {
             let reason = format!("memory of the seed is left at {start:#x}");
@@ -154,6 +143,79 @@ pub fn check(plan: &Plan, site: &Site) -> Result<(), Violation> {
         }
     }
     Ok(())
+}
+
+struct Walk<'a> {
+    plan: &'a Plan,
+    site: &'a Site,
+    /// Those that are born with a memory of their own.
+    processes: VecDeque<(TrackRef, Model)>,
+}
+
+impl Walk<'_> {
+    /// Walks the first of the tracks, and in their places those made on the way that share its memory, until they meet. All of them are
+    /// in `tracks` then, with where they stand.
+    fn up_to_birth(
+        &mut self,
+        model: &mut Model,
+        tracks: &mut VecDeque<(TrackRef, usize)>,
+    ) -> Result<(), Violation> {
+        let mut underway: Vec<(TrackRef, usize)> = tracks.drain(..).collect();
+        while let Some((track, index)) = underway.pop() {
+            let call = self.plan.program.tracks()[track.index()].calls.get(index);
+            let Some(call) = call.filter(|call| self.plan.born.is_some() && !self.is_meeting(call)) else {
+                tracks.push_front((track, index));
+                continue;
+            };
+            underway.push((track, index + 1));
+            underway.extend(self.step(model, track, index, call)?.map(|child| (child, 0)));
+        }
+        Ok(())
+    }
+
+    fn is_meeting(&self, call: &Call) -> bool {
+        let born = self.plan.born.map(|(word, _)| Value::Data(word));
+        call.action == Action::Barrier && call.args.first().copied() == born
+    }
+
+    /// Walks the rest of a track.
+    fn on(
+        &mut self,
+        model: &mut Model,
+        track: TrackRef,
+        from: usize,
+        tracks: &mut VecDeque<(TrackRef, usize)>,
+    ) -> Result<(), Violation> {
+        let plan = self.plan;
+        for (index, call) in plan.program.tracks()[track.index()].calls.iter().enumerate().skip(from) {
+            tracks.extend(self.step(model, track, index, call)?.map(|child| (child, 0)));
+        }
+        Ok(())
+    }
+
+    /// One entry; who is made by it in the same memory.
+    fn step(
+        &mut self,
+        model: &mut Model,
+        track: TrackRef,
+        index: usize,
+        call: &Call,
+    ) -> Result<Option<TrackRef>, Violation> {
+        let stage = (self.site.stage.get(), self.site.stage.get() + self.site.stage_len);
+        let step = Step { program: &self.plan.program, call, stage };
+        step.walk(model).map_err(|reason| Violation {
+            track: track.index(),
+            index,
+            line: self.plan.program.line(call),
+            reason,
+        })?;
+        match call.action {
+            Action::Spawn(child) if step.shares_memory() => return Ok(Some(child)),
+            Action::Spawn(child) => self.processes.push_back((child, model.clone())),
+            _ => {}
+        }
+        Ok(None)
+    }
 }
 
 struct Step<'a> {

@@ -1,18 +1,23 @@
 //! Making the processes of a tree, and their meetings.
 //!
 //! Each dies with its maker until the tracer has it. When all are there (*born*), the tracer traces those that will go on; they join
-//! their groups (*grouped*); those that were there for that only end, and are waited for; and all go on (*settled*).
+//! their groups (*grouped*); those that were there for that only end, and are waited for (*passed*, in rounds); and all go on
+//! (*settled*).
 
 use std::collections::VecDeque;
 
+use rewake_image::Image;
+use rewake_image::births::{Births, Fate, Group, Node};
 use rewake_image::records::AddressSpace;
 use rewake_linux::program::{Accept, DataRef, Program, Sysno, TrackRef, Value};
 
-use super::tree::{Fate, Group, Node, Tree};
-use super::{Planner, Special, args};
+use super::{Planner, Site, Special, args};
 use crate::error::RestoreError;
 
 const PR_SET_CHILD_SUBREAPER: i32 = 36;
+/// Of what clone(2) can share, in the order of `Node::shares`.
+const MEMORY: usize = 0;
+const DESCRIPTORS: usize = 1;
 const CLONE_VM: u64 = 0x100;
 const CLONE_FS: u64 = 0x200;
 const CLONE_FILES: u64 = 0x400;
@@ -32,6 +37,8 @@ pub(super) struct Family {
     born: DataRef,
     /// One for each turn.
     grouped: Vec<DataRef>,
+    /// For each round in which some end: those who get what these leave behind take it in; they have ended.
+    passed: Vec<[DataRef; 2]>,
     settled: DataRef,
     closed: DataRef,
     peopled: DataRef,
@@ -58,12 +65,14 @@ pub(super) struct Inherited<'a> {
 pub(super) type Waiting<'a> = VecDeque<Growing<'a>>;
 
 impl Family {
-    pub(super) fn new(program: &mut Program, tree: &Tree<'_>) -> Self {
+    pub(super) fn new(program: &mut Program, tree: &Births<'_>) -> Self {
         let mut word = || if tree.is_tree() { program.zeros(4) } else { DataRef { offset: 0, len: 0 } };
         let grouped = (0..=tree.turns()).map(|_| word()).collect();
+        let passed = (0..tree.rounds()).map(|_| [word(), word()]).collect();
         Self {
             born: word(),
             grouped,
+            passed,
             settled: word(),
             closed: word(),
             peopled: word(),
@@ -72,9 +81,26 @@ impl Family {
     }
 
     /// Where the tracer meets them, and how many they are with him.
-    pub(super) fn born(&self, tree: &Tree<'_>) -> Option<(DataRef, u32)> {
+    pub(super) fn born(&self, tree: &Births<'_>) -> Option<(DataRef, u32)> {
         tree.is_tree().then(|| (self.born, parties(tree.nodes.len() + 1)))
     }
+}
+
+/// Who makes whom.
+///
+/// # Errors
+/// A process that cannot be made again, by name.
+pub(super) fn births<'a>(image: &'a Image, site: &Site) -> Result<Births<'a>, RestoreError> {
+    let births = Births::plan(&image.processes).map_err(|error| RestoreError::Unsupported {
+        pid: error.pid,
+        object: error.object,
+        reason: error.reason,
+    })?;
+    births.with_spare_ids(&site.spare_ids).map_err(|needed| RestoreError::Unsupported {
+        pid: image.root().pid,
+        object: "process ids".to_owned(),
+        reason: format!("there are no {needed} free ones for processes that are there only meanwhile"),
+    })
 }
 
 fn parties(count: usize) -> u32 {
@@ -106,11 +132,8 @@ impl<'a> Planner<'a> {
         program
             .call(track, Sysno::prctl, args![libc::PR_SET_PDEATHSIG, libc::SIGKILL])
             .note("die with the parent");
-        let parent = match node.fate {
-            Fate::Lives(process) | Fate::Zombie(process) if node.beside => Some(process.ppid),
-            _ => node.maker,
-        };
-        let parent = u64::from(parent.unwrap_or(0).unsigned_abs());
+        let parent = self.tree.parent_at_birth(node).map_or(0, |parent| parent.id);
+        let parent = u64::from(parent.unsigned_abs());
         program
             .call(track, Sysno::getppid, args![])
             .accept(Accept::Exactly(parent))
@@ -124,21 +147,15 @@ impl<'a> Planner<'a> {
         inherited: Option<&Inherited<'a>>,
         waiting: &mut Waiting<'a>,
     ) {
-        if let Fate::Lives(process) = node.fate
-            && process.child_subreaper
-        {
-            // Orphans are left to it.
-            let args = args![PR_SET_CHILD_SUBREAPER, 1];
-            self.program.call(self.leader, Sysno::prctl, args).note("child subreaper");
-        }
+        self.take_in(node, 0);
         let made = |early| self.tree.made_by(node.id, early).copied().collect::<Vec<Node<'a>>>();
         let (early, late) = (made(true), made(false));
         for child in early {
-            self.bring_forth(&child, inherited, waiting);
+            self.bring_forth(node, &child, inherited, waiting);
         }
         self.lead(node);
         for child in late {
-            self.bring_forth(&child, inherited, waiting);
+            self.bring_forth(node, &child, inherited, waiting);
         }
     }
 
@@ -157,6 +174,7 @@ impl<'a> Planner<'a> {
 
     fn bring_forth(
         &mut self,
+        node: &Node<'a>,
         child: &Node<'a>,
         inherited: Option<&Inherited<'a>>,
         waiting: &mut Waiting<'a>,
@@ -185,15 +203,12 @@ impl<'a> Planner<'a> {
         let clone = self.program.words(&[flags, 0, 0, 0, exit_signal, 0, 0, 0, 0, 1]);
         self.program.point(clone, 64, id);
         self.program.spawn(self.leader, track, clone).note(format!("{what} {}", child.id));
-        if let Fate::Lives(process) = child.fate
-            && process.descriptors_of.is_some()
-        {
-            // It, or one that it makes, opens its mapped files at the same numbers.
+        let lent = child.shares[MEMORY] && node.lends_memory;
+        if child.shares[DESCRIPTORS] || lent {
+            // It, or one that it makes, opens its mapped files at the same numbers; the next one is to be born with the memory mapped.
             let word = self.program.zeros(4);
             self.taking_turns.insert(child.id, word);
-            self.program
-                .barrier(self.leader, word, 2)
-                .note("the other has done with the descriptors they share");
+            self.program.barrier(self.leader, word, 2).note("the other has done with what they share");
         }
         waiting.push_back(Growing { node: *child, track, inherited: inherited.cloned() });
     }
@@ -206,17 +221,18 @@ impl<'a> Planner<'a> {
         let (all, living, track) = (parties(self.tree.nodes.len()), parties(self.tree.living()), self.leader);
         let Family { born, grouped, settled, .. } = self.family.clone();
         self.program.barrier(track, born, all + 1).note("all are there, and traced");
-        let orphan =
-            node.maker.and_then(|maker| self.tree.node(maker)).is_some_and(|maker| maker.fate == Fate::Ghost);
-        if orphan {
+        if self.tree.parent_at_birth(node).is_some_and(|parent| parent.fate == Fate::Ghost) {
             self.program
                 .call(track, Sysno::prctl, args![libc::PR_SET_PDEATHSIG, 0])
                 .note("survive who made it");
         }
         for turn in 0..=self.tree.turns() {
-            if let Group::Join(group) = node.group
-                && node.turn == turn
-            {
+            let group = match node.group {
+                Group::Join(group) => Some(group),
+                Group::Outside => self.site.own_group,
+                Group::Own | Group::Stay => None,
+            };
+            if let Some(group) = group.filter(|_| node.turn == turn) {
                 self.program
                     .call(track, Sysno::setpgid, args![0, group])
                     .note(format!("process group {group}"));
@@ -224,7 +240,11 @@ impl<'a> Planner<'a> {
             let word = usize::try_from(turn).expect("fewer than processes");
             self.program.barrier(track, grouped[word], all).note("all are in their groups");
         }
-        self.wait_for_the_passing(node);
+        self.pass_on(node);
+        if node.fate == Fate::Ghost {
+            return;
+        }
+        self.wait_for_the_ended(node);
         if let Fate::Lives(_) = node.fate {
             self.program.barrier(track, settled, living).note("the family is complete");
         }
@@ -263,22 +283,48 @@ impl<'a> Planner<'a> {
     }
 
     /// Lets the maker go on, if it waits.
-    pub(super) fn end_turn(&mut self) {
-        if let Some(word) = self.taking_turns.remove(&self.process.pid) {
-            self.program.barrier(self.leader, word, 2).note("done with the descriptors that are shared");
+    pub(super) fn end_turn(&mut self, id: i32) {
+        if let Some(word) = self.taking_turns.remove(&id) {
+            self.program.barrier(self.leader, word, 2).note("done with what is shared");
         }
     }
 
-    /// Ghosts are gone then, and those who ended have, without a trace of it here.
-    fn wait_for_the_passing(&mut self, node: &Node<'a>) {
-        let (track, tree) = (self.leader, &self.tree);
-        let ghosts = tree.nodes.iter().filter(|one| one.maker == Some(node.id) && one.fate == Fate::Ghost);
-        let ghosts: Vec<i32> = ghosts.map(|ghost| ghost.id).collect();
-        for id in ghosts {
-            let expected = Accept::Exactly(id.unsigned_abs().into());
-            let call = self.program.call(track, Sysno::wait4, args![id, 0, WALL, 0]).accept(expected);
-            call.retry().note("it is gone again");
+    /// One who gets what those of a round leave behind takes it in from now on; whether it goes on doing so is set later.
+    fn take_in(&mut self, node: &Node<'a>, round: u32) {
+        if self.tree.inherits(node.id, round) {
+            let args = args![PR_SET_CHILD_SUBREAPER, 1];
+            self.program.call(self.leader, Sysno::prctl, args).note("gets those that are left behind");
         }
+    }
+
+    /// Ghosts end, round after round; their makers wait for them.
+    fn pass_on(&mut self, node: &Node<'a>) {
+        let passed = self.family.passed.clone();
+        for (round, [ready, gone]) in (0..).zip(passed) {
+            if round > 0 {
+                self.take_in(node, round);
+                let there = parties(self.tree.after_rounds(round));
+                self.program.barrier(self.leader, ready, there).note("others get what is left behind now");
+            }
+            let ghosts =
+                self.tree.ghosts().filter(|ghost| ghost.maker == Some(node.id) && ghost.round == round);
+            for id in ghosts.map(|ghost| ghost.id).collect::<Vec<i32>>() {
+                let expected = Accept::Exactly(id.unsigned_abs().into());
+                let call =
+                    self.program.call(self.leader, Sysno::wait4, args![id, 0, WALL, 0]).accept(expected);
+                call.retry().note("it is gone again");
+            }
+            if node.fate == Fate::Ghost && node.round == round {
+                return;
+            }
+            let there = parties(self.tree.after_rounds(round + 1));
+            self.program.barrier(self.leader, gone, there).note("those of a moment are gone");
+        }
+    }
+
+    /// Those who ended have, without a trace of it here.
+    fn wait_for_the_ended(&mut self, node: &Node<'a>) {
+        let track = self.leader;
         let zombies = tree_zombies(&self.tree, node.id);
         let mut signals = 0u64;
         for (id, signal) in zombies {
@@ -301,6 +347,7 @@ impl<'a> Planner<'a> {
         self.leader = growing.track;
         self.birth_of(&node);
         self.bear(&node, growing.inherited.as_ref(), waiting);
+        self.end_turn(node.id);
         let track = growing.track;
         if let Fate::Zombie(process) = node.fate {
             let name = self.program.string(&process.comm);
@@ -341,7 +388,7 @@ const PR_SET_NAME: i32 = 15;
 const RLIMIT_CORE: i32 = 4;
 
 /// Children of a process that ended, with the signal it gets for each.
-fn tree_zombies(tree: &Tree<'_>, parent: i32) -> Vec<(i32, u32)> {
+fn tree_zombies(tree: &Births<'_>, parent: i32) -> Vec<(i32, u32)> {
     let zombie = |node: &Node<'_>| match node.fate {
         Fate::Zombie(process) if process.ppid == parent => {
             Some((node.id, process.exit_signal.unwrap_or(libc::SIGCHLD).unsigned_abs()))

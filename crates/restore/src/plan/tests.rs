@@ -2,8 +2,9 @@
 //! touches memory it has given away or not yet made.
 
 use proptest::prelude::*;
-use rewake_image::records::{Extent, SharedMemory, Vma, vma::Backing};
-use rewake_image::{Image, hostile, sample};
+use rewake_image::births::model;
+use rewake_image::records::{Extent, Process, SharedMemory, Vma, vma::Backing};
+use rewake_image::{Births, Image, hostile, sample};
 use rewake_linux::addr::RemoteAddr;
 use rewake_linux::program::{Action, Call, Program, Sysno};
 
@@ -212,6 +213,70 @@ proptest! {
             plan.map_err(TestCaseError::fail)?;
         }
     }
+}
+
+/// The sample's process, once for each of a tree that chance made.
+fn family(seed: u64, rare: bool) -> Image {
+    let mut image = sample::image();
+    let mut template = image.processes[0].clone();
+    template.threads.truncate(1);
+    let tree = model::history(seed, rare).into_iter();
+    image.processes = tree
+        .map(|one| {
+            if one.exit_status.is_some() {
+                return one;
+            }
+            let mut process = Process {
+                pid: one.pid,
+                ppid: one.ppid,
+                pgid: one.pgid,
+                sid: one.sid,
+                exit_signal: one.exit_signal,
+                outside_group: one.outside_group,
+                outside_session: one.outside_session,
+                child_subreaper: one.child_subreaper,
+                memory_of: one.memory_of,
+                descriptors_of: one.descriptors_of,
+                folders_of: one.folders_of,
+                actions_of: one.actions_of,
+                locks: Vec::new(),
+                ..template.clone()
+            };
+            process.threads[0].tid = one.pid;
+            if one.memory_of.is_some() {
+                process.memory = None;
+            }
+            if one.descriptors_of.is_some() {
+                process.descriptors.clear();
+            }
+            if one.actions_of.is_some() {
+                process.actions.clear();
+            }
+            process
+        })
+        .collect();
+    image.manifest.root_pid = image.processes[0].pid;
+    image
+}
+
+/// No image is written that cannot be woken: whether its processes can be made is what the check asks, and all that it lets through
+/// have a plan.
+#[test]
+fn trees_are_refused_by_the_check_and_never_by_the_plan() {
+    let mut refused = 0;
+    for seed in 0..120 {
+        let image = family(seed, seed % 2 == 1);
+        let checked = image.check();
+        assert_eq!(checked.is_ok(), Births::plan(&image.processes).is_ok(), "seed {seed}: {checked:?}");
+        match (checked, Plan::sample(&image)) {
+            (Ok(()), Some(Ok(_))) => {}
+            (Err(_), None) => refused += 1,
+            (checked, planned) => {
+                panic!("seed {seed}: {checked:?}, but {:?}", planned.map(|one| one.map(drop)))
+            }
+        }
+    }
+    assert!(refused < 30, "{refused} are refused");
 }
 
 /// The same plan without one entry of the leader.
