@@ -1,6 +1,7 @@
 /* Things of the kernel that several processes have in common: each sees what the other one does to them. argument: which. */
 #include "tree.h"
 #include <poll.h>
+#include <sys/fanotify.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
@@ -257,6 +258,44 @@ static void inotifies(void) {
     TRY(rmdir("watched"));
 }
 
+/* A group in common: the child makes what the parent is told of, and marks something more. */
+static void fanotifies(void) {
+    begin();
+    TRY(mkdir("marked", 0755));
+    TRY(mkdir("more", 0755));
+    int file = fanotify_init(FAN_REPORT_DFID_NAME | FAN_CLOEXEC | FAN_NONBLOCK, 0);
+    if (file == -1 && errno == EPERM) skip("fanotify_init: %s", strerror(errno));
+    CHECK(file != -1, "fanotify_init: %s", strerror(errno));
+    TRY(fanotify_mark(file, FAN_MARK_ADD, FAN_CREATE | FAN_ONDIR, AT_FDCWD, "marked"));
+    pid_t child = tree_fork();
+    if (child == 0) {
+        pid_t pid = getpid(), parent = getppid();
+        tree_set_up();
+        tree_wait(pid, parent);
+        TRY(fanotify_mark(file, FAN_MARK_ADD, FAN_CREATE | FAN_ONDIR, AT_FDCWD, "more"));
+        TRY(mkdir("marked/new", 0700));
+        TRY(mkdir("more/new", 0700));
+        *turn = 1;
+        _exit(0);
+    }
+    tree_ready(1);
+    probe_wait();
+    await(1);
+    char bytes[4096] __attribute__((aligned(8)));
+    ssize_t length = read(file, bytes, sizeof bytes);
+    struct fanotify_event_metadata *event = (void *)bytes;
+    int events = 0;
+    for (; FAN_EVENT_OK(event, length); event = FAN_EVENT_NEXT(event, length), events++)
+        CHECK(event->mask == (FAN_CREATE | FAN_ONDIR) && (event->pid == child || event->pid == 0), "event %#llx of %d", (unsigned long long)event->mask, event->pid);
+    CHECK(events == 2, "%d events", events);
+    CHECK(read(file, bytes, sizeof bytes) == -1 && errno == EAGAIN, "more events");
+    tree_ends(child, 0);
+    for (int i = 0; i < 2; i++) {
+        TRY(rmdir(i ? "more/new" : "marked/new"));
+        TRY(rmdir(i ? "more" : "marked"));
+    }
+}
+
 static int other_pid(int file, short type, off_t start, off_t length) {
     struct flock lock = {.l_type = type, .l_whence = SEEK_SET, .l_start = start, .l_len = length};
     TRY(fcntl(file, F_GETLK, &lock));
@@ -438,7 +477,7 @@ int main(int argc, char **argv) {
     probe_start(argc, argv);
     const char *what = argc > 2 ? argv[2] : "eventfds";
     static const struct { const char *name; void (*run)(void); } variants[] = {
-        {"eventfds", eventfds}, {"epolls", epolls}, {"signalfds", signalfds}, {"watched-signals", watched_signals}, {"timerfds", timerfds}, {"inotifies", inotifies},
+        {"eventfds", eventfds}, {"epolls", epolls}, {"signalfds", signalfds}, {"watched-signals", watched_signals}, {"timerfds", timerfds}, {"inotifies", inotifies}, {"fanotifies", fanotifies},
         {"locks", locks}, {"lock-waiters", lock_waiters}, {"leases", leases}, {"owners", owners},
     };
     for (size_t i = 0; i < sizeof variants / sizeof *variants; i++)

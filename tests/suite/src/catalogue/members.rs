@@ -25,6 +25,10 @@ pub(super) const MEMBERS: &[Row] = &[
     row("files and folders of /proc of other processes and threads of the tree", &[probe("tree_pidfd proc")]),
     row("seccomp filters of each, and inherited ones", &[probe("tree_seccomp")]),
     row("credentials and groups of each", &[probe("tree_settings owned")]),
+    row(
+        "members of other users: who made their connections and sent their messages, pidfds, who may signal whom",
+        &[probe("tree_users")],
+    ),
     row("a root directory of a child's own (chroot)", &[probe("tree_settings roots")]),
     row("children with another exit signal, or none", &[probe("tree_settings exit-signals")]),
     row("child subreapers in the tree", &[probe("tree_settings reapers")]),
@@ -37,6 +41,7 @@ pub(super) const MEMBERS: &[Row] = &[
             once("tree_objects inotifies"),
         ],
     ),
+    row("fanotify groups in common", &[once("tree_objects fanotifies")]),
     row("epoll in common, with numbers of one process only", &[probe("tree_objects epolls")]),
     row("epoll waits of children for their own signals (signalfd)", &[probe("tree_objects watched-signals")]),
     row("locks of several processes: flock, POSIX, OFD", &[once("tree_objects locks")]),
