@@ -68,6 +68,8 @@ struct Answers {
     cookie: DataRef,
     slots: Vec<Slot>,
     sent: Vec<CallRef>,
+    /// The message that brings the news.
+    first: Option<CallRef>,
     /// That the signal was taken away.
     signal: Option<CallRef>,
     event: DataRef,
@@ -117,9 +119,10 @@ impl Asked {
             .iter()
             .map(|slot| send(slot.data.into(), Value::Result(slot.received), Value::Word(slot.priority)))
             .collect();
+        let mut first = sent.first().copied();
         if self.messages == 0 && self.signal().is_some() {
-            // One that brings the news, and is taken away again.
-            send(cookie.into(), zero, zero);
+            // One that is taken away again.
+            first = Some(send(cookie.into(), zero, zero));
             self.receive(program, track, queue);
         }
         // To close it later would take back what is asked for.
@@ -132,7 +135,7 @@ impl Asked {
         if self.notice.is_some() {
             program.call(track, Sysno::mq_notify, [self.fd.into(), event.into()]).note("as before");
         }
-        Answers { opened, cookie, slots, sent, signal, event, closed }
+        Answers { opened, cookie, slots, sent, first, signal, event, closed }
     }
 
     /// At once, or not at all.
@@ -257,7 +260,9 @@ impl Frozen {
         let cookie = outcome.data(answers.cookie);
         let mut program = Program::new();
         let track = program.track(format!("thread {tid}"));
-        if until <= answers.closed.index {
+        // Before the news came, to close it would take back what is asked for, which nobody knows: rather one descriptor more.
+        let asks_still = asked.signal().is_some() && answers.first.is_some_and(|first| until <= first.index);
+        if until <= answers.closed.index && !asks_still {
             let queue = Value::from(outcome.result(answers.opened).cast_unsigned());
             program.call(track, Sysno::close, [queue]).accept(Accept::Any);
         }
