@@ -334,6 +334,40 @@ static void notify_waits(void) {
     CHECK(TRY(sigwaitinfo(&set, &info)) == SIGUSR1 && info.si_value.sival_ptr == VALUE, "other news");
 }
 
+/* A descriptor on its way through a socket; with the one that it was made of, or without. */
+static void in_flight(int kept) {
+    mqd_t queue = make("flight", 4, 64, O_RDWR, 0600);
+    TRY(mq_unlink(name));
+    post(queue, 3, "three");
+    post(queue, 5, "five");
+    int pair[2];
+    TRY(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+    union {
+        char bytes[CMSG_SPACE(sizeof queue)];
+        struct cmsghdr aligned;
+    } control = {0};
+    char byte = 'x';
+    struct iovec part = {.iov_base = &byte, .iov_len = 1};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof control.bytes};
+    struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+    *head = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof queue), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
+    memcpy(CMSG_DATA(head), &queue, sizeof queue);
+    TRY(sendmsg(pair[0], &message, 0));
+    if (!kept) TRY(mq_close(queue));
+    probe_ready();
+    probe_wait();
+    mqd_t received;
+    TRY(recvmsg(pair[1], &message, 0));
+    head = CMSG_FIRSTHDR(&message);
+    CHECK(head && head->cmsg_type == SCM_RIGHTS, "no descriptor");
+    memcpy(&received, CMSG_DATA(head), sizeof received);
+    receive(received, 5, "five");
+    if (kept) post(queue, 7, "seven");
+    if (kept) receive(received, 7, "seven");
+    receive(received, 3, "three");
+    CHECK(state(received).mq_curmsgs == 0, "more messages");
+}
+
 int main(int argc, char **argv) {
     probe_start(argc, argv);
     const char *what = argc > 2 ? argv[2] : "";
@@ -343,6 +377,7 @@ int main(int argc, char **argv) {
     else if (!strcmp(what, "notify")) notify();
     else if (!strcmp(what, "notify-thread")) notify_thread(argc > 3 ? atoi(argv[3]) : 0);
     else if (!strcmp(what, "notify-tree")) notify_tree();
+    else if (!strcmp(what, "in-flight")) in_flight(argc < 4);
     else if (!strcmp(what, "many")) many(argc > 3 ? atoi(argv[3]) : 8);
     else if (!strcmp(what, "notify-refused")) notify_refused(argc > 3 ? atoi(argv[3]) : 0);
     else if (!strcmp(what, "notify-waits")) notify_waits();

@@ -66,7 +66,10 @@ pub(super) fn inside(
         }
     }
     let inodes: HashSet<(u64, u64)> = queues.iter().map(|queue| queue.inode).collect();
-    for (inode, holder) in holders(&inodes, |pid| !kin::is_outsider(target.family, pid)) {
+    // We may have copies ourselves, of what is in flight.
+    let copies = own.map(Proc::id);
+    let inside = |pid| copies == Some(pid) || !kin::is_outsider(target.family, pid);
+    for (inode, holder) in holders(&inodes, inside) {
         if let Some(one) = seen.iter().find(|one| one.inode() == inode) {
             findings.turn_to(one.pid);
             let reason =
@@ -90,6 +93,10 @@ pub(crate) fn is_message_queue(proc: &Proc, fd: i32) -> bool {
 }
 
 fn look(target: Target<'_>, proc: &Proc, one: &Seen, id: u32) -> Result<(PosixQueue, i32), Refusal> {
+    if one.in_flight {
+        // Whoever of ours had to finish a look at it would not find it.
+        return refuse("nobody has this message queue open", "let the program receive it first");
+    }
     let name = format!("fd/{}", one.fd);
     let Ok(file) = proc.open_file(&name, OFlags::RDWR | OFlags::NONBLOCK) else {
         return refuse(

@@ -25,6 +25,7 @@ pub(super) const IPC: &[Row] = &[
         "POSIX message queues: messages with their priorities in order, attributes, several descriptions",
         &[probe("mqueue messages")],
     ),
+    row("POSIX message queues on their way through a socket (SCM_RIGHTS)", &[probe("mqueue in-flight")]),
     row("POSIX message queues that have no name any more", &[probe("mqueue unlinked")]),
     row(
         "POSIX message queues: news of the next message (mq_notify) by signal with its value, by a thread, by none",

@@ -36,10 +36,11 @@ const SETTINGS: &[(&str, &[&str])] = &[
     ("ended-thread", &["which has ended"]),
 ];
 
-/// What is told of messages of a queue in a way that cannot be found out, and words of the refusal.
+/// What is told of messages of a queue in a way that cannot be found out, queues that cannot be looked at; and words of the refusal.
 const QUEUES: &[(&[&str], &[&str])] = &[
     (&["notify-refused", "9"], &["by signal 9, whose value cannot be found out"]),
     (&["notify-refused", "0"], &["by which of its netlink sockets is not known"]),
+    (&["in-flight", "alone"], &["nobody has this message queue open"]),
     (&["notify-waits"], &["waits already", "when the program has taken its signals"]),
 ];
 
@@ -92,7 +93,7 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
         refused_program(workshop, "file_epoll", "lost", &["watches a file"])
     });
     for (arguments, words) in QUEUES {
-        report.test(&format!("mq_notify is refused by name: {}", arguments.join(" ")), || {
+        report.test(&format!("what a message queue has is refused by name: {}", arguments.join(" ")), || {
             let subject = start(workshop, &format!("refused-{}", arguments.join("-")), "mqueue", arguments)?;
             let image = subject.image();
             fails(workshop, subject, &image, words)
