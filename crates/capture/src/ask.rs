@@ -140,7 +140,7 @@ impl Frozen {
         process.aio_contexts = contexts.tell(&outcome);
         process.posix_timers = about_timers.tell(&outcome, ids);
         process.stopped_by = self.stopped_by.map(i32::unsigned_abs);
-        process.stop_told &= process.stopped_by.is_some();
+        process.stop_told &= process.stopped_by.is_some() && process::shows_stops();
         let mut owners = threads::Owners::new();
         for (tid, stopped) in &self.threads {
             let mut thread = threads::outside(&self.proc, ids, stopped)?;

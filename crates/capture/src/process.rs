@@ -1,11 +1,20 @@
 //! The record of the process: what can be told from outside while it stands still.
 
 use rewake_image::records::{AddressSpace, Credentials, Limit, MappedFile, MmFields, Process};
+use rewake_linux::host::Host;
 use rewake_linux::proc::{Proc, Status};
 
 use crate::error::{During, Result};
 use crate::files::identity;
 use crate::spaces::{self, Ids};
+
+/// Kernels before this one may show what the tracer was told, instead of what wait(2) would tell of a stop.
+const SHOWS_STOPS: (u32, u32) = (6, 0);
+
+/// Whether it is known of a process that stands still by job control whether its parent has waited for that.
+pub(crate) fn shows_stops() -> bool {
+    Host::here().is_ok_and(|host| host.kernel_version() >= SHOWS_STOPS)
+}
 
 /// All of a process but threads, descriptors, mappings, and what only itself can tell (see [`crate::ask`]).
 ///
@@ -47,7 +56,6 @@ pub(crate) fn outside(proc: &Proc, ids: &Ids) -> Result<Process> {
         pid: own,
         ppid: parent,
         exit_signal: Some(whole.exit_signal).filter(|signal| *signal != libc::SIGCHLD),
-        // What wait(2) would tell of it.
         stop_told: whole.exit_code == 0,
         pgid: group,
         sid: session,
