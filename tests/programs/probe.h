@@ -30,6 +30,8 @@
 static const char *probe_go;
 static pid_t probe_pid, probe_tid;
 static double probe_gap;
+/* Whoever wakes us without any right gives us other ids (REWAKE_OTHER_IDS is set then). */
+static int probe_other_ids;
 
 static inline void probe_say(const char *word, const char *format, va_list arguments) {
     char line[512];
@@ -71,6 +73,7 @@ static inline pid_t probe_gettid(void) { return (pid_t)syscall(SYS_gettid); }
 static inline void probe_start(int argc, char **argv) {
     if (argc < 2) { fprintf(stderr, "usage: %s GO-FILE [ARGUMENT...]\n", argv[0]); exit(2); }
     probe_go = argv[1];
+    probe_other_ids = getenv("REWAKE_OTHER_IDS") != NULL;
     probe_pid = getpid();
     probe_tid = probe_gettid();
 }
@@ -93,7 +96,7 @@ static inline void probe_wait(void) {
         if (now - last > probe_gap) probe_gap = now - last;
         last = now;
     }
-    CHECK(getpid() == probe_pid, "pid was %d, is %d", probe_pid, getpid());
+    CHECK(probe_other_ids || getpid() == probe_pid, "pid was %d, is %d", probe_pid, getpid());
 }
 
 static inline int probe_pass(void) {

@@ -4,6 +4,7 @@ mod bench;
 mod bench_table;
 mod demo;
 mod fuzz;
+mod library;
 mod packages;
 mod test;
 
@@ -46,6 +47,12 @@ enum Task {
         #[arg(default_value = "target/completions")]
         folder: PathBuf,
     },
+    /// Builds the library that programs are linked with or preloaded
+    Lib {
+        /// Where to
+        #[arg(long, default_value = "target/ckpt")]
+        out: PathBuf,
+    },
     /// Feeds what reads images and /proc with hostile bytes, under the address sanitizer
     Fuzz {
         /// Minutes for each target
@@ -86,6 +93,7 @@ fn main() -> ExitCode {
         Task::Test { group, only } => test::run(group, only.as_deref()),
         Task::Man { folder } => generate("man", &folder),
         Task::Completions { folder } => generate("completions", &folder),
+        Task::Lib { out } => library::run(&out),
         Task::Fuzz { minutes, targets } => fuzz::run(minutes, &targets),
         Task::Bench { sizes, runs, json } => bench::run(&sizes, runs, json).map(|()| true),
     };

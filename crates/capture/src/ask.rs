@@ -11,12 +11,13 @@ mod undo;
 use std::collections::BTreeMap;
 
 use rewake_image::records::{Process, Thread, Vma};
-use rewake_linux::proc::Mapping;
+use rewake_linux::proc::{Mapping, Proc};
 use rewake_linux::program::{Accept, CallRef, DataRef, Program, Sysno, TrackRef, Value};
 use rewake_linux::remote::{Outcome, RemoteError, RemoteStage};
 
 use self::contexts::Contexts;
-use self::policies::{Modes, Policies};
+use self::policies::Modes;
+pub(crate) use self::policies::Policies;
 use self::settings::{ProcessSettings, ThreadSettings};
 use crate::error::{CaptureError, During, Result};
 use crate::findings::Findings;
@@ -112,6 +113,79 @@ fn prctl(program: &mut Program, track: TrackRef, option: u32, argument: Value) -
     program.call(track, Sysno::prctl, args).accept(Accept::Any).note(format!("option {option}")).done()
 }
 
+/// What is asked of a process, and where the answers will be.
+pub(crate) struct Questions {
+    /// To be walked by its threads.
+    pub(crate) program: Program,
+    /// Which thread walks which track.
+    pub(crate) tracks: Vec<(TrackRef, i32)>,
+    /// Its mappings when the questions were made.
+    pub(crate) maps: Vec<Mapping>,
+    process: ProcessAnswers,
+    timers: timers::Answers,
+    modes: Modes,
+    contexts: Contexts,
+    threads: BTreeMap<i32, ThreadAnswers>,
+}
+
+impl Questions {
+    /// For a process with these threads, all of which stand still.
+    ///
+    /// # Errors
+    /// When it was killed meanwhile.
+    pub(crate) fn new(proc: &Proc, tids: impl Iterator<Item = i32>) -> Result<Self> {
+        let pid = proc.id();
+        let mut program = Program::new();
+        let tracks: Vec<(TrackRef, i32)> =
+            tids.map(|tid| (program.track(format!("thread {tid}")), tid)).collect();
+        let leader = tracks.iter().find(|(_, tid)| *tid == pid).or(tracks.first()).map(|(track, _)| *track);
+        let leader =
+            leader.ok_or_else(|| CaptureError::failed("ask", pid, "process", "it has no threads"))?;
+        let process = ProcessAnswers::ask(&mut program, leader);
+        let timers = timers::ask(proc, pid, &mut program, leader)?;
+        let maps = proc.maps().during("read", pid, "maps")?;
+        let modes = Modes::ask(&mut program, leader, &maps);
+        let contexts = Contexts::ask(&mut program, leader, &maps);
+        let threads: BTreeMap<i32, ThreadAnswers> =
+            tracks.iter().map(|(track, tid)| (*tid, ThreadAnswers::ask(&mut program, *track))).collect();
+        Ok(Self { program, tracks, maps, process, timers, modes, contexts, threads })
+    }
+
+    /// The record of the process, without its threads.
+    ///
+    /// # Errors
+    /// When it was killed meanwhile.
+    pub(crate) fn tell(
+        &self,
+        proc: &Proc,
+        ids: &Ids,
+        outcome: &Outcome,
+        findings: &mut Findings,
+    ) -> Result<Process> {
+        let mut process = process::outside(proc, ids)?;
+        self.process.tell(outcome, &mut process, findings);
+        process.aio_contexts = self.contexts.tell(outcome);
+        process.posix_timers = self.timers.tell(outcome, ids);
+        Ok(process)
+    }
+
+    /// Adds what a thread told of itself.
+    pub(crate) fn tell_thread(
+        &self,
+        tid: i32,
+        outcome: &Outcome,
+        thread: &mut Thread,
+        findings: &mut Findings,
+    ) {
+        self.threads[&tid].tell(outcome, thread, findings);
+    }
+
+    /// Where mappings with a memory policy begin, which are few.
+    pub(crate) fn with_policies(&self, outcome: &Outcome) -> Vec<u64> {
+        self.modes.tell(outcome)
+    }
+}
+
 impl Frozen {
     /// Asks the target about itself; its record without descriptors, mappings and pages.
     ///
@@ -119,34 +193,18 @@ impl Frozen {
     /// When the target cannot be asked or was killed meanwhile.
     pub(crate) fn ask(&mut self, ids: &Ids, filters: &mut seccomp::Filters) -> Result<Process> {
         let pid = self.proc.id();
-        let mut program = Program::new();
-        let tracks: Vec<(TrackRef, i32)> =
-            self.threads.keys().map(|tid| (program.track(format!("thread {tid}")), *tid)).collect();
-        let leader = tracks.iter().find(|(_, tid)| *tid == pid).or(tracks.first()).map(|(track, _)| *track);
-        let leader =
-            leader.ok_or_else(|| CaptureError::failed("ask", pid, "process", "it has no threads"))?;
-        let about_process = ProcessAnswers::ask(&mut program, leader);
-        let about_timers = timers::ask(&self.proc, pid, &mut program, leader)?;
-        let maps = self.proc.maps().during("read", pid, "maps")?;
-        let modes = Modes::ask(&mut program, leader, &maps);
-        let contexts = Contexts::ask(&mut program, leader, &maps);
-        let about_threads: BTreeMap<i32, ThreadAnswers> =
-            tracks.iter().map(|(track, tid)| (*tid, ThreadAnswers::ask(&mut program, *track))).collect();
-        let outcome = self.run(&program, &tracks, &maps)?;
-
+        let questions = Questions::new(&self.proc, self.threads.keys().copied())?;
+        let outcome = self.run(&questions.program, &questions.tracks, &questions.maps)?;
         let mut findings = Findings::new(pid);
-        let mut process = process::outside(&self.proc, ids)?;
-        about_process.tell(&outcome, &mut process, &mut findings);
-        process.aio_contexts = contexts.tell(&outcome);
-        process.posix_timers = about_timers.tell(&outcome, ids);
+        let mut process = questions.tell(&self.proc, ids, &outcome, &mut findings)?;
         process.stopped_by = self.stopped_by.map(i32::unsigned_abs);
         process.stop_told &= process.stopped_by.is_some() && process::shows_stops();
         let mut owners = threads::Owners::new();
         for (tid, stopped) in &self.threads {
-            let mut thread = threads::outside(&self.proc, ids, stopped)?;
+            let mut thread = threads::outside(&self.proc, ids, threads::State::of(pid, stopped)?)?;
             thread.credentials.take_if(|own| Some(&*own) == process.credentials.as_ref());
             thread.remaining_ns = self.time_left.get(tid).copied();
-            about_threads[tid].tell(&outcome, &mut thread, &mut findings);
+            questions.tell_thread(*tid, &outcome, &mut thread, &mut findings);
             threads::settle_own_fs(&self.proc, *tid, &mut thread, &mut owners, &mut findings)?;
             filters.read(pid, stopped, &mut thread, &mut findings)?;
             process.threads.push(thread);
@@ -159,20 +217,18 @@ impl Frozen {
         process.threads.sort_by_key(|thread| thread.tid);
         process.pending = threads::shared_pending(pid, self.threads.values())?;
         if let Some(memory) = &mut process.memory {
-            memory.vmas = self.policies(&modes.tell(&outcome), &maps)?;
+            memory.vmas = self.policies(&questions.with_policies(&outcome), &questions.maps)?;
         }
         findings.into_result()?;
         Ok(process)
     }
 
-    /// Asks for the memory policies of the mappings that begin there, which are few.
+    /// Asks for the memory policies of the mappings that begin there.
     fn policies(&mut self, starts: &[u64], maps: &[Mapping]) -> Result<Vec<Vma>> {
         let Some(&tid) = self.threads.keys().next().filter(|_| !starts.is_empty()) else {
             return Ok(Vec::new());
         };
-        let mut program = Program::new();
-        let track = program.track(format!("thread {tid}"));
-        let policies = Policies::ask(&mut program, track, starts);
+        let (program, track, policies) = ask_policies(tid, starts);
         Ok(policies.tell(&self.run(&program, &[(track, tid)], maps)?))
     }
 
@@ -180,11 +236,7 @@ impl Frozen {
     fn run(&mut self, program: &Program, tracks: &[(TrackRef, i32)], maps: &[Mapping]) -> Result<Outcome> {
         let pid = self.proc.id();
         let outcome = self.walk(program, tracks, maps)?;
-        if let Some(failure) = outcome.failure() {
-            let call = program.get(failure.at);
-            let cause = std::io::Error::from_raw_os_error(i32::try_from(-failure.result).unwrap_or(0));
-            return Err(CaptureError::failed("ask", pid, format!("{:?} {}", call.action, call.note), cause));
-        }
+        check_outcome(pid, program, &outcome)?;
         Ok(outcome)
     }
 
@@ -214,6 +266,25 @@ impl Frozen {
         }
         Ok(outcome)
     }
+}
+
+/// A program for one thread that asks for the memory policies of the mappings that begin there.
+pub(crate) fn ask_policies(tid: i32, starts: &[u64]) -> (Program, TrackRef, Policies) {
+    let mut program = Program::new();
+    let track = program.track(format!("thread {tid}"));
+    let policies = Policies::ask(&mut program, track, starts);
+    (program, track, policies)
+}
+
+/// What a program met with, if an entry of it was refused.
+///
+/// # Errors
+/// Naming the entry.
+pub(crate) fn check_outcome(pid: i32, program: &Program, outcome: &Outcome) -> Result<()> {
+    let Some(failure) = outcome.failure() else { return Ok(()) };
+    let call = program.get(failure.at);
+    let cause = std::io::Error::from_raw_os_error(i32::try_from(-failure.result).unwrap_or(0));
+    Err(CaptureError::failed("ask", pid, format!("{:?} {}", call.action, call.note), cause))
 }
 
 fn remote_error(pid: i32, error: RemoteError) -> CaptureError {

@@ -60,9 +60,10 @@ pub(crate) fn run(options: &Options, progress: &mut dyn FnMut(Progress)) -> Resu
 
     phases.begin("freeze");
     let told = guardian.freeze()?;
-    let written =
-        StandingStill::look(options, told, &journal, &mut guardian, &mut |phase| phases.begin(phase))
-            .and_then(|frozen| write_pages(options, manifest, frozen, &pending, &mut guardian, &mut phases));
+    let written = StandingStill::look(options, told, &journal, &mut || guardian.queues(), &mut |phase| {
+        phases.begin(phase)
+    })
+    .and_then(|frozen| write_pages(options, manifest, frozen, &pending, &mut guardian, &mut phases));
     // What goes wrong with a target that was let go meanwhile goes wrong because of that.
     let Written { image, paused, files_for_writing } =
         written.map_err(|error| guardian.let_go_because().unwrap_or(error))?;
@@ -161,8 +162,29 @@ fn write_pages(
     Ok(Written { image: frozen.into_image(manifest, stream, vdsos), paused, files_for_writing })
 }
 
+/// Writes the pages of a process that goes on standing still; the image, and how many files are open for writing and not in it.
+pub(crate) fn write_stream(
+    options: &Options,
+    mut manifest: Manifest,
+    frozen: StandingStill,
+    pending: &PendingImage,
+) -> Result<(Image, usize)> {
+    let pid = options.pid;
+    let written = |error| commit::image_error("write", pid, error);
+    let writer = PageWriter::create(pending, options.compression)
+        .map_err(|error| commit::image_error("create", pid, error))?;
+    writer.reserve(frozen.plan.total).map_err(written)?;
+    frozen.plan.write_alone(pid, &writer)?;
+    let vdsos = frozen.vdsos()?;
+    frozen.nothing_moved()?;
+    let stream = writer.finish().map_err(written)?;
+    let files_for_writing = frozen.files_for_writing();
+    manifest.root_pid = frozen.told.processes.first().map_or(0, |root| root.pid);
+    Ok((frozen.into_image(manifest, stream, vdsos), files_for_writing))
+}
+
 /// Where and how the image is made.
-fn manifest(options: &Options) -> Result<Manifest> {
+pub(crate) fn manifest(options: &Options) -> Result<Manifest> {
     let pid = options.pid;
     let host = Host::here().during("read", pid, "host")?;
     let cpu = Cpu::here().during("read", pid, "processor")?;

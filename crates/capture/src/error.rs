@@ -95,6 +95,18 @@ impl CaptureError {
         }
     }
 
+    /// A step of the caller's that failed.
+    #[must_use]
+    pub fn of(operation: &str, pid: i32, object: &str, source: std::io::Error) -> Self {
+        Self::failed(operation, pid, object, source)
+    }
+
+    /// The same with what its reader can do.
+    #[must_use]
+    pub fn with_remedy(self, remedy: &str) -> Self {
+        self.advise(remedy)
+    }
+
     /// A step that failed.
     pub(crate) fn failed(
         operation: impl Into<String>,

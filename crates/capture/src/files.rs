@@ -28,6 +28,7 @@ use rewake_image::records::{
 use rewake_linux::attributes::{self, SignalOwner};
 use rewake_linux::kcmp;
 use rewake_linux::proc::{Fd, FdInfo, Link, Proc};
+use rewake_linux::twin;
 use rustix::fs::OFlags;
 
 use self::kind::Kind;
@@ -192,6 +193,9 @@ fn look(proc: &Proc, seen: &mut Vec<Seen>) -> Result<()> {
     let pid = proc.id();
     let cwd = proc.link_text("cwd").unwrap_or_default();
     for Fd { fd, mut link } in proc.fds().during("list descriptors", pid, "fd")? {
+        if twin::hides_descriptor(pid, fd) {
+            continue;
+        }
         match proc.fdinfo(fd) {
             Ok(info) => {
                 link.find_other_name(&[&cwd]);

@@ -16,6 +16,7 @@ mod guardian;
 mod ipc;
 mod kin;
 mod memory;
+pub mod own;
 mod pages;
 mod preflight;
 mod process;

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use rewake_image::records::{MappedFile, Vma, vma};
 use rewake_linux::addr::RemoteAddr;
 use rewake_linux::proc::{self, FileStat, Link, Mapping, MappingKind, Proc, VmFlags};
+use rewake_linux::twin;
 use rustix::fs::OFlags;
 
 use crate::contents::{self, Contents, Source, Way};
@@ -215,7 +216,8 @@ impl Memory {
             );
         }
         for mapping in proc::parse_smaps(&text).during("read smaps", proc.id(), "mappings")? {
-            if mapping.kind() == MappingKind::Vsyscall {
+            if mapping.kind() == MappingKind::Vsyscall || twin::hides_mapping(proc.id(), mapping.start.get())
+            {
                 continue;
             }
             match self.add(&mut space, proc, &mapping, contents) {

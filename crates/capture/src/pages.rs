@@ -318,6 +318,15 @@ impl Plan {
         })
     }
 
+    /// The same from this thread alone, where there can be no other.
+    ///
+    /// # Errors
+    /// The first failure of a read or a write.
+    pub(crate) fn write_alone(&self, pid: i32, writer: &PageWriter) -> Result<()> {
+        let (done, _news) = mpsc::channel();
+        self.work(pid, writer, &AtomicU64::new(0), &AtomicBool::new(false), &done)
+    }
+
     fn work(
         &self,
         pid: i32,

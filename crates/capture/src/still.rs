@@ -7,6 +7,7 @@ use rewake_image::records::{Manifest, OpenFile, PageStream, Pipe, PosixQueue, Pr
 use rewake_linux::memory::ProcessMemory;
 use rewake_linux::mqueue::Journal;
 use rewake_linux::proc::Proc;
+use rewake_linux::twin;
 
 use crate::capture::has_ended;
 use crate::contents::{Contents, MAPPED, Source};
@@ -14,13 +15,15 @@ use crate::error::{CaptureError, During, Result};
 use crate::family::Told;
 use crate::files::{self, Files, QueueSource, Target};
 use crate::findings::Findings;
-use crate::guardian::Guardian;
 use crate::ipc;
 use crate::ipc::contents::Segments;
 use crate::memory::{self, Memory, Space};
 use crate::pages::{self, Plan};
 use crate::spaces::Ids;
 use crate::{Options, preflight};
+
+/// Asks those who stand still for the messages of their queues.
+pub(crate) type AskQueues<'a> = &'a mut dyn FnMut() -> Result<Vec<PosixQueue>>;
 
 /// All processes, none of which moves.
 pub(crate) struct StandingStill {
@@ -42,10 +45,12 @@ impl StandingStill {
         options: &Options,
         mut told: Told,
         journal: &Journal,
-        guardian: &mut Guardian,
+        queues: AskQueues<'_>,
         phase: &mut dyn FnMut(&'static str),
     ) -> Result<Self> {
-        let family = told.pids.clone();
+        let mut family = told.pids.clone();
+        // A copy of one of them has what that one has, and is no outsider.
+        family.extend(twin::copy_of(options.pid));
         let with = |has: fn(&Process) -> bool| {
             let those = told.pids.iter().zip(&told.processes).filter(|(_, process)| has(process));
             those.map(|(pid, _)| preflight::open(*pid)).collect::<Result<Vec<Proc>>>()
@@ -83,7 +88,7 @@ impl StandingStill {
         let inner = told.processes.iter().map(|process| process.pid);
         files.sockets.translate(&told.pids.iter().copied().zip(inner).collect());
         phase("queues");
-        let learned = learned(&told, &files.queues, guardian)?;
+        let learned = learned(&told, &files.queues, queues)?;
         let queues = files.queues.iter().map(|queue| queue.read(journal, &learned)).collect::<Result<_>>()?;
         let pipes = files.pipes.iter().map(files::PipeSource::read).collect::<Result<_>>()?;
         Ok(Self { told, plan, living, memory, files, pipes, queues })
@@ -155,7 +160,7 @@ impl StandingStill {
 }
 
 /// What queues hold, and who is told of the next message (mq_notify).
-fn learned(told: &Told, queues: &[QueueSource], guardian: &mut Guardian) -> Result<Vec<PosixQueue>> {
+fn learned(told: &Told, queues: &[QueueSource], ask: AskQueues<'_>) -> Result<Vec<PosixQueue>> {
     if queues.is_empty() {
         return Ok(Vec::new());
     }
@@ -168,7 +173,7 @@ fn learned(told: &Told, queues: &[QueueSource], guardian: &mut Guardian) -> Resu
             return Err(error.advise("let the program take that back first (mq_notify with no event)"));
         }
     }
-    let mut learned = guardian.queues()?;
+    let mut learned = ask()?;
     for one in learned.iter_mut().filter_map(|queue| queue.notification.as_mut()) {
         one.pid = inner.get(&one.pid).map_or(0, |process| process.pid);
     }

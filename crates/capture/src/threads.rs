@@ -12,14 +12,53 @@ use crate::findings::Findings;
 use crate::process;
 use crate::spaces::Ids;
 
+/// What no file of `/proc` tells of a thread, but whoever holds it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct State {
+    pub(crate) tid: i32,
+    /// In the order of `struct user_regs_struct`.
+    pub(crate) registers: Vec<u64>,
+    /// Extended state, an xsave area.
+    pub(crate) xstate: Vec<u8>,
+    pub(crate) signal_mask: u64,
+    /// Signals pending for it alone.
+    pub(crate) pending: Vec<PendingSignal>,
+    pub(crate) rseq: Option<RestartableSequence>,
+}
+
+impl State {
+    /// Of a thread that is traced.
+    ///
+    /// # Errors
+    /// When the thread was killed meanwhile.
+    pub(crate) fn of(pid: i32, stopped: &Stopped) -> Result<Self> {
+        let tid = stopped.tid();
+        let object = format!("thread {tid}");
+        let rseq = stopped.rseq().during("read rseq", pid, &object)?;
+        let signals = stopped.pending(false).during("read pending signals", pid, &object)?;
+        Ok(Self {
+            tid,
+            registers: stopped.registers().during("read registers", pid, &object)?.words().to_vec(),
+            xstate: stopped.xstate().during("read extended registers", pid, &object)?.as_bytes().to_vec(),
+            signal_mask: stopped.signal_mask().during("read signal mask", pid, &object)?.bits(),
+            pending: signals.iter().map(pending).collect(),
+            rseq: (rseq.address != 0).then_some(RestartableSequence {
+                address: rseq.address,
+                size: rseq.size,
+                signature: rseq.signature,
+                flags: rseq.flags,
+            }),
+        })
+    }
+}
+
 /// All of a thread but what only itself can tell (see [`crate::ask`]).
 ///
 /// # Errors
 /// When the thread was killed meanwhile, or the kernel refuses.
-pub(crate) fn outside(proc: &Proc, ids: &Ids, stopped: &Stopped) -> Result<Thread> {
-    let (pid, tid) = (proc.id(), stopped.tid());
+pub(crate) fn outside(proc: &Proc, ids: &Ids, state: State) -> Result<Thread> {
+    let (pid, tid) = (proc.id(), state.tid);
     let object = format!("thread {tid}");
-    let rseq = stopped.rseq().during("read rseq", pid, &object)?;
     let (robust_list, robust_list_len) = ptrace::robust_list(tid).during("read robust list", pid, &object)?;
     let thread = proc.thread(tid).during("open", pid, &object)?;
     let status = thread.status().during("read status", pid, &object)?;
@@ -27,21 +66,11 @@ pub(crate) fn outside(proc: &Proc, ids: &Ids, stopped: &Stopped) -> Result<Threa
     Ok(Thread {
         tid: ids.inner(tid),
         comm: thread.comm().during("read name", pid, &object)?,
-        registers: stopped.registers().during("read registers", pid, &object)?.words().to_vec(),
-        xstate: stopped.xstate().during("read extended registers", pid, &object)?.as_bytes().to_vec(),
-        signal_mask: stopped.signal_mask().during("read signal mask", pid, &object)?.bits(),
-        pending: stopped
-            .pending(false)
-            .during("read pending signals", pid, &object)?
-            .iter()
-            .map(pending)
-            .collect(),
-        rseq: (rseq.address != 0).then_some(RestartableSequence {
-            address: rseq.address,
-            size: rseq.size,
-            signature: rseq.signature,
-            flags: rseq.flags,
-        }),
+        registers: state.registers,
+        xstate: state.xstate,
+        signal_mask: state.signal_mask,
+        pending: state.pending,
+        rseq: state.rseq,
         robust_list,
         robust_list_len,
         scheduling: Some(Scheduling {

@@ -182,6 +182,9 @@ pub fn signal_owner(file: impl AsFd) -> io::Result<SignalOwner> {
 /// `EBADF` when it is not open there, `EPERM` when we may not trace that process.
 pub fn duplicate(pid: i32, fd: i32) -> io::Result<OwnedFd> {
     use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+    if let Some(own) = crate::twin::descriptor_of(pid, fd) {
+        return own;
+    }
     // `PIDFD_THREAD`, Linux 6.9: for one that is not the first of its process.
     const THREAD: PidfdFlags = PidfdFlags::from_bits_retain(libc::O_EXCL.cast_unsigned());
     // The first thread may have ended, and has no descriptors then.

@@ -41,6 +41,40 @@ pub fn fork() -> io::Result<Forked> {
     }
 }
 
+/// Makes a copy of this process that is not its child: one between the two ends at once. It leads a session of its own, with all signals
+/// blocked, so that what ends a program does not end it.
+///
+/// # Errors
+/// As [`fork`]; and when there was no such process in the end.
+pub fn fork_apart() -> io::Result<Forked> {
+    let between = match fork()? {
+        Forked::Parent(between) => between,
+        Forked::Child => {
+            let made = fork();
+            if matches!(made, Ok(Forked::Child)) {
+                let _already = rustix::process::setsid();
+                block_all();
+                return Ok(Forked::Child);
+            }
+            leave(i32::from(made.is_err()))
+        }
+    };
+    let ended = rustix::process::waitpid(Some(between), rustix::process::WaitOptions::empty())?;
+    match ended.and_then(|(_, status)| status.exit_status()) {
+        Some(0) => Ok(Forked::Parent(between)),
+        _ => Err(io::Error::other("no process was made")),
+    }
+}
+
+fn block_all() {
+    let mut all = MaybeUninit::uninit();
+    // SAFETY: sigfillset initialises our set before it is used.
+    unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), std::ptr::null_mut());
+    }
+}
+
 /// Closes every descriptor but these.
 ///
 /// # Safety

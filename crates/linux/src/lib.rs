@@ -27,4 +27,6 @@ pub mod seed;
 pub mod signal;
 pub mod socket;
 pub mod sysv;
+pub mod twin;
 pub mod virtual_files;
+pub mod walk;

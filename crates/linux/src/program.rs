@@ -76,6 +76,12 @@ impl From<CallRef> for Value {
 pub struct TrackRef(pub(crate) usize);
 
 impl TrackRef {
+    /// The track at a place in its program, from 0.
+    #[must_use]
+    pub const fn at(index: usize) -> Self {
+        Self(index)
+    }
+
     /// Place of the track in the program, from 0.
     #[must_use]
     pub const fn index(self) -> usize {
@@ -137,6 +143,9 @@ pub enum Action {
     Spawn(TrackRef),
     /// Waits until as many threads as the second argument says have come to the 32-bit word at the first.
     Barrier,
+    /// The thread goes on with code that is there by then: at the first argument, standing on the second, with the other two as that
+    /// code's arguments. What it finds has to be prepared for that.
+    Leave,
 }
 
 /// One entry of a track.
@@ -315,6 +324,17 @@ impl Program {
     /// Adds a barrier: the thread waits until `parties` have come to `word` (4 bytes of data, zero at first).
     pub fn barrier(&mut self, track: TrackRef, word: DataRef, parties: u32) -> CallBuilder<'_> {
         self.push(track, Action::Barrier, &[word.into(), parties.into()])
+    }
+
+    /// Adds the end of a track: the thread goes on at `place` with its stack pointer at `stack` and these two arguments.
+    pub fn leave(
+        &mut self,
+        track: TrackRef,
+        place: Value,
+        stack: Value,
+        told: [Value; 2],
+    ) -> CallBuilder<'_> {
+        self.push(track, Action::Leave, &[place, stack, told[0], told[1]])
     }
 
     /// From here on are the entries that a thread walks when a result was not accepted.

@@ -62,6 +62,12 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Of a program that was walked somewhere else: `memory` holds its bytes as they are after that.
+    #[must_use]
+    pub fn new(assembled: Assembled, memory: Vec<u8>) -> Self {
+        Self { assembled, memory }
+    }
+
     /// What a call returned; negative error numbers as the kernel gives them. 0 for a call that was not reached.
     #[must_use]
     pub fn result(&self, call: CallRef) -> i64 {

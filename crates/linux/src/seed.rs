@@ -93,6 +93,17 @@ impl SharedStage {
         self.word(program, word).load(Ordering::Acquire)
     }
 
+    /// Writes the first eight bytes of `word`.
+    pub fn store(&self, program: &Assembled, word: DataRef, value: u64) {
+        let offset = program.data_offset(word);
+        assert!(
+            offset.is_multiple_of(8) && word.len >= 8 && offset + 8 <= self.len,
+            "a word within the stage"
+        );
+        // SAFETY: aligned and within our mapping, which lives as long as self; the new process only reads it.
+        unsafe { ((self.base.get() + offset as u64) as *mut u64).write_volatile(value) };
+    }
+
     /// Comes to the barrier `word` as one party, waking the others.
     pub fn arrive(&self, program: &Assembled, word: DataRef) {
         let word = self.word(program, word);
@@ -110,6 +121,24 @@ impl SharedStage {
         assert!(offset.is_multiple_of(4) && offset + 4 <= self.len, "a barrier lies within the stage");
         // SAFETY: aligned and within our mapping, which lives as long as self; other parties use atomic instructions too.
         unsafe { AtomicU32::from_ptr((self.base.get() + offset as u64) as *mut u32) }
+    }
+
+    /// Walks `track` with this very process, which must have one thread: what it was is gone, and the stage with it all that is left.
+    /// All signals are blocked from here on.
+    pub fn enter(self, program: &Assembled, track: TrackRef) -> ! {
+        let _blocked = BlockedSignals::block();
+        let (code, entry, context) =
+            (program.code().get(), program.first_entry(track).get(), program.context(track).get());
+        // SAFETY: the executor uses no stack and never comes back; nothing of this process is used by anybody any more.
+        unsafe {
+            asm!(
+                "jmp {code}",
+                code = in(reg) code,
+                in("r12") entry,
+                in("r13") context,
+                options(noreturn),
+            );
+        }
     }
 
     /// Makes the child that walks `track`. `pid` asks for that id. All signals are blocked in it.

@@ -21,6 +21,7 @@ pub mod host;
 pub mod interrupted;
 pub mod ipc;
 mod notes;
+pub mod own;
 mod owner;
 pub mod plan;
 pub mod putback;

@@ -19,6 +19,7 @@ mod family;
 mod files;
 mod ipc;
 mod memory;
+pub mod own;
 mod process;
 #[cfg(any(test, feature = "sample"))]
 mod sample;
@@ -101,6 +102,8 @@ pub struct Site {
     pub own_group: Option<i32>,
     /// Where System V objects come from.
     pub ipc: Origin,
+    /// The process itself becomes the program: no tracer, no ids of our choice, and its own code goes on from where it stood still.
+    pub own: bool,
 }
 
 impl Site {
@@ -200,6 +203,8 @@ pub struct Plan {
     pub news: DataRef,
     /// Barrier of all threads and the tracer, who must trace them all, with seccomp suspended, before he comes.
     pub traced: Option<DataRef>,
+    /// Where a process that becomes the program itself looks whether it may go on: see [`own::Verdict`].
+    pub verdict: Option<DataRef>,
     /// By thread id, the calls that threads wait in for the time that was left.
     pub waits: BTreeMap<i32, CallRef>,
     /// The process and thread ids of the tracks.
@@ -248,6 +253,9 @@ struct Planner<'a> {
     never: DataRef,
     /// Where all threads meet with the tracer, who has suspended seccomp by then.
     traced: Option<DataRef>,
+    verdict: Option<DataRef>,
+    /// Of a process that becomes the program itself, the calls that tell the ids it and its threads have now.
+    ids: BTreeMap<i32, CallRef>,
     waits: BTreeMap<i32, CallRef>,
     tids: BTreeMap<TrackRef, i32>,
     living: BTreeMap<TrackRef, i32>,
@@ -287,6 +295,7 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
     let family = Family::new(&mut program, &tree);
     let news = program.words(&[1 << (libc::SIGCHLD - 1), 0, 0]);
     let traced = image.processes.iter().any(seccomp::is_used).then(|| program.zeros(4));
+    let verdict = site.own.then(|| program.zeros(8));
     let given_back = ipc::given_back(&mut program, image);
     let mut planner = Planner {
         image,
@@ -301,6 +310,8 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
         parked,
         never,
         traced,
+        verdict,
+        ids: BTreeMap::new(),
         waits: BTreeMap::new(),
         tids: BTreeMap::new(),
         living: BTreeMap::new(),
@@ -329,6 +340,7 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
         never,
         news,
         traced,
+        verdict,
         program: planner.program,
         waits: planner.waits,
         tids: planner.tids,
@@ -358,7 +370,11 @@ impl<'a> Planner<'a> {
         let process = self.process;
         let is_root = growing.node.maker.is_none();
         if is_root {
-            if self.image.removed_files.is_empty() {
+            if self.site.own {
+                self.begin_as_oneself();
+                self.before_files();
+                self.make_removed_files();
+            } else if self.image.removed_files.is_empty() {
                 self.birth();
                 self.before_files();
             } else {
@@ -369,7 +385,9 @@ impl<'a> Planner<'a> {
             }
             self.ipc_objects();
             self.open_files()?;
-            self.session();
+            if !self.site.own {
+                self.session();
+            }
         } else {
             self.birth_of(&growing.node);
         }
@@ -378,7 +396,7 @@ impl<'a> Planner<'a> {
         if let Some(memory) = memory {
             let specials = self.memory(memory, inherited.as_ref())?;
             let same_program = inherited.as_ref().is_some_and(|inherited| inherited.memory.exe == memory.exe);
-            self.mm_fields(memory, same_program);
+            self.mm_fields(memory, same_program || self.site.own);
             let own = Inherited { memory, specials };
             self.mapped.insert(process.pid, own.clone());
             inherited = Some(own);

@@ -174,7 +174,7 @@ pub fn start<'a>(
 }
 
 /// Our standard streams, the page stream, prepared files and folders of removed ones at the numbers the plan expects them at; the seed inherits them.
-fn helper_descriptors(site: &Site, pages: &OwnedFd, prepared: &Prepared) -> io::Result<Vec<OwnedFd>> {
+pub fn helper_descriptors(site: &Site, pages: &OwnedFd, prepared: &Prepared) -> io::Result<Vec<OwnedFd>> {
     let null = File::options().read(true).write(true).open("/dev/null")?;
     let streams =
         [io::stdin().as_fd().as_raw_fd(), io::stdout().as_fd().as_raw_fd(), io::stderr().as_fd().as_raw_fd()];
@@ -389,26 +389,32 @@ impl Seed<'_> {
     }
 
     fn failure(&self) -> Option<RestoreError> {
-        let failure = self.stage.failure(&self.assembled)?;
-        let call = self.plan.program.get(failure.at);
-        if let Action::Spawn(child) = call.action
-            && failure.result == -i64::from(libc::EEXIST)
-            && let Some(&tid) = self.plan.tids.get(&child)
-        {
-            return Some(RestoreError::PidTaken { pid: tid, owner: ids::owner_of(tid).0 });
-        }
-        let operation = match call.action {
-            Action::Call(nr) => nr.name(),
-            Action::Spawn(_) => "clone3",
-            Action::Barrier => "barrier",
-        };
-        let source = match i32::try_from(failure.result) {
-            Ok(errno @ -4095..=-1) => io::Error::from_raw_os_error(-errno),
-            _ => io::Error::other(format!("unexpected result {}", failure.result)),
-        };
-        let (operation, object) = (operation.to_owned(), object_of(self.plan, failure.at, &call.note));
-        Some(RestoreError::Entry { operation, pid: self.pid, object, source })
+        failure_of(self.plan, &self.stage, &self.assembled, self.pid)
     }
+}
+
+/// The entry at which the process `pid` stopped, if it did.
+pub fn failure_of(plan: &Plan, stage: &SharedStage, assembled: &Assembled, pid: i32) -> Option<RestoreError> {
+    let failure = stage.failure(assembled)?;
+    let call = plan.program.get(failure.at);
+    if let Action::Spawn(child) = call.action
+        && failure.result == -i64::from(libc::EEXIST)
+        && let Some(&tid) = plan.tids.get(&child)
+    {
+        return Some(RestoreError::PidTaken { pid: tid, owner: ids::owner_of(tid).0 });
+    }
+    let operation = match call.action {
+        Action::Call(nr) => nr.name(),
+        Action::Spawn(_) => "clone3",
+        Action::Barrier => "barrier",
+        Action::Leave => "leave",
+    };
+    let source = match i32::try_from(failure.result) {
+        Ok(errno @ -4095..=-1) => io::Error::from_raw_os_error(-errno),
+        _ => io::Error::other(format!("unexpected result {}", failure.result)),
+    };
+    let (operation, object) = (operation.to_owned(), object_of(plan, failure.at, &call.note));
+    Some(RestoreError::Entry { operation, pid, object, source })
 }
 
 fn object_of(plan: &Plan, at: rewake_linux::program::CallRef, note: &str) -> String {

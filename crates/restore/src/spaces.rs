@@ -43,6 +43,8 @@ pub struct Spaces {
     pub groups: Vec<u32>,
     /// Where System V objects come from.
     pub ipc: Origin,
+    /// Our own process becomes the program, and keeps its ids.
+    pub own: bool,
     /// What to tell people.
     pub note: Option<&'static str>,
 }
@@ -93,8 +95,20 @@ impl Spaces {
             keeps_clocks: None,
             groups: own.groups,
             ipc,
+            own: false,
             note,
         })
+    }
+
+    /// For a process that becomes the program itself.
+    ///
+    /// # Errors
+    /// When the process cannot look at itself, or System V objects cannot be had.
+    pub fn ours(options: &Options, image: &Image) -> Result<Self, RestoreError> {
+        let ipc = ipc::origin(options, image, survey::is_same_boot(image))?;
+        let groups = Identity::own_for(image.root().pid)?.groups;
+        let shift = ClockOffsets::default();
+        Ok(Self { inside: false, user: false, shift, keeps_clocks: None, groups, ipc, own: true, note: None })
     }
 
     /// Goes into what was decided, and gives the program's clocks what the image says. The namespace lives as long as the result.

@@ -132,6 +132,7 @@ fn survey(
         own_group: (!options.new_session && !spaces.inside)
             .then(|| rustix::process::getpgrp().as_raw_nonzero().get()),
         ipc: spaces.ipc.clone(),
+        own: spaces.own,
         sockets,
         prepared: BTreeMap::new(),
         removed,

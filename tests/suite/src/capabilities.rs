@@ -2,6 +2,7 @@
 //! then resumed from the image as well. An ordinary user runs each the first way.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -9,11 +10,12 @@ use rustix::process::Signal;
 
 use crate::catalogue::{Probe, SECTIONS};
 use crate::huge::HugePages;
+use crate::library;
 use crate::privileges::{self, Shows};
 use crate::process;
 use crate::random_trees;
 use crate::report::Report;
-use crate::subject::{Subject, save_command};
+use crate::subject::{Inside, Subject, save_command};
 use crate::table::Table;
 use crate::workshop::Workshop;
 
@@ -29,9 +31,10 @@ pub fn run(workshop: &Workshop, report: &mut Report) -> Result<()> {
     // One who is no root runs everything as himself.
     let root = rustix::process::geteuid().is_root();
     let user = if root { Some(workshop.as_user()?) } else { None };
+    let library = library::build_for_tests()?.join("libckpt.so");
     for section in SECTIONS {
         for row in section.rows {
-            let (mut own, mut users) = (Vec::new(), Vec::new());
+            let (mut own, mut users, mut inside) = (Vec::new(), Vec::new(), Vec::new());
             for probe in row.probes {
                 let call = [&[probe.call], probe.options].concat().join(" ");
                 for killed in [true, false] {
@@ -43,13 +46,38 @@ pub fn run(workshop: &Workshop, report: &mut Report) -> Result<()> {
                     let name = format!("{call} (user)");
                     users.extend(report.measured(&name, || check_as_user(user, probe, &name)));
                 }
+                if section.inside && library::apart(probe.call).is_none() && !is_static(probe) {
+                    let whose = user.as_ref().unwrap_or(workshop);
+                    let name = format!("{call} (library)");
+                    inside.extend(report.measured(&name, || check_inside(whose, &library, probe, &name)));
+                }
             }
             let (by_root, by_user) = if root { (own, users) } else { (Vec::new(), own) };
-            table.add(section.title, row, &by_root, &by_user);
+            table.add(section.title, row, [&by_root, &by_user, &inside]);
         }
     }
     random_trees::run(workshop, report);
     if report.is_whole() { table.write() } else { Ok(()) }
+}
+
+/// A library cannot be loaded into it.
+fn is_static(probe: &Probe) -> bool {
+    probe.options.iter().any(|option| option.contains("static") || option.contains("musl"))
+}
+
+/// With the library inside, which captures it and recovers it.
+fn check_inside(workshop: &Workshop, library: &Path, probe: &Probe, name: &str) -> Result<String> {
+    let mut words = probe.call.split_whitespace();
+    let program = workshop.compile(words.next().context("empty call")?, probe.options)?;
+    let library =
+        workshop.account().map_or_else(|| Ok(library.to_owned()), |account| account.copy(library))?;
+    let folder = workshop.folder(name)?;
+    let inside = Inside::new(&library, &program, &folder);
+    let mut subject = Subject::start_inside(&inside, workshop, &words.collect::<Vec<_>>(), folder)?;
+    std::thread::sleep(Duration::from_millis(probe.settle));
+    let result = inside.prove(&mut subject, workshop);
+    subject.end();
+    result.map(|()| String::new())
 }
 
 /// As an ordinary user it is killed and resumed, or what he cannot have is refused by name.

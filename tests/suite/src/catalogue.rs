@@ -13,6 +13,8 @@ pub struct Section {
     pub title: &'static str,
     /// Its rows.
     pub rows: &'static [Row],
+    /// Whether its programs are run with the library inside as well.
+    pub inside: bool,
 }
 
 /// A capability and the programs that prove it.
@@ -66,16 +68,16 @@ const fn row(capability: &'static str, probes: &'static [Probe]) -> Row {
 
 /// The whole catalogue.
 pub const SECTIONS: &[Section] = &[
-    Section { title: "Memory", rows: MEMORY },
-    Section { title: "Execution state", rows: EXECUTION },
-    Section { title: "Blocked in a system call", rows: BLOCKED },
-    Section { title: "Signals and timers", rows: SIGNALS },
-    Section { title: "Processes", rows: PROCESSES },
-    Section { title: "Processes, each for itself and together", rows: MEMBERS },
-    Section { title: "Files", rows: FILES },
-    Section { title: "Pipes", rows: PIPES },
-    Section { title: "IPC", rows: IPC },
-    Section { title: "Unix sockets", rows: SOCKETS },
+    Section { title: "Memory", rows: MEMORY, inside: true },
+    Section { title: "Execution state", rows: EXECUTION, inside: true },
+    Section { title: "Blocked in a system call", rows: BLOCKED, inside: true },
+    Section { title: "Signals and timers", rows: SIGNALS, inside: true },
+    Section { title: "Processes", rows: PROCESSES, inside: false },
+    Section { title: "Processes, each for itself and together", rows: MEMBERS, inside: false },
+    Section { title: "Files", rows: FILES, inside: true },
+    Section { title: "Pipes", rows: PIPES, inside: true },
+    Section { title: "IPC", rows: IPC, inside: false },
+    Section { title: "Unix sockets", rows: SOCKETS, inside: false },
 ];
 
 const PROCESSES: &[Row] = &[

@@ -12,6 +12,7 @@ pub mod catalogue;
 pub mod edit;
 pub mod faults;
 mod huge;
+pub mod library;
 pub mod privileges;
 pub mod process;
 pub mod random;

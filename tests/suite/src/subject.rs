@@ -1,5 +1,7 @@
 //! A self-checking program under test and what is done to it.
 
+mod inside;
+
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +14,8 @@ use rustix::process::Signal;
 use crate::process::{self, Finished, PATIENCE, Running};
 use crate::report::Skip;
 use crate::workshop::Workshop;
+
+pub use inside::Inside;
 
 /// What a program writes once its state is set up.
 pub const READY: &str = "READY\n";
@@ -54,6 +58,19 @@ impl Subject {
         folder: PathBuf,
     ) -> Result<Self> {
         Self::start_with(workshop.program(program), arguments, folder)
+    }
+
+    /// Starts a program with the library inside and waits until it says READY.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_inside(
+        inside: &Inside,
+        workshop: &Workshop,
+        arguments: &[&str],
+        folder: PathBuf,
+    ) -> Result<Self> {
+        Self::start_with(inside.command(workshop), arguments, folder)
     }
 
     fn start_with(mut command: Command, arguments: &[&str], folder: PathBuf) -> Result<Self> {

@@ -6,6 +6,7 @@ use std::fs;
 use anyhow::{Context, Result};
 
 use crate::catalogue::Row;
+use crate::library;
 use crate::privileges::{self, Shows};
 use crate::report::Outcome;
 use crate::required;
@@ -18,7 +19,8 @@ passed; nothing in it is typed by hand. Each program in `tests/programs` sets up
 checkpointed and killed, resumed, checks itself and must say PASS. Each is also left running after a checkpoint,
 must pass then, and (unless it changed its own files meanwhile) pass once more when its image is resumed.
 
-T is the transparent way in: `chkpnt -p PID` on an unmodified program, by root and by an ordinary user without any
+L is the library: the program has libckpt preloaded, an ordinary user sends it the signal twice and kills it, and it becomes its image
+again (`=recover`), without any right. T is the transparent way in: `chkpnt -p PID` on an unmodified program, by root and by an ordinary user without any
 right, who gets new ids where he may not choose them. What takes a right is refused by name to him, or his program
 cannot set it up (skipped). What is not in the table is not supported yet; it is refused by name before anything is
 frozen.
@@ -32,14 +34,14 @@ pub struct Table {
 }
 
 impl Table {
-    /// Adds a capability with the outcomes of all its programs, run by root and by an ordinary user.
-    pub fn add(&mut self, section: &'static str, row: &Row, root: &[Outcome], user: &[Outcome]) {
+    /// Adds a capability with the outcomes of all its programs, run by root, by an ordinary user, and with the library inside.
+    pub fn add(&mut self, section: &'static str, row: &Row, [root, user, inside]: [&[Outcome]; 3]) {
         if self.section != section {
             self.section = section;
             // Writing to a String cannot fail.
             let _ = write!(
                 self.text,
-                "\n## {section}\n\n| capability | T (root) | T (user) | programs |\n|---|---|---|---|\n"
+                "\n## {section}\n\n| capability | T (root) | T (user) | L | programs |\n|---|---|---|---|---|\n"
             );
         }
         let refused = row.probes.iter().find_map(|probe| privileges::needed(probe.call));
@@ -59,7 +61,9 @@ impl Table {
             .map(|probe| format!("`{}`", [&[probe.call], probe.options].concat().join(" ")))
             .collect();
         let programs = programs.join(", ");
-        let _ = writeln!(self.text, "| {} | {} | {user} | {programs} |", row.capability, verdict(root));
+        let inside = inside_word(row, inside);
+        let by_root = verdict(root);
+        let _ = writeln!(self.text, "| {} | {by_root} | {user} | {inside} | {programs} |", row.capability);
     }
 
     /// Writes the file, if what it says has changed.
@@ -86,6 +90,17 @@ fn unproven() -> String {
     }
     let items = missing.iter().map(|(section, what)| format!("- {section}: {what}\n"));
     format!("\n## Required, and not proven by any program yet\n\n{}", items.collect::<String>())
+}
+
+/// What the library does about a row: its programs' outcome, or why they were not run with it.
+fn inside_word(row: &Row, outcomes: &[Outcome]) -> String {
+    let apart = row.probes.iter().find_map(|probe| library::apart(probe.call));
+    match (outcomes, apart) {
+        ([], Some(why)) => why.to_owned(),
+        ([], None) => "-".to_owned(),
+        (some, Some(_)) if verdict(some) == "passed" => "passed in part".to_owned(),
+        (some, _) => verdict(some),
+    }
 }
 
 /// One word for a row: it passed only if everything passed.

@@ -37,10 +37,10 @@ impl Modes {
 }
 
 /// Where modes with their nodes will be.
-pub(super) struct Policies(Vec<(u64, DataRef, DataRef)>);
+pub(crate) struct Policies(Vec<(u64, DataRef, DataRef)>);
 
 impl Policies {
-    pub(super) fn ask(program: &mut Program, track: TrackRef, starts: &[u64]) -> Self {
+    pub(crate) fn ask(program: &mut Program, track: TrackRef, starts: &[u64]) -> Self {
         let places = starts.iter().map(|start| (*start, program.zeros(WORD), program.zeros(NODES)));
         let places: Vec<_> = places.collect();
         for (start, mode, nodes) in &places {
@@ -50,7 +50,7 @@ impl Policies {
     }
 
     /// Mappings of which nothing is said but where they begin and their policy.
-    pub(super) fn tell(&self, outcome: &Outcome) -> Vec<Vma> {
+    pub(crate) fn tell(&self, outcome: &Outcome) -> Vec<Vma> {
         let vma = |&(start, mode, nodes): &(u64, DataRef, DataRef)| {
             let bytes = outcome.data(nodes);
             let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);

@@ -33,6 +33,8 @@ rewake_executor_start:
     mov (%r9), %r9
 1:  bt $13, %rbx
     jc .Lbarrier
+    bt $14, %rbx
+    jc .Lleave
 .Lcall:
     mov (%r12), %rax
     syscall
@@ -98,5 +100,11 @@ rewake_executor_start:
     mov $202, %eax
     syscall
     jmp .Lnext
+.Lleave:                        # rdi: where to, rsi: stack pointer, rdx and r10: what is told there
+    mov %rdi, %rax
+    mov %rsi, %rsp
+    mov %rdx, %rdi
+    mov %r10, %rsi
+    jmp *%rax
 rewake_executor_end:
     .popsection

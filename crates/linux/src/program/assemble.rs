@@ -30,6 +30,8 @@ pub mod flag {
     pub const FULL: u64 = 1 << 12;
     /// Not a call but a barrier.
     pub const BARRIER: u64 = 1 << 13;
+    /// Not a call but the end of the track.
+    pub const LEAVE: u64 = 1 << 14;
 }
 
 /// A program laid out for one base address.
@@ -190,6 +192,7 @@ fn encode(call: &Call, out: &Assembled) -> [u8; ENTRY_SIZE] {
         Action::Call(nr) => (nr.number(), 0),
         Action::Spawn(_) => (super::Sysno::clone3.number(), flag::SPAWN),
         Action::Barrier => (u64::MAX, flag::BARRIER),
+        Action::Leave => (u64::MAX, flag::LEAVE),
     };
     let mut words = [0u64; ENTRY_SIZE / 8];
     words[0] = number;

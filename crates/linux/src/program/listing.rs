@@ -28,6 +28,7 @@ impl Program {
             Action::Call(nr) => nr.name().to_owned(),
             Action::Spawn(track) => format!("clone3[{}]", self.tracks()[track.0].name),
             Action::Barrier => "barrier".to_owned(),
+            Action::Leave => "leave".to_owned(),
         };
         let args: Vec<String> = call.args.iter().map(|value| self.value(*value)).collect();
         let mut line = format!("{name}({})", args.join(", "));

@@ -32,6 +32,7 @@ sysno! {
     capset = SYS_capset
     chdir = SYS_chdir
     chroot = SYS_chroot
+    clock_getres = SYS_clock_getres
     clock_nanosleep = SYS_clock_nanosleep
     clone3 = SYS_clone3
     close = SYS_close

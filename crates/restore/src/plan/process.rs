@@ -32,6 +32,12 @@ impl Planner<'_> {
             .accept(Accept::Exactly(parent))
             .note("resume is still there");
         program.barrier(*leader, self.gate, 2).note("resume traces us");
+        self.leave_registrations();
+    }
+
+    /// What libc has registered with the kernel lies in memory that goes.
+    pub(super) fn leave_registrations(&mut self) {
+        let Self { program, leader, site, .. } = self;
         if let Some(rseq) = site.rseq {
             for size in RSEQ_SIZES {
                 let args = args![rseq.address, size, RSEQ_UNREGISTER, rseq.signature];
@@ -141,6 +147,9 @@ impl Planner<'_> {
         else {
             return;
         };
+        if self.site.own {
+            return;
+        }
         let (text, path) = (uid.to_string(), self.program.string(b"/proc/self/loginuid"));
         let (data, length) =
             (self.program.string(text.as_bytes()), u64::try_from(text.len()).unwrap_or_default());
@@ -214,9 +223,11 @@ impl Planner<'_> {
     fn limits(&mut self) {
         for limit in &self.process.limits {
             let own = self.site.limits.get(usize::try_from(limit.resource).unwrap_or(usize::MAX)).copied();
-            if own == Some((limit.soft, limit.hard)) {
+            let wanted = self.limit_here(*limit, own);
+            if own == Some((wanted.soft, wanted.hard)) {
                 continue;
             }
+            let limit = &wanted;
             let new = self.program.words(&[limit.soft, limit.hard]);
             let note = format!("limit {} to {} of {}", limit.resource, limit.soft, limit.hard);
             self.program.call(self.leader, Sysno::prlimit64, args![0, limit.resource, new, 0]).note(note);

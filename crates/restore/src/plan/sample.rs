@@ -52,6 +52,7 @@ impl Site {
             sockets: Sockets::default(),
             login_uid: Some(u32::MAX),
             ipc: Origin::default(),
+            own: false,
         }
     }
 }

@@ -27,13 +27,14 @@ impl Planner<'_> {
     /// The process's, queued by the leader while all signals are blocked; delivered once the threads have their masks back. Signals
     /// that seem to come from the kernel a thread may queue for itself only, whoever it is.
     pub(super) fn pending_signals(&mut self) {
-        let pid = self.process.pid;
+        let pid = self.id(self.leader, self.process.pid);
         for pending in &self.process.pending {
             if self.timer_behind(pending).is_some() {
                 continue;
             }
             let (signal, info) = self.siginfo(pending);
-            let call = self.program.call(self.leader, Sysno::rt_sigqueueinfo, args![pid, signal, info]);
+            let call =
+                self.program.call(self.leader, Sysno::rt_sigqueueinfo, [pid, signal.into(), info.into()]);
             call.note(format!("pending signal {signal}"));
         }
     }
@@ -45,7 +46,8 @@ impl Planner<'_> {
                 continue;
             }
             let (signal, info) = self.siginfo(pending);
-            let args = args![self.process.pid, thread.tid, signal, info];
+            let (pid, tid) = (self.id(track, self.process.pid), self.id(track, thread.tid));
+            let args = [pid, tid, signal.into(), info.into()];
             let call = self.program.call(track, Sysno::rt_tgsigqueueinfo, args);
             call.note(format!("pending signal {signal} of thread {}", thread.tid));
         }

@@ -80,6 +80,12 @@ impl<'a> Planner<'a> {
     }
 
     fn spawn(&mut self, by: TrackRef, track: TrackRef, thread: &Thread, flags: u64) {
+        if self.site.own {
+            let clone = self.program.words(&[flags, 0, 0, 0, 0, 0, 0, 0]);
+            let call = self.program.spawn(by, track, clone).note(format!("thread {}", thread.tid)).done();
+            self.ids.insert(thread.tid, call);
+            return;
+        }
         let tid = self.program.bytes(&thread.tid.to_le_bytes());
         // struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size
         let clone = self.program.words(&[flags, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
@@ -188,6 +194,9 @@ impl<'a> Planner<'a> {
 
     /// Says that all is done and waits for the tracer: in the call the thread was in, or at the barrier.
     pub(super) fn park(&mut self, track: TrackRef, thread: &Thread) {
+        if self.site.own {
+            return self.leave_as_oneself(track, thread);
+        }
         let GoOn::Waiting(wait) = go_on(thread) else {
             self.program.barrier(track, self.parked, NEVER).note("ready; the tracer lets go");
             return;

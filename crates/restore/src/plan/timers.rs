@@ -62,7 +62,11 @@ impl Planner<'_> {
         let thread = u64::from(timer.thread.unsigned_abs());
         let event = self.program.words(&[timer.value, signal, thread, 0, 0, 0, 0, 0]);
         let note = format!("POSIX timer {}", timer.id);
-        self.program.call(self.leader, Sysno::timer_create, args![timer.clock, event, id]).note(note);
+        if timer.thread != 0 {
+            self.write_id(timer.thread, event.skip(16));
+        }
+        let clock = self.clock_now(timer.clock);
+        self.program.call(self.leader, Sysno::timer_create, args![clock, event, id]).note(note);
     }
 
     /// A timer whose signal is pending fires at once, when its last expiration would have been: the kernel then keeps the signal and

@@ -21,7 +21,12 @@ impl Planner<'_> {
 
     /// The name by which the root opens a file.
     fn own_name(&self, path: &[u8]) -> Vec<u8> {
+        let first = format!("task/{}/", self.image.root().pid);
         match self.below_own(path) {
+            // The first thread opens it, whose id is another one now.
+            Some(below) if self.site.own && below.starts_with(first.as_bytes()) => {
+                [b"/proc/thread-self/".as_slice(), &below[first.len()..]].concat()
+            }
             Some(below) => [b"/proc/self/".as_slice(), below].concat(),
             None => path.to_vec(),
         }

@@ -26,9 +26,17 @@ impl Planner<'_> {
         if file.owner_pid != 0 {
             // A program that was in another group now leads its own.
             let outside = file.owner_type == F_OWNER_PGRP && file.owner_pid == self.image.root().pgid;
-            let id = if outside { self.process.pid } else { file.owner_pid };
-            let owner =
-                self.program.words(&[u64::from(file.owner_type) | u64::from(id.unsigned_abs()) << 32]);
+            let id = match (outside, self.site.own_group) {
+                (true, Some(group)) if self.site.own => group,
+                (true, _) => self.process.pid,
+                _ => file.owner_pid,
+            };
+            // Room behind it: an id that is told later comes as a whole word.
+            let kind_and_id = u64::from(file.owner_type) | u64::from(id.unsigned_abs()) << 32;
+            let owner = self.program.words(&[kind_and_id, 0]);
+            if file.owner_type != F_OWNER_PGRP {
+                self.write_id(id, owner.skip(4));
+            }
             let args = args![spare, F_SETOWN_EX, owner];
             self.program.call(self.leader, Sysno::fcntl, args).note("owner for signals");
         }

@@ -1,0 +1,311 @@
+//! Calls that the signal interrupted are made again, so that the program sees nothing of it: those that the kernel does not restart
+//! when a handler has run, for the time that was left.
+//!
+//! # Safety
+//! Unsafe here: registers of a signal frame, which are the calling thread's own, and thread-local words of ours; raw system calls
+//! with buffers of ours.
+
+#![allow(unsafe_code, reason = "see Safety above")]
+
+use core::arch::global_asm;
+use core::sync::atomic::Ordering;
+
+use crate::lead::{FACTS, number};
+use crate::mailbox::Doing;
+use crate::raw;
+
+/// Places in the registers of a signal frame.
+const R10: usize = libc::REG_R10 as usize;
+const RDI: usize = libc::REG_RDI as usize;
+const RSI: usize = libc::REG_RSI as usize;
+const RDX: usize = libc::REG_RDX as usize;
+const RAX: usize = libc::REG_RAX as usize;
+const RIP: usize = libc::REG_RIP as usize;
+const RSP: usize = libc::REG_RSP as usize;
+
+const EINTR: i64 = -4;
+const MILLISECOND: u64 = 1_000_000;
+
+// Of each thread: when its wait began, by our own functions of that name (0: it is in none of them); and room for the time that is left.
+global_asm!(
+    ".pushsection .tbss.rewake_ckpt, \"awT\", @nobits",
+    ".balign 16",
+    ".hidden rewake_ckpt_wait",
+    ".globl rewake_ckpt_wait",
+    "rewake_ckpt_wait:",
+    ".zero 32",
+    ".popsection",
+);
+
+// libc's function that makes any system call, with the number still to be seen when it was interrupted.
+#[cfg(feature = "standalone")]
+global_asm!(
+    ".pushsection .text.rewake_ckpt, \"ax\"",
+    ".globl syscall",
+    ".globl rewake_ckpt_after_call",
+    ".hidden rewake_ckpt_after_call",
+    ".type syscall, @function",
+    "syscall:",
+    ".cfi_startproc",
+    "mov rax, rdi",
+    "mov rdi, rsi",
+    "mov rsi, rdx",
+    "mov rdx, rcx",
+    "mov r10, r8",
+    "mov r8, r9",
+    "mov r9, [rsp + 8]",
+    "push rax",
+    ".cfi_adjust_cfa_offset 8",
+    "syscall",
+    "rewake_ckpt_after_call:",
+    "lea rsp, [rsp + 8]",
+    ".cfi_adjust_cfa_offset -8",
+    "cmp rax, -4095",
+    "jae 2f",
+    "ret",
+    "2:",
+    "neg eax",
+    "push rax",
+    "sub rsp, 16",
+    ".cfi_adjust_cfa_offset 24",
+    "call __errno_location@PLT",
+    "mov ecx, [rsp + 16]",
+    "mov [rax], ecx",
+    "add rsp, 24",
+    ".cfi_adjust_cfa_offset -24",
+    "mov rax, -1",
+    "ret",
+    ".cfi_endproc",
+    ".popsection",
+);
+
+#[cfg(not(feature = "standalone"))]
+global_asm!(
+    ".pushsection .text.rewake_ckpt, \"ax\"",
+    ".globl rewake_ckpt_after_call",
+    ".hidden rewake_ckpt_after_call",
+    "rewake_ckpt_after_call: ret",
+    ".popsection",
+);
+
+unsafe extern "C" {
+    fn rewake_ckpt_after_call();
+}
+
+/// What a thread of this process is doing now.
+#[must_use]
+pub fn doing(tid: i32) -> Doing {
+    const NOTHING: Doing = Doing { number: -1, stack: 0, place: 0 };
+    let mut path = *b"/proc/self/task/..........:/syscall\0";
+    let mut digits = [0u8; 10];
+    let (mut rest, mut len) = (tid.unsigned_abs(), 0);
+    while rest > 0 {
+        digits[len] = b'0' + u8::try_from(rest % 10).unwrap_or(0);
+        (rest, len) = (rest / 10, len + 1);
+    }
+    for (at, digit) in digits[..len].iter().rev().enumerate() {
+        path[16 + at] = *digit;
+    }
+    path[16 + len..][..9].copy_from_slice(b"/syscall\0");
+    let mut text = [0u8; 256];
+    let flags = raw::word(libc::O_CLOEXEC);
+    // SAFETY: a string and a buffer of ours; the text ends with a zero byte, as not all of it is filled.
+    unsafe {
+        let args = [raw::word(libc::AT_FDCWD), path.as_ptr() as u64, flags, 0, 0, 0];
+        let Ok(file @ 0..) = i32::try_from(raw::call(libc::SYS_openat, args)) else { return NOTHING };
+        let args = [raw::word(file), text.as_mut_ptr() as u64, 255, 0, 0, 0];
+        let read = raw::call(libc::SYS_read, args);
+        raw::close(file);
+        if read <= 0 {
+            return NOTHING;
+        }
+        parse(&text).unwrap_or(NOTHING)
+    }
+}
+
+/// `number arg*6 stack place`, the number in decimal, all else in hexadecimal.
+fn parse(text: &[u8]) -> Option<Doing> {
+    let line = text.split(|byte| *byte == b'\n').next()?;
+    let mut words = line.split(|byte| *byte == b' ');
+    let mut decimal = [0u8; 16];
+    let first = words.next()?;
+    decimal.get_mut(..first.len())?.copy_from_slice(first);
+    // SAFETY: a zero byte is at its end.
+    let number = (first.len() < 16).then(|| unsafe { number(decimal.as_ptr()) })??;
+    let mut last = [0u64; 2];
+    let mut count = 0;
+    for word in words {
+        let digits = word.strip_prefix(b"0x")?;
+        let value = digits.iter().try_fold(0u64, |sum, byte| {
+            let digit = char::from(*byte).to_digit(16)?;
+            Some(sum << 4 | u64::from(digit))
+        })?;
+        last = [last[1], value];
+        count += 1;
+    }
+    (count == 8).then_some(Doing { number: number.into(), stack: last[0], place: last[1] })
+}
+
+/// The words of the calling thread: beginning of the wait, our signal if it believes to block it, seconds and nanoseconds that are left.
+fn words() -> *mut [u64; 4] {
+    let at: u64;
+    // SAFETY: the address of this thread's copy, by the model that programs and libraries loaded at the start use.
+    unsafe {
+        core::arch::asm!(
+            "mov {at}, fs:0",
+            "add {at}, [rip + rewake_ckpt_wait@gottpoff]",
+            at = out(reg) at,
+            options(nostack, readonly),
+        );
+    }
+    at as *mut [u64; 4]
+}
+
+/// The bit of our signal, if the calling thread believes to block it.
+///
+/// # Safety
+/// For this thread, while it lives.
+pub unsafe fn blocks_ours<'a>() -> &'a mut u64 {
+    // SAFETY: this thread's own words.
+    unsafe { &mut (*words())[1] }
+}
+
+/// Notes that a wait begins; the value before, to be put back.
+#[must_use]
+pub fn begin_wait() -> u64 {
+    let words = words();
+    // SAFETY: this thread's own words.
+    unsafe {
+        let before = (*words)[0];
+        (*words)[0] = raw::now();
+        before
+    }
+}
+
+/// The wait is over.
+pub fn end_wait(before: u64) {
+    // SAFETY: this thread's own words.
+    unsafe { (*words())[0] = before };
+}
+
+/// Has the interrupted call made again when the handler returns; `doing` is what the thread was seen doing before, if it was seen.
+///
+/// # Safety
+/// `context` is the third argument of the signal handler that this thread is in.
+pub unsafe fn restart(context: *mut libc::ucontext_t, doing: Doing) {
+    // SAFETY: the caller's.
+    let registers = unsafe { &mut (*context).uc_mcontext.gregs };
+    if registers[RAX] != EINTR {
+        return;
+    }
+    let seen = doing.number >= 0
+        && (doing.stack, doing.place) == (registers[RSP].cast_unsigned(), registers[RIP].cast_unsigned());
+    // SAFETY: the thread has just executed what lies before its instruction pointer.
+    let shown = || unsafe { system_call_before(registers[RIP] as *const u8, registers[RSP] as *const u64) };
+    let Some(number) = Some(doing.number).filter(|_| seen).or_else(shown) else { return };
+    // Counted up to the checkpoint, whenever the thread goes on; from then on anew.
+    let stood = FACTS.since.load(Ordering::Relaxed);
+    let left = |whole: u64| {
+        // SAFETY: this thread's own words.
+        let began = unsafe { (*words())[0] };
+        if began == 0 { whole } else { whole.saturating_sub(stood.saturating_sub(began)) }
+    };
+    let milliseconds = |register: &mut i64| {
+        if let Ok(whole @ 1..) = u64::try_from(i64::from(low(*register))) {
+            let rest = left(whole * MILLISECOND).div_ceil(MILLISECOND);
+            *register = i64::try_from(rest).unwrap_or(*register);
+        }
+    };
+    match number {
+        libc::SYS_poll => milliseconds(&mut registers[RDX]),
+        libc::SYS_epoll_wait | libc::SYS_epoll_pwait => milliseconds(&mut registers[R10]),
+        // The kernel wrote the rest where it was asked to.
+        libc::SYS_nanosleep if registers[RSI] != 0 => registers[RDI] = registers[RSI],
+        libc::SYS_clock_nanosleep if registers[RSI] & i64::from(libc::TIMER_ABSTIME) != 0 => {}
+        libc::SYS_clock_nanosleep if registers[R10] != 0 => registers[RDX] = registers[R10],
+        // SAFETY: the register holds the address of the time the call was made with.
+        libc::SYS_nanosleep => unsafe { shorten(&mut registers[RDI], left) },
+        // SAFETY: as above.
+        libc::SYS_clock_nanosleep => unsafe { shorten(&mut registers[RDX], left) },
+        // SAFETY: as above.
+        libc::SYS_epoll_pwait2 if registers[R10] != 0 => unsafe { shorten(&mut registers[R10], left) },
+        // Without a time-out, with one that the kernel has updated, or with an absolute one.
+        libc::SYS_ppoll
+        | libc::SYS_select
+        | libc::SYS_pselect6
+        | libc::SYS_epoll_pwait2
+        | libc::SYS_futex
+        | libc::SYS_pause
+        | libc::SYS_rt_sigsuspend
+        | libc::SYS_rt_sigtimedwait
+        | libc::SYS_semop
+        | libc::SYS_semtimedop
+        | libc::SYS_msgrcv
+        | libc::SYS_msgsnd
+        | libc::SYS_io_getevents
+        | libc::SYS_accept
+        | libc::SYS_accept4
+        | libc::SYS_recvfrom
+        | libc::SYS_recvmsg
+        | libc::SYS_recvmmsg
+        | libc::SYS_sendto
+        | libc::SYS_sendmsg
+        | libc::SYS_connect
+        | libc::SYS_read
+        | libc::SYS_write => {}
+        _ => return,
+    }
+    // SAFETY: this thread's own words.
+    unsafe {
+        if (*words())[0] != 0 {
+            (*words())[0] = raw::now();
+        }
+    }
+    registers[RAX] = number;
+    registers[RIP] -= 2;
+}
+
+/// The 32 bits that the kernel looks at.
+fn low(register: i64) -> i32 {
+    let [a, b, c, d, ..] = register.to_le_bytes();
+    i32::from_le_bytes([a, b, c, d])
+}
+
+/// Makes a register lead to the time that is left of the one it leads to.
+///
+/// # Safety
+/// It holds the address of a `timespec`.
+unsafe fn shorten(register: &mut i64, left: impl Fn(u64) -> u64) {
+    const SECOND: u64 = 1_000_000_000;
+    // SAFETY: the caller's; this thread's own words.
+    unsafe {
+        let [seconds, rest] = (*register as *const [u64; 2]).read_unaligned();
+        let Some(whole) = seconds.checked_mul(SECOND).and_then(|all| all.checked_add(rest)) else { return };
+        let now = left(whole);
+        if now != whole {
+            let words = words();
+            ((*words)[2], (*words)[3]) = (now / SECOND, now % SECOND);
+            *register = (&raw const (*words)[2]) as i64;
+        }
+    }
+}
+
+/// The number of the system call that was made right before `after`, where the code says it right there.
+///
+/// # Safety
+/// `after` lies behind code that was executed.
+unsafe fn system_call_before(after: *const u8, stack: *const u64) -> Option<i64> {
+    const SYSCALL: [u8; 2] = [0x0f, 0x05];
+    /// `mov eax, imm32`
+    const MOVE: u8 = 0xb8;
+    // SAFETY: the caller's; the instruction before is in the same page or in one that is there as well: it was executed.
+    unsafe {
+        if after as u64 == rewake_ckpt_after_call as *const () as u64 {
+            return Some(stack.read().cast_signed());
+        }
+        if after.sub(2).cast::<[u8; 2]>().read() != SYSCALL || after.sub(7).read() != MOVE {
+            return None;
+        }
+        Some(i64::from(after.sub(6).cast::<i32>().read_unaligned()))
+    }
+}

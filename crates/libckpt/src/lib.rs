@@ -1,0 +1,35 @@
+//! libckpt: a program checkpoints itself, without any rights.
+//!
+//! Linked in or preloaded, the library waits for a signal ([`SIGFREEZE`]). Whoever gets it first makes all threads stand still in that
+//! signal's handler ([`stand`]), makes a copy of the process ([`copy`]), and answers its questions ([`lead`]); the copy writes the image
+//! ([`capture`]), with the very code that captures programs from outside. `=recover` replaces a fresh process of the same program by
+//! that of the image ([`recover`]): the restore's program, walked by the process itself, ends where the threads stood still.
+//!
+//! | where | may allocate, lock, use libc |
+//! |---|---|
+//! | handler: `entry`, `stand`, `lead`, `copy` | nothing of it: raw system calls only |
+//! | the copy: `capture` | its own memory ([`arena`]), no thread, no lock of the program's |
+//! | start and recovery: `start`, `recover` | its own memory |
+
+pub mod again;
+pub mod arena;
+pub mod capture;
+pub mod copy;
+pub mod entry;
+pub mod ids;
+pub mod lead;
+pub mod mailbox;
+pub mod overrides;
+pub mod pending;
+pub mod raw;
+pub mod recover;
+pub mod settings;
+pub mod stand;
+pub mod start;
+pub mod store;
+
+/// The signal that freezes: the first real-time signal that glibc leaves to programs.
+pub const SIGFREEZE: i32 = 34;
+
+/// The signal that makes a thread stand still: libc's own, which no thread of libc's ever blocks for long. It is given back at once.
+pub const SIGSTAND: i32 = 33;

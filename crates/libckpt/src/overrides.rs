@@ -1,0 +1,248 @@
+//! Functions of libc's that programs find here instead: those that could keep the signal from coming, and waits whose time the signal must
+//! not make longer.
+//!
+//! Each does what libc's does, with one signal less, or with a note when it began.
+//!
+//! # Safety
+//! Unsafe here: functions of libc's names and types; what callers give is what they would have to give libc.
+
+#![allow(unsafe_code, reason = "see Safety above")]
+
+use core::ffi::{c_char, c_int, c_void};
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+
+use crate::entry::{Action, restorer, set_action};
+use crate::{SIGFREEZE, again, raw};
+
+/// Signals that libc keeps for itself, and ours.
+const HIDDEN: u64 = 1 << 31 | 1 << 32 | OURS;
+const OURS: u64 = 1 << (SIGFREEZE - 1);
+const SA_RESTORER: u64 = 0x0400_0000;
+const SET: u64 = 8;
+const HIGHEST: c_int = 64;
+
+/// A set as the kernel has it.
+unsafe fn bits(set: *const libc::sigset_t) -> u64 {
+    // SAFETY: the caller's; libc's sets begin with the kernel's word.
+    unsafe { set.cast::<u64>().read() }
+}
+
+/// A copy of a set without our signal, at `place`; null as it is.
+unsafe fn without_ours(set: *const libc::sigset_t, place: &mut libc::sigset_t) -> *const libc::sigset_t {
+    if set.is_null() {
+        return set;
+    }
+    // SAFETY: the caller gives a set of libc's.
+    unsafe {
+        *place = set.read();
+        let first = (&raw mut *place).cast::<u64>();
+        first.write(first.read() & !OURS);
+    }
+    place
+}
+
+fn empty() -> libc::sigset_t {
+    // SAFETY: a set is numbers.
+    unsafe { core::mem::zeroed() }
+}
+
+fn failed(error: i64) -> c_int {
+    // SAFETY: this thread's errno.
+    unsafe { *libc::__errno_location() = i32::try_from(error).unwrap_or(libc::EINVAL) };
+    -1
+}
+
+unsafe fn mask(how: c_int, set: *const libc::sigset_t, old: *mut libc::sigset_t) -> i64 {
+    // SAFETY: the caller gives what pthread_sigmask(3) takes.
+    unsafe {
+        // The program sees what it set, though the kernel is not told.
+        let virtually = again::blocks_ours();
+        let was = *virtually;
+        let wanted = if set.is_null() { 0 } else { bits(set) & OURS };
+        let new = if set.is_null() { 0 } else { bits(set) & !HIDDEN };
+        let mut before = 0u64;
+        let new = if set.is_null() { core::ptr::null() } else { &raw const new };
+        let result = raw::call(
+            libc::SYS_rt_sigprocmask,
+            [raw::word(how), new as u64, &raw mut before as u64, SET, 0, 0],
+        );
+        if result == 0 {
+            match how {
+                libc::SIG_BLOCK => *virtually |= wanted,
+                libc::SIG_UNBLOCK => *virtually &= !wanted,
+                _ if !new.is_null() => *virtually = wanted,
+                _ => {}
+            }
+        }
+        if result == 0 && !old.is_null() {
+            old.write(empty());
+            old.cast::<u64>().write(before | was);
+        }
+        -result
+    }
+}
+
+/// See pthread_sigmask(3).
+///
+/// # Safety
+/// As there.
+#[cfg_attr(feature = "standalone", unsafe(no_mangle))]
+pub unsafe extern "C" fn pthread_sigmask(
+    how: c_int,
+    set: *const libc::sigset_t,
+    old: *mut libc::sigset_t,
+) -> c_int {
+    // SAFETY: the caller's.
+    i32::try_from(unsafe { mask(how, set, old) }).unwrap_or(libc::EINVAL)
+}
+
+/// See sigprocmask(2).
+///
+/// # Safety
+/// As there.
+#[cfg_attr(feature = "standalone", unsafe(no_mangle))]
+pub unsafe extern "C" fn sigprocmask(
+    how: c_int,
+    set: *const libc::sigset_t,
+    old: *mut libc::sigset_t,
+) -> c_int {
+    // SAFETY: the caller's.
+    match unsafe { mask(how, set, old) } {
+        0 => 0,
+        error => failed(error),
+    }
+}
+
+/// What the program would do about our signal, were it not ours.
+static WANTED: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
+
+fn swap_wanted(new: Option<Action>) -> Action {
+    let old = [0, 1, 2, 3].map(|at: usize| WANTED[at].load(Ordering::Relaxed));
+    for (place, word) in WANTED.iter().zip(new.unwrap_or(old)) {
+        place.store(word, Ordering::Relaxed);
+    }
+    old
+}
+
+/// See sigaction(2).
+///
+/// # Safety
+/// As there.
+#[cfg_attr(feature = "standalone", unsafe(no_mangle))]
+pub unsafe extern "C" fn sigaction(
+    signal: c_int,
+    new: *const libc::sigaction,
+    old: *mut libc::sigaction,
+) -> c_int {
+    // 32 and 33 are libc's own.
+    if !(1..=HIGHEST).contains(&signal) || (32..34).contains(&signal) {
+        return failed(libc::EINVAL.into());
+    }
+    // SAFETY: the caller gives structures of libc's.
+    let new = (!new.is_null()).then(|| unsafe {
+        let flags = u64::from((*new).sa_flags.cast_unsigned()) | SA_RESTORER;
+        [(*new).sa_sigaction as u64, flags, restorer(), bits(&raw const (*new).sa_mask) & !OURS]
+    });
+    let before = if signal == SIGFREEZE { Ok(swap_wanted(new)) } else { set_action(signal, new.as_ref()) };
+    let before = match before {
+        Ok(before) => before,
+        Err(error) => return failed(error),
+    };
+    if !old.is_null() {
+        let [handler, flags, restorer, blocked] = before;
+        let flags = u32::try_from(flags & u64::from(u32::MAX) & !SA_RESTORER).unwrap_or(0).cast_signed();
+        // SAFETY: as above.
+        unsafe {
+            (*old).sa_sigaction = usize::try_from(handler).unwrap_or(0);
+            (*old).sa_flags = flags;
+            (*old).sa_mask = empty();
+            (&raw mut (*old).sa_mask).cast::<u64>().write(blocked);
+            (&raw mut (*old).sa_restorer).cast::<u64>().write(restorer);
+        }
+    }
+    0
+}
+
+/// libc's own functions, found when they are first wanted.
+macro_rules! libcs {
+    ($name:ident: fn($($type:ty),*) -> $result:ty) => {{
+        static FOUND: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());
+        let mut found = FOUND.load(Ordering::Relaxed);
+        if found.is_null() {
+            let name = concat!(stringify!($name), "\0").as_ptr().cast::<c_char>();
+            found = libc::dlsym(libc::RTLD_NEXT, name);
+            FOUND.store(found, Ordering::Relaxed);
+        }
+        core::mem::transmute::<*mut c_void, unsafe extern "C" fn($($type),*) -> $result>(found)
+    }};
+}
+
+/// Functions that take a set they wait for, or block meanwhile: without our signal in it.
+macro_rules! without_ours {
+    ($(#[$doc:meta])* $name:ident($($before:ident: $type:ty,)* [$set:ident] $(, $after:ident: $other:ty)*) -> $result:ty) => {
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// As there.
+        #[cfg_attr(feature = "standalone", unsafe(no_mangle))]
+        pub unsafe extern "C" fn $name($($before: $type,)* $set: *const libc::sigset_t $(, $after: $other)*) -> $result {
+            let mut place = empty();
+            // SAFETY: the caller's; libc's function of this name has this type.
+            unsafe {
+                let began = again::begin_wait();
+                let set = without_ours($set, &mut place);
+                let result = libcs!($name: fn($($type,)* *const libc::sigset_t $(, $other)*) -> $result)($($before,)* set $(, $after)*);
+                again::end_wait(began);
+                result
+            }
+        }
+    };
+}
+
+/// Functions that wait: with a note when they began.
+macro_rules! noted {
+    ($(#[$doc:meta])* $name:ident($($argument:ident: $type:ty),*) -> $result:ty) => {
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// As there.
+        #[cfg_attr(feature = "standalone", unsafe(no_mangle))]
+        pub unsafe extern "C" fn $name($($argument: $type),*) -> $result {
+            let began = again::begin_wait();
+            // SAFETY: the caller's; libc's function of this name has this type.
+            let result = unsafe { libcs!($name: fn($($type),*) -> $result)($($argument),*) };
+            again::end_wait(began);
+            result
+        }
+    };
+}
+
+without_ours!(/// See sigsuspend(2).
+    sigsuspend([set]) -> c_int);
+without_ours!(/// See sigwait(3).
+    sigwait([set], signal: *mut c_int) -> c_int);
+without_ours!(/// See sigwaitinfo(2).
+    sigwaitinfo([set], info: *mut libc::siginfo_t) -> c_int);
+without_ours!(/// See sigtimedwait(2).
+    sigtimedwait([set], info: *mut libc::siginfo_t, time: *const libc::timespec) -> c_int);
+without_ours!(/// See signalfd(2).
+    signalfd(fd: c_int, [set], flags: c_int) -> c_int);
+without_ours!(/// See ppoll(2).
+    ppoll(files: *mut libc::pollfd, count: libc::nfds_t, time: *const libc::timespec, [set]) -> c_int);
+without_ours!(/// See pselect(2).
+    pselect(count: c_int, read: *mut libc::fd_set, write: *mut libc::fd_set, other: *mut libc::fd_set,
+        time: *const libc::timespec, [set]) -> c_int);
+without_ours!(/// See epoll_pwait(2).
+    epoll_pwait(epoll: c_int, events: *mut libc::epoll_event, most: c_int, time: c_int, [set]) -> c_int);
+without_ours!(/// See epoll_pwait2(2).
+    epoll_pwait2(epoll: c_int, events: *mut libc::epoll_event, most: c_int, time: *const libc::timespec, [set]) -> c_int);
+noted!(/// See poll(2).
+    poll(files: *mut libc::pollfd, count: libc::nfds_t, time: c_int) -> c_int);
+noted!(/// See epoll_wait(2).
+    epoll_wait(epoll: c_int, events: *mut libc::epoll_event, most: c_int, time: c_int) -> c_int);
+noted!(/// See nanosleep(2).
+    nanosleep(wanted: *const libc::timespec, left: *mut libc::timespec) -> c_int);
+noted!(/// See clock_nanosleep(2).
+    clock_nanosleep(clock: libc::clockid_t, flags: c_int, wanted: *const libc::timespec, left: *mut libc::timespec) -> c_int);
+noted!(/// See usleep(3).
+    usleep(microseconds: libc::useconds_t) -> c_int);

@@ -1,0 +1,99 @@
+//! System calls as the kernel gives them: no `errno`, no cancellation, nothing that a handler may not do.
+//!
+//! # Safety
+//! Unsafe here: raw system calls with arguments of our own; wherever a caller answers for them, the function is unsafe.
+
+#![allow(unsafe_code, reason = "see Safety above")]
+
+use rewake_linux::program::Sysno;
+use rewake_linux::walk::system_call;
+
+/// Makes a call. The result is the kernel's: negative error numbers.
+///
+/// # Safety
+/// Whatever the call demands of its arguments.
+pub unsafe fn call(number: i64, args: [u64; 6]) -> i64 {
+    // SAFETY: the caller's.
+    unsafe { system_call(number.cast_unsigned(), args) }.cast_signed()
+}
+
+/// The calling thread's id.
+#[must_use]
+pub fn gettid() -> i32 {
+    // SAFETY: no arguments.
+    let id = unsafe { call(libc::SYS_gettid, [0; 6]) };
+    i32::try_from(id).unwrap_or(0)
+}
+
+/// This process's id.
+#[must_use]
+pub fn getpid() -> i32 {
+    // SAFETY: no arguments.
+    let id = unsafe { call(libc::SYS_getpid, [0; 6]) };
+    i32::try_from(id).unwrap_or(0)
+}
+
+/// Fresh memory, zero; `None` where there is none.
+#[must_use]
+pub fn map(len: usize, flags: i32) -> Option<*mut u8> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = flags | libc::MAP_ANONYMOUS;
+    let args = [0, len as u64, word(protection), word(flags), u64::MAX, 0];
+    // SAFETY: a new mapping where the kernel likes.
+    let at = unsafe { call(libc::SYS_mmap, args) };
+    (at > 0).then_some(at as *mut u8)
+}
+
+/// Gives memory back.
+///
+/// # Safety
+/// Nobody uses it any more.
+pub unsafe fn unmap(at: *mut u8, len: usize) {
+    // SAFETY: the caller's.
+    unsafe { call(libc::SYS_munmap, [at as u64, len as u64, 0, 0, 0, 0]) };
+}
+
+/// Closes a descriptor of ours.
+pub fn close(fd: i32) {
+    // SAFETY: a number; only this library knows of those it is called with.
+    unsafe { call(libc::SYS_close, [word(fd), 0, 0, 0, 0, 0]) };
+}
+
+/// Waits until a futex no longer holds `seen`, or for `nanoseconds`; may wake early.
+pub fn futex_wait(futex: &core::sync::atomic::AtomicU32, seen: u32, nanoseconds: Option<u64>) {
+    let time = nanoseconds.map(|all| [all / 1_000_000_000, all % 1_000_000_000]);
+    let time = time.as_ref().map_or(core::ptr::null(), |time| time.as_ptr());
+    let args = [futex.as_ptr() as u64, word(libc::FUTEX_WAIT), seen.into(), time as u64, 0, 0];
+    // SAFETY: the word outlives the call; every result means: look again.
+    unsafe { call(Sysno::futex.number().cast_signed(), args) };
+}
+
+/// Wakes all that wait for a futex.
+pub fn futex_wake(futex: &core::sync::atomic::AtomicU32) {
+    let args = [futex.as_ptr() as u64, word(libc::FUTEX_WAKE), i32::MAX as u64, 0, 0, 0];
+    // SAFETY: the word outlives the call.
+    unsafe { call(Sysno::futex.number().cast_signed(), args) };
+}
+
+/// Nanoseconds of a clock that only goes forward.
+#[must_use]
+pub fn now() -> u64 {
+    let mut time = [0u64; 2];
+    // SAFETY: a `timespec` of ours.
+    unsafe {
+        call(libc::SYS_clock_gettime, [word(libc::CLOCK_MONOTONIC), time.as_mut_ptr() as u64, 0, 0, 0, 0])
+    };
+    time[0] * 1_000_000_000 + time[1]
+}
+
+/// Writes to the standard error of the program, if it has one.
+pub fn say(text: &[u8]) {
+    // SAFETY: text of ours.
+    unsafe { call(libc::SYS_write, [2, text.as_ptr() as u64, text.len() as u64, 0, 0, 0]) };
+}
+
+/// A number as an argument.
+#[must_use]
+pub const fn word(number: i32) -> u64 {
+    (number as i64).cast_unsigned()
+}

@@ -1,0 +1,132 @@
+//! The start of a program: the library looks around, takes its signal, or lets an image take over (`=recover`).
+//!
+//! # Safety
+//! Unsafe here: arguments as libc gives them to functions before `main`; glibc's own constants and thread data.
+
+#![allow(unsafe_code, reason = "see Safety above")]
+
+use core::ffi::CStr;
+use core::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, Ordering};
+
+use crate::{entry, raw, recover, settings};
+
+/// Where libc keeps a thread's id, from its thread pointer; 0 if that is not known.
+pub static TID_OFFSET: AtomicI32 = AtomicI32::new(0);
+static RSEQ_OFFSET: AtomicI64 = AtomicI64::new(0);
+static RSEQ_SIZE: AtomicU32 = AtomicU32::new(0);
+static SECCOMP: AtomicU32 = AtomicU32::new(0);
+static FILTERS: AtomicU32 = AtomicU32::new(0);
+
+/// glibc registers no less.
+const RSEQ_LEAST: u32 = 32;
+/// How far into a thread's own data the id is looked for, in bytes.
+const TID_WITHIN: i32 = 4096;
+
+/// Arguments as the kernel gave them.
+type Arguments = *const *const core::ffi::c_char;
+
+/// Called by libc before `main`, where the library is an artifact of its own.
+#[cfg_attr(feature = "standalone", used, unsafe(no_mangle), unsafe(link_section = ".init_array.00101"))]
+#[allow(non_upper_case_globals, reason = "a name for linkers")]
+pub static rewake_ckpt_start: extern "C" fn(i32, Arguments, Arguments) = start;
+
+extern "C" fn start(count: i32, arguments: Arguments, environment: Arguments) {
+    learn();
+    // SAFETY: libc calls the functions of this table with the arguments of `main`.
+    unsafe { settings::read(environment) };
+    // SAFETY: libc calls the functions of this table with the arguments of `main`.
+    match unsafe { asked(count, arguments) } {
+        Asked::Run => entry::install(),
+        Asked::Recover(dir) => recover::run(dir),
+    }
+}
+
+enum Asked<'a> {
+    Run,
+    Recover(Option<&'a CStr>),
+}
+
+/// `=recover`, `=recover DIR`, `= recover`, `= recover DIR`.
+///
+/// # Safety
+/// So many strings are there.
+unsafe fn asked<'a>(count: i32, arguments: Arguments) -> Asked<'a> {
+    let get = |at: i32| {
+        // SAFETY: the caller's.
+        (at < count).then(|| unsafe { CStr::from_ptr(*arguments.add(at.unsigned_abs() as usize)) })
+    };
+    match (get(1), get(2)) {
+        (Some(first), dir) if first == c"=recover" => Asked::Recover(dir),
+        (Some(first), Some(second)) if first == c"=" && second == c"recover" => Asked::Recover(get(3)),
+        _ => Asked::Run,
+    }
+}
+
+/// Seccomp mode and number of filters at the start.
+#[must_use]
+pub fn seccomp() -> (u32, u32) {
+    (SECCOMP.load(Ordering::Relaxed), FILTERS.load(Ordering::Relaxed))
+}
+
+/// Where libc registers restartable sequences, from the thread pointer, and how long they are; `None` if it does not.
+#[must_use]
+pub fn rseq() -> Option<(i64, u32)> {
+    let size = RSEQ_SIZE.load(Ordering::Relaxed);
+    (size != 0).then(|| (RSEQ_OFFSET.load(Ordering::Relaxed), size.max(RSEQ_LEAST)))
+}
+
+fn learn() {
+    // SAFETY: where the symbols are there they are constants of glibc's of these types.
+    unsafe {
+        let offset = libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_offset".as_ptr());
+        let size = libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_size".as_ptr());
+        if !offset.is_null() && !size.is_null() {
+            RSEQ_OFFSET.store(offset.cast::<i64>().read(), Ordering::Relaxed);
+            RSEQ_SIZE.store(size.cast::<u32>().read(), Ordering::Relaxed);
+        }
+    }
+    TID_OFFSET.store(tid_offset().unwrap_or(0), Ordering::Relaxed);
+    learn_seccomp();
+}
+
+/// Looks for the id of this thread where libc keeps it.
+fn tid_offset() -> Option<i32> {
+    let thread_pointer: u64;
+    // SAFETY: what the x86-64 ABI defines for every thread with thread-local storage.
+    unsafe { core::arch::asm!("mov {}, fs:0", out(reg) thread_pointer, options(nostack, readonly)) };
+    let own = raw::gettid();
+    let page_end = i32::try_from(4096 - thread_pointer % 4096).unwrap_or(0) + 4096;
+    let known = |offset: &i32| {
+        let at = thread_pointer.wrapping_add_signed(i64::from(*offset));
+        // SAFETY: within glibc's data of the first thread, which is more than two thousand bytes long.
+        unsafe { (at as *const i32).read_volatile() == own }
+    };
+    (0..TID_WITHIN.min(page_end).min(2048)).step_by(4).find(known)
+}
+
+fn learn_seccomp() {
+    let mut buffer = [0u8; 4096];
+    let flags = raw::word(libc::O_CLOEXEC);
+    let path = c"/proc/self/status".as_ptr() as u64;
+    // SAFETY: a string and a buffer of ours.
+    let read = unsafe {
+        let file = raw::call(libc::SYS_openat, [raw::word(libc::AT_FDCWD), path, flags, 0, 0, 0]);
+        let Ok(file) = i32::try_from(file) else { return };
+        let args = [raw::word(file), buffer.as_mut_ptr() as u64, buffer.len() as u64, 0, 0, 0];
+        let read = raw::call(libc::SYS_read, args);
+        raw::close(file);
+        usize::try_from(read).unwrap_or(0)
+    };
+    for line in buffer[..read.min(buffer.len())].split(|byte| *byte == b'\n') {
+        let number = |text: &[u8]| {
+            text.iter()
+                .filter(|byte| byte.is_ascii_digit())
+                .fold(0u32, |sum, byte| sum.wrapping_mul(10).wrapping_add(u32::from(byte - b'0')))
+        };
+        if let Some(mode) = line.strip_prefix(b"Seccomp:") {
+            SECCOMP.store(number(mode), Ordering::Relaxed);
+        } else if let Some(filters) = line.strip_prefix(b"Seccomp_filters:") {
+            FILTERS.store(number(filters), Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! A process that is a copy of another one, which stands still: it reads that one's descriptors in its own, and its memory through a
+//! file that the other opened before the copy was made. So it needs no right to look into another process.
+//!
+//! # Safety
+//! The one unsafe block borrows a descriptor for the moment of its duplication; the kernel checks that it is open.
+
+#![allow(unsafe_code, reason = "a number as a descriptor, see Safety above")]
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
+
+/// Whose copy this process is, and what of the other is not the program's.
+#[derive(Debug)]
+pub struct Twin {
+    /// The other process.
+    pub of: i32,
+    /// Its `/proc/self/mem`, opened by itself.
+    pub memory: File,
+    /// Descriptors of the other that are there for us only.
+    pub descriptors: Vec<RawFd>,
+    /// Memory of the other that is there for us only, in bytes.
+    pub mappings: Vec<Range<u64>>,
+}
+
+static TWIN: OnceLock<Twin> = OnceLock::new();
+
+/// Says whose copy this process is, once and for all.
+///
+/// # Errors
+/// The twin again, when that was said before.
+pub fn is_copy_of(twin: Twin) -> Result<(), Twin> {
+    TWIN.set(twin)
+}
+
+fn of(pid: i32) -> Option<&'static Twin> {
+    TWIN.get().filter(|twin| twin.of == pid)
+}
+
+/// This process, if it is a copy of `pid`.
+#[must_use]
+pub fn copy_of(pid: i32) -> Option<i32> {
+    of(pid).and_then(|_| i32::try_from(std::process::id()).ok())
+}
+
+/// The memory of `pid`, if this process is its copy.
+pub(crate) fn memory_of(pid: i32) -> Option<io::Result<File>> {
+    of(pid).map(|twin| twin.memory.try_clone())
+}
+
+/// The descriptor `fd` of `pid`, if this process is its copy.
+pub(crate) fn descriptor_of(pid: i32, fd: RawFd) -> Option<io::Result<OwnedFd>> {
+    of(pid)?;
+    // SAFETY: borrowed for this call only; where the number is not open the kernel says EBADF.
+    let own = unsafe { BorrowedFd::borrow_raw(fd) };
+    Some(own.try_clone_to_owned())
+}
+
+/// Whether a descriptor of `pid` is there for this process only.
+#[must_use]
+pub fn hides_descriptor(pid: i32, fd: RawFd) -> bool {
+    of(pid).is_some_and(|twin| twin.descriptors.contains(&fd))
+}
+
+/// Whether memory of `pid` that begins at `start` is there for this process only.
+#[must_use]
+pub fn hides_mapping(pid: i32, start: u64) -> bool {
+    of(pid).is_some_and(|twin| twin.mappings.iter().any(|range| range.contains(&start)))
+}

@@ -1,0 +1,138 @@
+//! This very process becomes the program of an image: no tracer, no parent, no rights.
+//!
+//! The phases are those of [`crate::resume`] up to the run. Then a *companion* is made, a copy of this process that is not its child: it
+//! verifies the page stream, keeps the transaction of the files, and names the entry that fails, while this process walks the program
+//! itself; it has the last word when all threads are ready (see [`Verdict`]).
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use rewake_image::Image;
+use rewake_linux::fork::{self, Forked};
+use rewake_linux::program::Assembled;
+use rewake_linux::seed::SharedStage;
+use rustix::process::{Pid, test_kill_process};
+
+use crate::error::RestoreError;
+use crate::plan::own::Verdict;
+use crate::plan::{Plan, Site};
+use crate::release::LastSteps as _;
+use crate::spaces::Spaces;
+use crate::transaction::{self, Transaction};
+use crate::{Examined, Options, Phases, Progress, contents, examine, run, survey};
+
+/// Pause between two looks at the process.
+const POLL: Duration = Duration::from_micros(100);
+
+/// Becomes the program of the image. Must be called while this process has one thread, and nothing of it is needed any more.
+///
+/// `failed` is called in the companion, should anything go wrong after this process has given itself up; the process then ends with
+/// status 125.
+///
+/// # Errors
+/// One cause, when this process is as it was before, as are all files.
+pub fn become_program(
+    options: &Options,
+    failed: &mut dyn FnMut(&RestoreError),
+) -> Result<Infallible, RestoreError> {
+    let quiet = &mut |_: Progress| {};
+    let mut phase = Phases::new(quiet);
+    let Examined { image, reader, decisions } = examine(options, &mut phase)?;
+    let prepared = contents::prepare(&image, &reader, &options.dir, &decisions.private)?;
+    let spaces = Spaces::ours(options, &image)?;
+    let (plan, site) = survey::plan_here(&image, options, &prepared, &spaces)?;
+    transaction::refuse_unprepared(&image, &site, &decisions)?;
+    let pages = run::page_source(&image, &reader)?;
+    let transaction = Transaction::begin(&options.dir, &image, &reader, &decisions)?;
+    let system = |operation, object: &str, source| RestoreError::System {
+        operation,
+        pid: image.root().pid,
+        object: object.into(),
+        source,
+    };
+    let helpers = run::helper_descriptors(&site, &pages, &prepared)
+        .map_err(|source| system("dup", "descriptors", source))?;
+    let assembled = plan.program.assemble(site.stage);
+    let stage = SharedStage::map(site.stage, site.stage_len, &assembled)
+        .map_err(|source| system("mmap", "program of the restore", source))?;
+    let pid = rustix::process::getpid();
+    match fork::fork_apart().map_err(|source| system("fork", "companion", source))? {
+        Forked::Child => {
+            // The numbers are the process's; what they lead to is not ours to keep open.
+            drop((helpers, prepared));
+            let companion = Companion { pid, image: &image, plan: &plan, site: &site, assembled, stage };
+            let outcome = companion.keep(&reader, transaction);
+            if let Err(error) = &outcome {
+                failed(error);
+            }
+            fork::leave(i32::from(outcome.is_err()))
+        }
+        Forked::Parent(_) => {
+            std::mem::forget((helpers, prepared, transaction));
+            stage.enter(&assembled, plan.leader)
+        }
+    }
+}
+
+/// What watches over a process that becomes the program.
+struct Companion<'a> {
+    pid: Pid,
+    image: &'a Image,
+    plan: &'a Plan,
+    site: &'a Site,
+    assembled: Assembled,
+    stage: SharedStage,
+}
+
+impl Companion<'_> {
+    fn keep(
+        &self,
+        reader: &rewake_image::PageReader,
+        mut transaction: Transaction,
+    ) -> Result<(), RestoreError> {
+        let outcome = self.accompany(reader, &mut transaction);
+        let verdict = if outcome.is_ok() { Verdict::GoOn } else { Verdict::End };
+        if let Some(word) = self.plan.verdict {
+            self.stage.store(&self.assembled, word, verdict.word());
+        }
+        // Whoever has not come so far waits for nobody.
+        self.stage.arrive(&self.assembled, self.plan.parked);
+        if outcome.is_err() {
+            // It may be in the midst of a long read.
+            let _gone_already = rustix::process::kill_process(self.pid, rustix::process::Signal::KILL);
+        }
+        transaction.end(outcome)
+    }
+
+    fn accompany(
+        &self,
+        reader: &rewake_image::PageReader,
+        transaction: &mut Transaction,
+    ) -> Result<(), RestoreError> {
+        transaction.apply(self.image, reader)?;
+        self.stage.arrive(&self.assembled, self.plan.gate);
+        run::verify(self.image, reader, &|| transaction.check(), &mut |_| {})?;
+        let threads = u32::try_from(self.image.thread_count()).expect("image counts are checked");
+        while self.stage.arrived(&self.assembled, self.plan.parked) < threads {
+            transaction.check()?;
+            if let Some(failure) = run::failure_of(self.plan, &self.stage, &self.assembled, self.id()) {
+                return Err(failure);
+            }
+            if test_kill_process(self.pid).is_err() {
+                return Err(self.died());
+            }
+            std::thread::sleep(POLL);
+        }
+        transaction.let_signals_through()?;
+        transaction.commit()
+    }
+
+    fn id(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+
+    fn died(&self) -> RestoreError {
+        let reason = format!("it is gone; its program lay at {}", self.site.stage);
+        RestoreError::Died { pid: self.id(), reason }
+    }
+}

@@ -1,0 +1,117 @@
+//! The artifacts of libckpt, built as its users get them, and what they do to a program.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::privileges;
+use crate::workshop::{root, target};
+
+/// Functions of libc's that programs find in the library instead, and `main` where they have none: the rest is the library's own affair.
+const SEEN: &[&str] = &[
+    "clock_nanosleep",
+    "epoll_pwait",
+    "epoll_pwait2",
+    "epoll_wait",
+    "main",
+    "nanosleep",
+    "poll",
+    "ppoll",
+    "pselect",
+    "pthread_sigmask",
+    "sigaction",
+    "signalfd",
+    "sigprocmask",
+    "sigsuspend",
+    "sigtimedwait",
+    "sigwait",
+    "sigwaitinfo",
+    "syscall",
+    "usleep",
+];
+
+/// Builds `libckpt.a`, `cmain.o` and `libckpt.so` into a folder.
+///
+/// # Errors
+/// Fails when a compiler or linker does.
+pub fn build(out: &Path) -> Result<()> {
+    fs::create_dir_all(out).with_context(|| format!("making {}", out.display()))?;
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let arguments =
+        ["build", "--quiet", "--release", "--package", "rewake-libckpt", "--features", "standalone"];
+    run(Command::new(cargo).args(arguments).current_dir(root()))?;
+    let made = target().join("release");
+    run(Command::new("objcopy")
+        .arg("--strip-debug")
+        .arg(made.join("libckpt.so"))
+        .arg(out.join("libckpt.so")))?;
+    let place = |name: &str| out.join(name);
+    let (part, whole, seen) = (place("cmain-part.o"), place("cmain-whole.o"), place("seen.txt"));
+    let source = root().join("crates/libckpt/c/cmain.c");
+    run(Command::new("cc").args(["-O2", "-fPIC", "-c", "-o"]).arg(&part).arg(source))?;
+    // An archive before it on the command line is not searched again: it carries all that it needs.
+    let link = ["-r", "--gc-sections", "-u", "main", "-u", "rewake_ckpt_part", "-o"];
+    run(Command::new("ld").args(link).arg(&whole).arg(&part).arg(made.join("libckpt.a")))?;
+    fs::write(&seen, SEEN.join("\n") + "\n").context("writing the list of names")?;
+    // Nothing else of it meets the program's own names; and those that do give way to the program's.
+    let hide = format!("--keep-global-symbols={}", seen.display());
+    run(Command::new("objcopy").args([&hide, "--strip-debug"]).arg(&whole))?;
+    let main = place("cmain.o");
+    run(Command::new("objcopy").args(["--weaken", "--discard-all"]).arg(&whole).arg(&main))?;
+    let archive = place("libckpt.a");
+    if archive.exists() {
+        fs::remove_file(&archive).context("the archive of the last build")?;
+    }
+    // The format is said: else every plugin of the linker's is asked whether it knows the file, and one of them dies of it.
+    run(Command::new("ar").args(["--target=elf64-x86-64", "rcs"]).arg(&archive).arg(&main))?;
+    for file in [part, whole, seen] {
+        fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))?;
+    }
+    Ok(())
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("running {:?}", command.get_program()))?;
+    ensure!(status.success(), "{command:?} failed");
+    Ok(())
+}
+
+/// Builds them for the tests; the folder they are in.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_for_tests() -> Result<PathBuf> {
+    let out = target().join("suite/library");
+    build(&out)?;
+    out.canonicalize().context("folder of the library")
+}
+
+/// What programs of the catalogue are not the library's business, or not yet: the beginning of their calls, and why.
+const APART: &[(&str, &str)] = &[
+    ("process_attributes", "ids of process, group and session are others: virtual ids come later"),
+    ("process_settings login", "the login uid takes a right"),
+    ("credentials", "credentials are those of whoever recovers it"),
+    ("leader_ended", "the first thread has ended: later"),
+    ("own_fs chroot", "another root directory takes a right"),
+    ("own_fs thread-in-chroot", "another root directory takes a right"),
+    ("seccomp", "filters of the program's own: later"),
+    ("stopped", "stopped processes: later"),
+    ("blocked nanosleep_null", "a direct system call begins its time anew"),
+    ("blocked futex_timeout", "a direct system call begins its time anew"),
+    ("signal_pending", "the sender is another id now: virtual ids come later"),
+    ("file_signalfd", "the sender is another id now: virtual ids come later"),
+    ("posix_timers", "processor time of one thread: later"),
+    ("removed thread", "ids of threads in paths are others now"),
+    ("file_owner", "leases and owners that are threads: later"),
+    ("file_kernel", "files of /proc tell of other ids now"),
+    ("settings future-locks", "memory locked in advance: later"),
+];
+
+/// Why a program is not run with the library, if it is not.
+#[must_use]
+pub fn apart(call: &str) -> Option<&'static str> {
+    let listed = APART.iter().find(|(begin, _)| call.starts_with(begin)).map(|(_, why)| *why);
+    listed.or_else(|| privileges::needed(call).map(|_| "takes a right"))
+}
