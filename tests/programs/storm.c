@@ -1,8 +1,10 @@
 /* Processes and threads that are born and end as fast as they can, while the freeze happens.
    argument: processes (a tree of up to 500, of which each ends at once or makes others), orphans (they leave children behind),
-   programs (each is another program: /bin/true), threads (of up to 100), both.
+   programs (each is another program: /bin/true), threads (of up to 100), both; identities (members that change who they are, as whole
+   processes and thread by thread).
    Births and ends are counted in memory that all share: none may be lost, and none counted twice. */
 #include "tree.h"
+#include <grp.h>
 #include <spawn.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
@@ -136,16 +138,89 @@ static void threads(void (*beside)(void)) {
 
 static void rain(void) { storm(0); }
 
+#define MEMBERS 8
+#define WHO 3
+
+/* What a process changes for all its threads: the C library makes each of them do so, by a signal. */
+static void change_together(uid_t id) {
+    gid_t groups[] = {id, id + 1}, now[8];
+    uid_t real, effective, saved;
+    PTRY(setgroups(2, groups) ? errno : 0);
+    if (getgroups(8, now) != 2 || now[1] != id + 1) atomic_fetch_add(&count->wrong, 1);
+    PTRY(setresgid(id, id, 0) ? errno : 0);
+    PTRY(setresuid(0, id, 0) ? errno : 0);
+    getresuid(&real, &effective, &saved);
+    if (real != 0 || effective != id || saved != 0) atomic_fetch_add(&count->wrong, 1);
+    PTRY(seteuid(0) ? errno : 0);
+    PTRY(setresgid(0, 0, 0) ? errno : 0);
+}
+
+/* What one thread changes for itself: others are who they were. */
+static void change_alone(uid_t id) {
+    gid_t groups[] = {id}, now[8];
+    uid_t real, effective, saved;
+    CHECK(syscall(SYS_setgroups, 1, groups) == 0, "setgroups: %s", strerror(errno));
+    CHECK(syscall(SYS_setresgid, id, id, 0) == 0, "setresgid: %s", strerror(errno));
+    CHECK(syscall(SYS_setresuid, id, id, 0) == 0, "setresuid: %s", strerror(errno));
+    syscall(SYS_getresuid, &real, &effective, &saved);
+    if (real != id || effective != id || saved != 0) atomic_fetch_add(&count->wrong, 1);
+    if (syscall(SYS_getgroups, 8, now) != 1 || now[0] != id) atomic_fetch_add(&count->wrong, 1);
+    CHECK(syscall(SYS_setresuid, 0, 0, 0) == 0, "setresuid back: %s", strerror(errno));
+    CHECK(syscall(SYS_setresgid, 0, 0, 0) == 0, "setresgid back: %s", strerror(errno));
+    atomic_fetch_add(&count->born, 1);
+    atomic_fetch_add(&count->ended, 1);
+}
+
+static int changes_alone;
+
+static void *who(void *argument) {
+    uid_t own = (uid_t)(uintptr_t)argument;
+    while (!atomic_load(&count->stop)) {
+        if (changes_alone) change_alone(own);
+        else usleep(100);
+    }
+    return argument;
+}
+
+static void identities(void) {
+    if (geteuid() != 0) skip("only root may become others");
+    pid_t made[MEMBERS], parent = getpid();
+    for (int i = 0; i < MEMBERS; i++) {
+        made[i] = TRY(fork());
+        if (made[i] != 0) continue;
+        pthread_t threads[WHO];
+        uid_t own = (uid_t)(2000 + 10 * i);
+        changes_alone = i % 2;
+        for (int t = 0; t < WHO; t++) PTRY(pthread_create(&threads[t], NULL, who, (void *)(uintptr_t)(own + (uid_t)t)));
+        while (!atomic_load(&count->stop)) {
+            if (getppid() != parent) _exit(1);
+            if (!changes_alone) {
+                change_together(own);
+                atomic_fetch_add(&count->born, 1);
+                atomic_fetch_add(&count->ended, 1);
+            } else usleep(1000);
+        }
+        for (int t = 0; t < WHO; t++) PTRY(pthread_join(threads[t], NULL));
+        _exit(0);
+    }
+    while (atomic_load(&count->born) < 100) usleep(1000);
+    probe_ready();
+    while (!probe_resumed()) usleep(1000);
+    atomic_store(&count->stop, 1);
+    for (int i = 0; i < MEMBERS; i++) tree_ends(made[i], 0);
+}
+
 int main(int argc, char **argv) {
     probe_start(argc, argv);
     const char *kind = argc > 2 ? argv[2] : "processes";
     count = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(count != MAP_FAILED, "mmap: %s", strerror(errno));
-    probe_ready();
+    if (strcmp(kind, "identities")) probe_ready();
+    else identities();
     if (!strcmp(kind, "threads")) threads(NULL);
     else if (!strcmp(kind, "both")) threads(rain);
     else if (!strcmp(kind, "programs")) programs();
-    else storm(!strcmp(kind, "orphans"));
+    else if (strcmp(kind, "identities")) storm(!strcmp(kind, "orphans"));
     CHECK(atomic_load(&count->born) > 0 && atomic_load(&count->born) == atomic_load(&count->ended),
           "%ld born, %ld ended", atomic_load(&count->born), atomic_load(&count->ended));
     CHECK(atomic_load(&count->wrong) == 0, "%ld ended wrongly", atomic_load(&count->wrong));

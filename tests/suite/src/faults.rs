@@ -8,6 +8,7 @@ mod huge;
 mod images;
 mod ipc;
 mod kernels;
+mod members;
 mod namespaces;
 mod putback;
 mod refusals;
@@ -37,6 +38,7 @@ pub fn run(workshop: &Workshop, report: &mut Report) {
     users::run(workshop, report);
     removed::run(workshop, report);
     births::run(workshop, report);
+    members::run(workshop, report);
     fifos::run(workshop, report);
     sockets::run(workshop, report);
     terminals::run(workshop, report);

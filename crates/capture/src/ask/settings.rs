@@ -36,7 +36,6 @@ const KEYCTL_READ: u32 = 11;
 const THREAD_KEYRING: i32 = -1;
 const PROCESS_KEYRING: i32 = -2;
 const SESSION_KEYRING: i32 = -3;
-const USER_KEYRING: i32 = -4;
 
 /// Where the answers about the process will be.
 pub(super) struct ProcessSettings {
@@ -177,9 +176,9 @@ struct SessionKeyring {
     id: CallRef,
     description: DataRef,
     length: CallRef,
-    keys: DataRef,
     size: CallRef,
-    user: CallRef,
+    /// Of the first key in it.
+    first: DataRef,
 }
 
 impl SessionKeyring {
@@ -191,8 +190,10 @@ impl SessionKeyring {
         let length = any(program, track, Sysno::keyctl, args);
         let args = [KEYCTL_READ.into(), session, keys.into(), 16.into()];
         let size = any(program, track, Sysno::keyctl, args);
-        let user = keyring(program, track, USER_KEYRING);
-        Self { id, description, length, keys, size, user }
+        let first = program.zeros(64);
+        let args = [KEYCTL_DESCRIBE.into(), Value::Word(keys), first.into(), 64.into()];
+        any(program, track, Sysno::keyctl, args);
+        Self { id, description, length, size, first }
     }
 
     /// Whether it is not this command's and holds what others do not.
@@ -205,20 +206,27 @@ impl SessionKeyring {
         if described && !is_anonymous(outcome.data(self.description)) {
             return true;
         }
-        let user = outcome.result(self.user);
         match outcome.result(self.size) {
-            4 => i64::from(u32::try_from(outcome.word(self.keys, 0)).unwrap_or(u32::MAX)) != user,
+            4 => !is_of_a_user(outcome.data(self.first)),
             size => size > 0,
         }
     }
 }
 
+/// Whether a description is that of the keyring that all processes of a user have: another one's, if a thread became somebody else.
+fn is_of_a_user(description: &[u8]) -> bool {
+    name_of(description).is_some_and(|name| name.starts_with(b"_uid."))
+}
+
 /// Whether a description, `type;uid;gid;permissions;name`, is that of a keyring nobody gave a name.
 fn is_anonymous(description: &[u8]) -> bool {
+    name_of(description).is_some_and(|name| name == b"_ses" || name.starts_with(b"_uid_ses."))
+}
+
+/// A description longer than the buffer is not written at all.
+fn name_of(description: &[u8]) -> Option<&[u8]> {
     let description = description.split(|byte| *byte == 0).next().unwrap_or_default();
-    let name = description.splitn(5, |byte| *byte == b';').nth(4);
-    // A description longer than the buffer is not written at all.
-    name.is_some_and(|name| name == b"_ses" || name.starts_with(b"_uid_ses."))
+    description.splitn(5, |byte| *byte == b';').nth(4)
 }
 
 /// A call whose answer may also be that the kernel does not know it.
@@ -241,5 +249,7 @@ mod tests {
         assert!(is_anonymous(b"keyring;1000;65534;3f3f0000;_uid_ses.1000\0"));
         assert!(!is_anonymous(b"keyring;0;0;3f130000;mine\0"));
         assert!(!is_anonymous(b"\0\0"));
+        assert!(is_of_a_user(b"keyring;2010;65534;1f3f0000;_uid.2010\0"));
+        assert!(!is_of_a_user(b"user;0;0;3f010000;token\0") && !is_of_a_user(b"\0"));
     }
 }
