@@ -1,9 +1,10 @@
 //! The order of the phases.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rewake_image::records::{self, Manifest};
+use rewake_image::records::{self, Manifest, UnixName};
 use rewake_image::{Image, PAGE_SIZE, PageWriter, PendingImage};
 use rewake_linux::cpu::Cpu;
 use rewake_linux::fork::{self, StopsBlocked};
@@ -92,9 +93,15 @@ pub(crate) fn run(options: &Options, progress: &mut dyn FnMut(Progress)) -> Resu
         files_for_writing,
         files_stored: image.file_contents.len(),
         aio_contexts: image.processes.iter().map(|process| process.aio_contexts.len()).sum(),
+        outside_sockets: outside_sockets(&image),
         paused,
         total: begin.elapsed(),
     })
+}
+
+pub(crate) fn outside_sockets(image: &Image) -> Vec<String> {
+    let ids: BTreeSet<u32> = image.unix_sockets.iter().filter_map(|socket| socket.outside).collect();
+    image.unix_names.iter().filter(|name| ids.contains(&name.id)).map(UnixName::shown).collect()
 }
 
 /// Kills the target, whose image is durable; an image whose program lives on is none.

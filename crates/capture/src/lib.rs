@@ -88,6 +88,9 @@ pub struct Summary {
     /// Contexts of asynchronous I/O (io_setup) of the program: requests that were still in flight are not in the image, and whether
     /// there were any cannot be seen.
     pub aio_contexts: usize,
+    /// Addresses of sockets of other programs, to which the program sends datagrams (the system log): it is connected to them again when
+    /// it is resumed.
+    pub outside_sockets: Vec<String>,
     /// From the first interruption to the last release.
     pub paused: Duration,
     /// From the call of [`capture`] to the durable image.

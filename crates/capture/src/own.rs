@@ -101,6 +101,7 @@ fn summary(
         files_for_writing,
         files_stored: image.file_contents.len(),
         aio_contexts: image.processes.iter().map(|process| process.aio_contexts.len()).sum(),
+        outside_sockets: crate::capture::outside_sockets(image),
         paused,
         total,
     }

@@ -348,6 +348,11 @@ fn unix_sockets() {
     refused("option 26 is impossible", &|image| image.unix_sockets[1].options[0].option = 26);
     refused("option 16 of 0 bytes", &|image| image.unix_sockets[1].options[0].value.clear());
     refused("a filter of 7 bytes", &|image| image.unix_sockets[6].filter.truncate(7));
+    refused("somebody else's socket of name 9", &|image| image.unix_sockets[8].outside = Some(9));
+    refused("its name 2 is somebody else's", &|image| image.unix_sockets[8].outside = Some(2));
+    refused("somebody else's socket of name 3", &|image| image.unix_sockets[8].r#type = 5);
+    refused("somebody else's socket of name 3", &|image| image.unix_sockets[8].peer = Some(6));
+    refused("its name 3 is somebody else's", &|image| image.unix_sockets[7].name = Some(3));
     refused("shutdown 0x4", &|image| image.unix_sockets[1].shutdown = 4);
     refused("which is still open", &|image| image.unix_sockets[1].reset = true);
     refused("an address of 0 bytes", &|image| image.unix_names[0].text.clear());

@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use rewake_image::Image;
-use rewake_restore::{IpcPolicy, OnChanged, Options, Pids, RestoreError};
+use rewake_restore::{IpcPolicy, OnChanged, Options, OutsideSockets, Pids, RestoreError};
 
 use crate::ids::{self, Ids};
 use crate::lead::{FACTS, disperse};
@@ -63,6 +63,7 @@ fn recover(place: &Path) -> String {
         pids: Pids::Auto,
         ipc: IpcPolicy::Auto,
         clock: None,
+        outside_sockets: OutsideSockets::default(),
         new_session: false,
     };
     match rewake_restore::own::become_program(&options, &mut |error| eprintln!("{}", told(error))) {

@@ -166,6 +166,18 @@ pub enum RestoreError {
         /// Why not.
         reason: String,
     },
+    /// Somebody else's unix socket is not there.
+    #[error(
+        "connect failed for pid {pid} (unix socket {name} of another program, to which this one sends): {source}"
+    )]
+    Unreachable {
+        /// The process in the image.
+        pid: i32,
+        /// The address, `@` before an abstract one.
+        name: String,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// An entry of the planned program was not accepted.
     #[error("{operation} failed for pid {pid} ({object}): {source}")]
     Entry {
@@ -229,6 +241,9 @@ impl RestoreError {
             }
             Self::Socket { .. } => {
                 "end the program that has it, or remove or put back what is in its way, then resume again"
+            }
+            Self::Unreachable { .. } => {
+                "start the program that has this address (a system log, for example), or resume with --outside-sockets dead-end: then it is as if that program had ended"
             }
             Self::PidTaken { .. } => "end that process or wait for its end, then resume again",
             Self::IpcTaken { .. } => {

@@ -82,6 +82,16 @@ pub enum IpcPolicy {
     Namespace,
 }
 
+/// What becomes of unix sockets for datagrams that are connected to somebody else's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OutsideSockets {
+    /// They are connected again to whoever has that address now, or an error.
+    #[default]
+    Reconnect,
+    /// As if whoever had it had ended.
+    DeadEnd,
+}
+
 /// What the program's `CLOCK_MONOTONIC` and `CLOCK_BOOTTIME` show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Clock {
@@ -102,6 +112,8 @@ pub struct Options {
     pub pids: Pids,
     /// Policy for System V objects.
     pub ipc: IpcPolicy,
+    /// Policy for sockets connected to somebody else's.
+    pub outside_sockets: OutsideSockets,
     /// The program's clocks; as it had them, its own or the host's, when not said.
     pub clock: Option<Clock>,
     /// Whether the program becomes leader of a session of its own (`--detach`).
@@ -178,7 +190,10 @@ fn examine(options: &Options, phase: &mut Phases<'_>) -> Result<Examined, Restor
         transaction::refuse_waiting(&options.dir)?;
         // One directory is looked at and read, whatever gets its name meanwhile.
         let directory = rewake_image::open_directory(&options.dir)?;
-        let image = Image::open_at(&directory, &options.dir)?;
+        let mut image = Image::open_at(&directory, &options.dir)?;
+        if options.outside_sockets == OutsideSockets::DeadEnd {
+            sockets::lead_nowhere(&mut image);
+        }
         owner::check(image.root().pid, &directory, &options.dir)?;
         let reader = PageReader::open_at(&directory, &options.dir, &image.stream)?;
         Ok((image, reader))

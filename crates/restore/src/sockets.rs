@@ -36,6 +36,8 @@ pub enum Place {
         /// What is left of a socket that nobody has any more is there, and is removed before.
         stale: Option<Stale>,
     },
+    /// Somebody else's socket has it: in this folder, if it is a file.
+    Outside(Option<usize>),
     /// In a file system that nobody else sees: nothing of it is there any more.
     Private,
 }
@@ -83,7 +85,8 @@ pub fn survey(
         ..Sockets::default()
     };
     for name in &image.unix_names {
-        let place = place(image, name, folders)?;
+        let is_outside = image.unix_sockets.iter().any(|socket| socket.outside == Some(name.id));
+        let place = if is_outside { outside(image, name, folders) } else { place(image, name, folders) }?;
         if place == Place::Private && !sockets.may_mount && is_bound_again(image, name.id) {
             let reason = "its file is gone; binding it without one takes CAP_SYS_ADMIN, or namespaces of its own \
                           (--pids namespace)";
@@ -133,6 +136,40 @@ fn place(image: &Image, name: &UnixName, folders: &mut Vec<Arc<OwnedFd>>) -> Res
     Ok(Place::Real { folder, before, stale })
 }
 
+/// Where somebody else's socket is to be reached again.
+fn outside(image: &Image, name: &UnixName, folders: &mut Vec<Arc<OwnedFd>>) -> Result<Place, RestoreError> {
+    let failed = |reason: io::Error| RestoreError::Unreachable {
+        pid: image.root().pid,
+        name: name.shown(),
+        source: reason,
+    };
+    let Some(file) = &name.file else {
+        unix::takes_datagrams(&name.text).map_err(failed)?;
+        return Ok(Place::Outside(None));
+    };
+    let folder = file.as_path().parent().ok_or(Errno::NOENT).and_then(removed::open_as_it_was);
+    let folder = folder.map_err(|error| failed(error.into()))?;
+    by_short_name(&folder, last_name(&file.path), unix::takes_datagrams).map_err(failed)?;
+    folders.push(Arc::new(folder));
+    Ok(Place::Outside(Some(folders.len() - 1)))
+}
+
+/// Connects sockets to nobody that were connected to somebody else's: to one that is closed. It has an address for a moment, so that
+/// they get what waits in them before they are connected.
+pub fn lead_nowhere(image: &mut Image) {
+    let id = image.unix_sockets.last().map_or(0, |socket| socket.id.saturating_add(1));
+    let name = image.unix_names.last().map_or(0, |name| name.id.saturating_add(1));
+    let mut outside = image.unix_sockets.iter_mut().filter(|socket| socket.outside.is_some()).peekable();
+    let Some(kind) = outside.peek().map(|socket| socket.r#type) else { return };
+    for socket in outside {
+        socket.outside = None;
+        socket.peer = Some(id);
+    }
+    image.unix_sockets.push(UnixSocket { id, r#type: kind, name: Some(name), ..UnixSocket::default() });
+    let text = format!("\0rewake-nowhere-{}", std::process::id()).into_bytes();
+    image.unix_names.push(UnixName { id: name, text, ..UnixName::default() });
+}
+
 /// The path at which a name was bound, whatever became of the file since.
 #[must_use]
 pub fn first_path(name: &UnixName) -> Vec<u8> {
@@ -163,11 +200,19 @@ fn stale(folder: &OwnedFd, file: &FileIdentity) -> Result<Option<Stale>, String>
     }
 }
 
-/// By a short name, whatever the length of the path.
 fn is_abandoned(folder: &OwnedFd, name: &[u8]) -> io::Result<bool> {
+    by_short_name(folder, name, unix::is_abandoned)
+}
+
+/// By a short name, whatever the length of the path.
+fn by_short_name<T>(
+    folder: &OwnedFd,
+    name: &[u8],
+    ask: impl FnOnce(&[u8]) -> io::Result<T>,
+) -> io::Result<T> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(folder, name, flags, Mode::empty())?;
-    unix::is_abandoned(format!("/proc/self/fd/{}", file.as_raw_fd()).as_bytes())
+    ask(format!("/proc/self/fd/{}", file.as_raw_fd()).as_bytes())
 }
 
 /// Removes the file of a socket that a failed restore made; whatever else is in its place by now stays.
@@ -267,6 +312,13 @@ pub fn notes(image: &Image, sockets: &Sockets, identity: &Identity) -> Vec<Strin
              be had"
         ));
     }
+    let outside = image
+        .unix_names
+        .iter()
+        .filter(|name| matches!(sockets.places.get(&name.id), Some(Place::Outside(_))));
+    notes.extend(outside.map(|name| {
+        format!("connected again to {}, a socket of another program that has this address now", name.shown())
+    }));
     notes
 }
 

@@ -119,6 +119,7 @@ fn options(dir: &Path) -> Options {
         on_changed: OnChanged::Error,
         pids: Pids::Auto,
         ipc: IpcPolicy::Auto,
+        outside_sockets: rewake_restore::OutsideSockets::Reconnect,
         clock: None,
         new_session: false,
     }

@@ -155,6 +155,10 @@ pub struct Resume {
     #[arg(long, value_name = "WHICH", value_enum, default_value_t = Ipc::Auto)]
     pub ipc: Ipc,
 
+    /// What becomes of unix sockets for datagrams that were connected to another program's, as to that of the system log (/dev/log)
+    #[arg(long, value_name = "WHICH", value_enum, default_value_t = OutsideSockets::Reconnect)]
+    pub outside_sockets: OutsideSockets,
+
     /// What the program's clocks that count from the start of the host show (CLOCK_MONOTONIC, CLOCK_BOOTTIME). Left out, they are what the
     /// program had: the host's, or its own if they were kept before
     #[arg(long, value_name = "WHICH", value_enum)]
@@ -215,6 +219,15 @@ pub enum Ipc {
     Same,
     /// New ones with the same ids, in an IPC namespace of its own
     Namespace,
+}
+
+/// Where sockets lead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OutsideSockets {
+    /// To whoever has that address now; if nobody has, the resume fails
+    Reconnect,
+    /// Nowhere, as if that other program had ended; a program that uses syslog(3) finds the system log again by itself
+    DeadEnd,
 }
 
 /// Which clocks.

@@ -99,7 +99,13 @@ fn notes(summary: &Summary) -> Vec<String> {
          has none"
             .to_owned()
     });
-    note(summary.files_for_writing).into_iter().chain(requests).collect()
+    let outside = summary.outside_sockets.iter().map(|name| {
+        format!(
+            "connected to {}, a socket of another program: the resume connects it again to whoever has that address then",
+            plain(name.as_bytes())
+        )
+    });
+    note(summary.files_for_writing).into_iter().chain(requests).chain(outside).collect()
 }
 
 fn note(files_for_writing: usize) -> Option<String> {
@@ -143,6 +149,7 @@ mod tests {
             files_for_writing: 0,
             files_stored: 2,
             aio_contexts: 1,
+            outside_sockets: vec!["/dev/log".to_owned()],
             paused: Duration::from_micros(12_340),
             total: Duration::from_millis(190),
         };
@@ -152,7 +159,8 @@ mod tests {
         );
         assert!(line(dir, &summary, true).contains(" image, killed, paused 12.3 ms, total "));
         let notes = notes(&summary);
-        assert!(notes.len() == 1 && notes[0].contains("in flight"), "{notes:?}");
+        assert!(notes.len() == 2 && notes[0].contains("in flight"), "{notes:?}");
+        assert!(notes[1].contains("/dev/log, a socket of another program"), "{notes:?}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use rewake_restore::{IpcPolicy, Options, Progress, RestoreError, Restored};
 use rustix::process::Pid;
 use serde::Serialize;
 
-use crate::args::{Clock, Ipc, OnChanged, Pids, Resume};
+use crate::args::{Clock, Ipc, OnChanged, OutsideSockets, Pids, Resume};
 use crate::failure::{Failure, chain};
 use crate::foreground::{self, Company};
 use crate::format::{count, milliseconds, plain, rate, size, time};
@@ -89,6 +89,10 @@ fn options(arguments: &Resume) -> Result<Options, Failure> {
             Ipc::Auto => IpcPolicy::Auto,
             Ipc::Same => IpcPolicy::Same,
             Ipc::Namespace => IpcPolicy::Namespace,
+        },
+        outside_sockets: match arguments.outside_sockets {
+            OutsideSockets::Reconnect => rewake_restore::OutsideSockets::Reconnect,
+            OutsideSockets::DeadEnd => rewake_restore::OutsideSockets::DeadEnd,
         },
         clock: arguments.clock.map(|clock| match clock {
             Clock::Keep => rewake_restore::Clock::Keep,

@@ -73,7 +73,8 @@ impl Sockets {
             looks.push(look);
         }
         if !looks.is_empty() {
-            connect::judge(target, seen, &mut looks);
+            let diag = diag.as_ref().and_then(|diag| diag.as_ref().ok());
+            connect::judge(target, seen, &mut looks, diag);
             sockets.tell(target, looks);
         }
         Ok(sockets)

@@ -47,11 +47,19 @@ pub(super) fn check(image: &Image) -> Result<(), ImageError> {
     let names: BTreeSet<u32> = image.unix_names.iter().map(|name| name.id).collect();
     let files: BTreeSet<u32> = image.open_files.iter().map(|file| file.id).collect();
     let open = open(&image.open_files, &known)?;
+    let outside: BTreeSet<u32> = image.unix_sockets.iter().filter_map(|socket| socket.outside).collect();
+    let reachable = |name: &&UnixName| name.is_abstract() || name.file.is_some();
+    let reachable: BTreeSet<u32> = image.unix_names.iter().filter(reachable).map(|name| name.id).collect();
     let mut waiting = BTreeSet::new();
     for one in &image.unix_sockets {
         let record = &format!("UnixSocket {}", one.id);
         if let Some(name) = one.name {
             ensure!(names.contains(&name), record, "its name {name} is not there");
+            ensure!(!outside.contains(&name), record, "its name {name} is somebody else's");
+        }
+        if let Some(name) = one.outside {
+            let sound = one.r#type == DATAGRAM && one.peer.is_none() && reachable.contains(&name);
+            ensure!(sound, record, "it cannot be connected to somebody else's socket of name {name}");
         }
         state(one, record)?;
         connected(one, &known, &open, record)?;

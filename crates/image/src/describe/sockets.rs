@@ -22,6 +22,9 @@ pub(super) fn describe(image: &Image, id: u32) -> String {
         let peer = find(peer).and_then(|at| name(&image.unix_sockets[at]));
         parts.push(peer.map_or_else(|| "connected".to_owned(), |peer| format!("connected to {peer}")));
     }
+    if let Some(name) = image.unix_names.iter().find(|name| Some(name.id) == socket.outside) {
+        parts.push(format!("connected to {} of another program", name.shown()));
+    }
     if socket.backlog.is_some() {
         parts.push(format!("listens, {} waiting", socket.pending.len()));
     }

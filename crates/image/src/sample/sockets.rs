@@ -30,6 +30,7 @@ pub(super) fn add(image: &mut Image) {
         },
         UnixName { id: 1, text: b"\0abstract".to_vec(), ..UnixName::default() },
         UnixName { id: 2, text: b"/home/user/gone".to_vec(), ..UnixName::default() },
+        UnixName { id: 3, text: b"\0somebody's".to_vec(), ..UnixName::default() },
     ];
     let credentials = |pid| Some(PeerCredentials { pid, uid: 1000, gid: 1000, groups: vec![1000] });
     let message = UnixMessage { data: b"data".to_vec(), ..UnixMessage::default() };
@@ -64,8 +65,9 @@ pub(super) fn add(image: &mut Image) {
             ..socket(6, DATAGRAM, None)
         },
         UnixSocket { name: Some(1), ..socket(7, DATAGRAM, None) },
+        UnixSocket { outside: Some(3), ..socket(8, DATAGRAM, None) },
     ];
-    for socket in [0, 1, 2, 4, 5, 6] {
+    for socket in [0, 1, 2, 4, 5, 6, 8] {
         let id = image.open_files.last().map_or(0, |file| file.id) + 1;
         let fd = image.processes[0].descriptors.last().map_or(0, |descriptor| descriptor.fd) + 1;
         let kind = Some(Kind::Socket(SocketEnd { socket }));

@@ -233,17 +233,24 @@ pub fn new(kind: i32) -> io::Result<OwnedFd> {
 /// # Errors
 /// When we may not ask, or it is no socket.
 pub fn is_abandoned(text: &[u8]) -> io::Result<bool> {
-    let socket = new(libc::SOCK_DGRAM)?;
-    let address = self::sockaddr(text);
-    let len = libc::socklen_t::try_from(address.len()).map_err(io::Error::other)?;
-    // SAFETY: the kernel reads `len` bytes of `address`, which has as many.
-    let connected = check(unsafe { libc::connect(socket.as_raw_fd(), address.as_ptr().cast(), len) });
-    match connected.map_err(|error| (error.raw_os_error(), error)) {
+    match takes_datagrams(text).map_err(|error| (error.raw_os_error(), error)) {
         Err((Some(libc::ECONNREFUSED), _)) => Ok(true),
         // Of another type, or connected to somebody else, or just so.
         Ok(_) | Err((Some(libc::EPROTOTYPE | libc::EPERM), _)) => Ok(false),
         Err((_, error)) => Err(error),
     }
+}
+
+/// Whether somebody has a socket for datagrams of that address, to which a new one can be connected. Nothing is sent.
+///
+/// # Errors
+/// Why not.
+pub fn takes_datagrams(text: &[u8]) -> io::Result<()> {
+    let socket = new(libc::SOCK_DGRAM)?;
+    let address = self::sockaddr(text);
+    let len = libc::socklen_t::try_from(address.len()).map_err(io::Error::other)?;
+    // SAFETY: the kernel reads `len` bytes of `address`, which has as many.
+    check(unsafe { libc::connect(socket.as_raw_fd(), address.as_ptr().cast(), len) }).map(|_| ())
 }
 
 /// A `struct sockaddr_un` of that text, as long as it must be.

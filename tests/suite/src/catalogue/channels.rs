@@ -83,6 +83,10 @@ pub(super) const SOCKETS: &[Row] = &[
         "datagrams from many to one, with the addresses they came from, also of senders that are gone",
         &[probe("unix_names datagrams")],
     ),
+    row(
+        "datagrams to another program (a system log): connected again to whoever has that name, with answers that wait",
+        &[once("unix_outside absolute"), once("unix_outside relative"), once("unix_outside abstract")],
+    ),
     row("accept and connect that wait", &[probe("unix_names blocked")]),
     row(
         "a server and its clients, each a process, data on its way",

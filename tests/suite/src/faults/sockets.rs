@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown};
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -9,10 +10,11 @@ use anyhow::{Context, Result, ensure};
 use rewake_image::Image;
 use rewake_image::records::SocketOption;
 
-use super::refusals::start;
+use super::refusals::{fails, start};
 use crate::edit;
 use crate::process;
 use crate::report::Report;
+use crate::subject::{PASSED, Subject, save_command};
 use crate::workshop::Workshop;
 
 const SOON: Duration = Duration::from_secs(5);
@@ -26,6 +28,62 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
             failed_resume(workshop, variant)
         });
     }
+    report.test("datagrams to another program that is not there at the resume", || nobody_there(workshop));
+    report.test("datagrams to another program: somebody else has its name at the resume", || {
+        somebody_else(workshop)
+    });
+    report.test("unix socket is refused by name: an answer from another program's abstract name", || {
+        let subject = start(workshop, "sockets-stranger", "unix_outside", &["stranger"])?;
+        let image = subject.image();
+        fails(workshop, subject, &image, &["a datagram waits in it from @rewake-outside-"])?;
+        process::nothing_left(&[], SOON)
+    });
+}
+
+/// The other program of a subject, which is captured, ends.
+fn captured_alone(workshop: &Workshop, variant: &str) -> Result<Subject> {
+    let mut subject = start(workshop, &format!("outside-{variant}"), "unix_outside", &[variant])?;
+    let save = save_command(workshop, subject.pid(), &subject.image());
+    let saved = process::run(save, &subject.folder, "save")?;
+    saved.expect_code("save", 0)?;
+    saved.expect_words("save", &["a socket of another program"])?;
+    subject.end();
+    UnixDatagram::unbound()?.send_to(b"quit", subject.folder.join("log")).context("the other program")?;
+    process::nothing_left(&[], SOON)?;
+    Ok(subject)
+}
+
+fn nobody_there(workshop: &Workshop) -> Result<()> {
+    let subject = captured_alone(workshop, "nowhere")?;
+    let name = subject.folder.join("log");
+    for remedy in ["start the program that has this address", "--outside-sockets dead-end"] {
+        let resumed = subject.resume(workshop)?;
+        resumed.expect_code("resume", 125)?;
+        resumed.expect_words("resume", &[&name.display().to_string()])?;
+        resumed.expect_words("resume", &["of another program", remedy])?;
+        process::nothing_left(&[], SOON)?;
+        // Now there is no file either.
+        let _ = fs::rename(&name, subject.folder.join("aside"));
+    }
+    fs::rename(subject.folder.join("aside"), &name)?;
+    subject.resume_and_pass(workshop, &["--outside-sockets", "dead-end"])
+}
+
+fn somebody_else(workshop: &Workshop) -> Result<()> {
+    let subject = captured_alone(workshop, "other")?;
+    let name = subject.folder.join("log");
+    fs::remove_file(&name)?;
+    let other = UnixDatagram::bind(&name)?;
+    other.set_read_timeout(Some(SOON))?;
+    subject.go()?;
+    let resumed = subject.resume(workshop)?;
+    resumed.expect_code("resume", 0)?;
+    resumed.expect_words("resume", &["connected again to", &name.display().to_string()])?;
+    ensure!(subject.said() == PASSED, "the program said {}", subject.said());
+    let mut text = [0; 20];
+    let length = other.recv(&mut text).context("what the program sent")?;
+    ensure!(&text[..length] == b"after", "it sent {:?}", &text[..length]);
+    process::nothing_left(&[], SOON)
 }
 
 /// All that is to be seen of a file, but for the number of its inode.

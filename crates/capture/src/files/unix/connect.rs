@@ -2,11 +2,13 @@
 
 use std::collections::{HashMap, HashSet};
 
-use rewake_image::records::{PeerCredentials, UnixSocket};
+use rewake_image::records::{PeerCredentials, UnixName, UnixSocket};
 use rewake_linux::proc::{Proc, holders};
+use rewake_linux::socket::diag::Diag;
+use rewake_linux::socket::unix;
 
 use super::look::{Look, refusal};
-use super::names::{Bases, Names};
+use super::names::{Bases, Names, Outside};
 use super::{Queued, Sockets, is_socket, message};
 use crate::files::kind::Refusal;
 use crate::files::{Seen, Target};
@@ -25,7 +27,7 @@ fn outside(reason: String) -> Refusal {
 }
 
 /// Finds those that lead to the outside or hold what cannot be captured.
-pub(super) fn judge(target: Target<'_>, seen: &[Seen], looks: &mut Vec<Look>) {
+pub(super) fn judge(target: Target<'_>, seen: &[Seen], looks: &mut Vec<Look>, diag: Option<&Diag>) {
     let known: HashSet<u32> = looks.iter().filter_map(|look| u32::try_from(look.inode).ok()).collect();
     // All of them are of one file system.
     let device = seen.iter().find(|one| is_socket(one)).map_or(0, |one| one.inode().0);
@@ -45,6 +47,9 @@ pub(super) fn judge(target: Target<'_>, seen: &[Seen], looks: &mut Vec<Look>) {
         .flat_map(|(at, look)| look.told.waiting.iter().map(move |inode| (*inode, at)))
         .collect();
     let around = Around { target, known, elsewhere, waiting };
+    if let Some(diag) = diag {
+        around.reach_outside(looks, diag);
+    }
     for at in 0..looks.len() {
         if looks[at].refusal.is_none() {
             looks[at].refusal = around.link(looks, at).err();
@@ -73,13 +78,58 @@ impl Around<'_> {
         if let Some(pid) = self.elsewhere.get(&inode) {
             return Err(outside(format!("process {pid}, which is outside of the captured tree, has it too")));
         }
+        self.senders(look, looks)?;
         if look.reset && !(look.is_connection() && look.told.peer == Some(0)) {
             return Err(refusal("an error waits in it to be told to the program"));
         }
         match look.told.peer {
             Some(0) => self.no_peer(look, inode),
-            Some(peer) if !self.known.contains(&peer) => self.foreign(peer),
+            Some(peer) if !self.known.contains(&peer) && look.outside.is_none() => self.foreign(peer),
             _ => self.waiting(look, looks),
+        }
+    }
+
+    /// Nobody else can send from an abstract name that another program has, also when that has sent before.
+    fn senders(&self, look: &Look, looks: &[Look]) -> Result<(), Refusal> {
+        let mut senders = look.queued.messages.iter().filter_map(|message| message.sender.as_ref());
+        let is_foreign = |text: &&Vec<u8>| {
+            text.first() == Some(&0)
+                && !looks.iter().any(|other| other.name.as_ref() == Some(text))
+                && unix::is_abandoned(text).is_ok_and(|abandoned| !abandoned)
+        };
+        match senders.find(is_foreign) {
+            Some(text) => {
+                let name = UnixName { text: text.clone(), ..UnixName::default() };
+                Err(refusal(format!(
+                    "a datagram waits in it from {}, a socket of another program",
+                    name.shown()
+                )))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Sockets for datagrams may be connected to somebody else's: each that can be connected again is.
+    fn reach_outside(&self, looks: &mut [Look], diag: &Diag) {
+        let mut bases = None;
+        for look in looks.iter_mut().filter(|look| !look.is_connection() && look.refusal.is_none()) {
+            let Some(peer) = look.told.peer.filter(|peer| *peer != 0 && !self.known.contains(peer)) else {
+                continue;
+            };
+            let Ok(told) = diag.ask(peer) else { continue };
+            let (bases, holder) =
+                (bases.get_or_insert_with(|| Bases::of(self.target)), self.elsewhere.get(&peer).copied());
+            match Outside::find(look, &told, holder, bases) {
+                Ok(found) => look.outside = Some(found),
+                // Who has it may be one of the target's, who is not there yet.
+                Err(_) if holder.is_none() && !self.target.still => {}
+                Err(why) => {
+                    let whose = holder.map_or("nobody of the captured tree".to_owned(), |pid| {
+                        format!("process {pid}, outside of the captured tree,")
+                    });
+                    look.refusal = Some(outside(format!("its other side belongs to {whose} {why}")));
+                }
+            }
         }
     }
 
@@ -165,6 +215,8 @@ pub(super) fn records(target: Target<'_>, sockets: &mut Sockets, mut looks: Vec<
         looks.iter().zip(0..).filter_map(|(look, id)| Some((u32::try_from(look.inode).ok()?, id))).collect();
     // The names of those that are there come first: what is gone had one of theirs, maybe.
     let ids: Vec<Option<u32>> = looks.iter().map(|look| names.of(look)).collect();
+    let outside: Vec<Option<u32>> =
+        looks.iter().map(|look| look.outside.as_ref().map(|one| names.of_outside(one))).collect();
     let queued: Vec<Queued> = looks.iter_mut().map(|look| std::mem::take(&mut look.queued)).collect();
     let mut messages = Vec::new();
     for ((look, id), (name, queued)) in looks.iter().zip(0..).zip(ids.into_iter().zip(queued)) {
@@ -178,6 +230,9 @@ pub(super) fn records(target: Target<'_>, sockets: &mut Sockets, mut looks: Vec<
                 message.sender = sender.map(|text| names.of_text(&text));
             });
         }
+    }
+    for (record, outside) in sockets.records.iter_mut().zip(outside) {
+        record.outside = outside;
     }
     gone(sockets, &looks, &mut names);
     for (at, mut queue) in messages.into_iter().enumerate() {
@@ -209,6 +264,7 @@ fn record(look: &Look, id: u32, name: Option<u32>, by_inode: &HashMap<u32, u32>)
         queue: Vec::new(),
         options: look.options.clone(),
         reset: false,
+        outside: None,
         filter: look.filter.clone(),
     }
 }

@@ -10,8 +10,8 @@ use rewake_linux::socket::diag::{self, Diag};
 use rewake_linux::socket::{self, unix};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use super::Queued;
-use super::queue;
+use super::names::Outside;
+use super::{Queued, queue};
 use crate::files::Seen;
 use crate::files::kind::{LET_FINISH, Refusal};
 
@@ -39,6 +39,8 @@ pub(super) struct Look {
     /// Its peer closed the connection with data unread.
     pub(super) reset: bool,
     pub(super) queued: Queued,
+    /// Somebody else's socket that it is connected to.
+    pub(super) outside: Option<Outside>,
     /// Why it cannot be captured.
     pub(super) refusal: Option<Refusal>,
 }
@@ -63,6 +65,7 @@ impl Look {
             filter: Vec::new(),
             reset: false,
             queued: Queued::default(),
+            outside: None,
             refusal: None,
         };
         look.refusal = look.ask(&own, diag, still).err();

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use rewake_image::records::{UnixName, path_of};
 use rewake_linux::proc::{FileStat, Proc};
+use rewake_linux::socket::diag::UnixSocket;
 use rustix::fs::FileType;
 
 use super::look::Look;
@@ -46,12 +47,14 @@ impl Bases {
 pub(super) struct Names<'a> {
     bases: &'a Bases,
     ids: HashMap<(Vec<u8>, Option<u32>), u32>,
+    /// Those of somebody else's sockets, with their files.
+    outside: HashMap<(Vec<u8>, Option<Vec<u8>>), u32>,
     pub(super) records: Vec<UnixName>,
 }
 
 impl<'a> Names<'a> {
     pub(super) fn new(bases: &'a Bases) -> Self {
-        Self { bases, ids: HashMap::new(), records: Vec::new() }
+        Self { bases, ids: HashMap::new(), outside: HashMap::new(), records: Vec::new() }
     }
 
     /// The id of a socket's own address.
@@ -61,7 +64,25 @@ impl<'a> Names<'a> {
         if let Some(id) = self.ids.get(&key) {
             return Some(*id);
         }
-        let file = file_of(look, self.bases);
+        let name = self.name(text, file_of(look, self.bases));
+        let id = self.push(name);
+        self.ids.insert(key, id);
+        Some(id)
+    }
+
+    /// The id of the address of somebody else's socket, which is reached by it.
+    pub(super) fn of_outside(&mut self, one: &Outside) -> u32 {
+        let key = (one.text.clone(), one.file.as_ref().map(|(_, path)| path.clone()));
+        if let Some(id) = self.outside.get(&key) {
+            return *id;
+        }
+        let name = self.name(&one.text, one.file.clone());
+        let id = self.push(name);
+        self.outside.insert(key, id);
+        id
+    }
+
+    fn name(&self, text: &[u8], file: Option<(FileStat, Vec<u8>)>) -> UnixName {
         let name = match file {
             Some((stat, path)) => {
                 let (folder, renamed) = folder_of(text, &stat, &path, self.bases);
@@ -76,21 +97,21 @@ impl<'a> Names<'a> {
             }
             None => UnixName::default(),
         };
-        Some(self.push(key, UnixName { text: text.clone(), ..name }))
+        UnixName { text: text.to_vec(), ..name }
     }
 
     /// The id of an address of which nothing but the text is known: that of a socket that is gone.
     pub(super) fn of_text(&mut self, text: &[u8]) -> u32 {
-        if let Some(known) = self.records.iter().find(|name| name.text == text) {
+        let is_own = |name: &&UnixName| !self.outside.values().any(|id| *id == name.id);
+        if let Some(known) = self.records.iter().filter(is_own).find(|name| name.text == text) {
             return known.id;
         }
-        self.push((text.to_vec(), None), UnixName { text: text.to_vec(), ..UnixName::default() })
+        self.push(UnixName { text: text.to_vec(), ..UnixName::default() })
     }
 
-    fn push(&mut self, key: (Vec<u8>, Option<u32>), name: UnixName) -> u32 {
+    fn push(&mut self, name: UnixName) -> u32 {
         let id = u32::try_from(self.records.len()).expect("fewer names than 2^32");
         self.records.push(UnixName { id, ..name });
-        self.ids.insert(key, id);
         id
     }
 }
@@ -110,15 +131,58 @@ fn file_of(look: &Look, bases: &Bases) -> Option<(FileStat, Vec<u8>)> {
         let there = socket_at(&link.target).filter(|there| there.same_file(&link.stat));
         return there.map(|there| (there, link.target));
     }
-    // The kernel tells 32 bits of the inode to everybody.
-    let is_it = |stat: &FileStat| stat.inode & u64::from(u32::MAX) == inode.into();
     let candidates: Vec<Vec<u8>> = bases.for_text(text).iter().map(|base| joined(base, text)).collect();
-    let at = |path: &Vec<u8>| socket_at(path).filter(is_it).map(|stat| (stat, path.clone()));
-    let found = candidates.iter().find_map(at);
-    let (stat, path) = found.or_else(|| candidates.iter().find_map(|path| renamed(path, inode)))?;
-    // As the kernel would tell it, without links on the way.
+    let found = candidates.iter().find_map(|path| of_inode(path, inode));
+    without_links(found.or_else(|| candidates.iter().find_map(|path| renamed(path, inode)))?)
+}
+
+/// The socket file of that path, if it has this inode, of which the kernel tells 32 bits to everybody.
+fn of_inode(path: &[u8], inode: u32) -> Option<(FileStat, Vec<u8>)> {
+    let stat = socket_at(path).filter(|stat| stat.inode & u64::from(u32::MAX) == inode.into())?;
+    Some((stat, path.to_vec()))
+}
+
+/// The path as the kernel would tell it, without links on the way.
+fn without_links((stat, path): (FileStat, Vec<u8>)) -> Option<(FileStat, Vec<u8>)> {
     let folder = path_of(&path).parent()?.canonicalize().ok()?;
     Some((stat, folder.join(path_of(&path).file_name()?).as_os_str().as_bytes().to_vec()))
+}
+
+/// Somebody else's socket that can be reached again.
+#[derive(Clone, Debug)]
+pub(super) struct Outside {
+    text: Vec<u8>,
+    file: Option<(FileStat, Vec<u8>)>,
+}
+
+impl Outside {
+    /// A socket for datagrams that `look` is connected to; `holder` has it, if that is known. What stands in the way, if it cannot be
+    /// reached by its name.
+    pub(super) fn find(
+        look: &Look,
+        told: &UnixSocket,
+        holder: Option<i32>,
+        bases: &Bases,
+    ) -> Result<Self, &'static str> {
+        if told.peer.is_some_and(|back| u64::from(back) == look.inode) {
+            return Err("which is connected to nobody else");
+        }
+        let text = look.peer_name.clone().ok_or("and has no name")?;
+        if text.first() == Some(&0) {
+            return Ok(Self { text, file: None });
+        }
+        let inode = told.file.ok_or("and has no file")?;
+        // A relative text is one of the folder in which its own process is.
+        let link = if text.starts_with(b"/") { "root" } else { "cwd" };
+        let its = holder.and_then(|pid| Proc::open_living(pid).ok()?.link(link).ok());
+        let its = its.filter(|link| !link.deleted).map(|link| link.target);
+        let all = bases.for_text(&text).iter().chain(&its);
+        let found = all.map(|base| joined(base, &text)).find_map(|path| of_inode(&path, inode));
+        match found.and_then(without_links) {
+            Some(file) => Ok(Self { text, file: Some(file) }),
+            None => Err("whose file is not where its name says"),
+        }
+    }
 }
 
 /// A socket that has another name now, in the same folder.

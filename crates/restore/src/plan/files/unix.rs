@@ -126,6 +126,8 @@ impl<'a> Planner<'a> {
                 self.weave_connection(web, socket, peer);
             }
         }
+        let outside = self.image.unix_sockets.iter().filter(|socket| socket.outside.is_some());
+        web.later.extend(outside.map(|socket| socket.id));
         let mates = web.pairs.iter().flat_map(|(one, other)| [(*one, *other), (*other, *one)]);
         let mates: BTreeMap<u32, u32> = mates.collect();
         let parted = |socket: &&UnixSocket| {
@@ -210,7 +212,7 @@ impl<'a> Planner<'a> {
     fn address(&mut self, web: &Web, name: u32) -> Option<DataRef> {
         let record = self.name(name)?;
         let address = match self.place_of(name) {
-            Place::Abstract => sockaddr(&record.text),
+            Place::Abstract | Place::Outside(None) => sockaddr(&record.text),
             _ => sockaddr(format!("/proc/self/fd/{}", web.names.get(&name)?.0).as_bytes()),
         };
         Some(self.program.bytes(&address))

@@ -32,6 +32,14 @@ impl Planner<'_> {
                     self.bind_real(web, name, number, (folder, before), stale);
                 }
                 Place::Private => private.push((name, number)),
+                // Nobody of ours has it.
+                Place::Outside(_) => {}
+            }
+        }
+        for name in &self.image.unix_names {
+            if let (Place::Outside(Some(folder)), Some(file)) = (self.place_of(name.id), &name.file) {
+                let (leader, folder) = (self.leader, self.folder(folder));
+                self.open_place(leader, folder, last_name(&file.path), web.names[&name.id].0);
             }
         }
         self.bind_private(web, &private);

@@ -31,7 +31,8 @@ impl Planner<'_> {
         let leader = self.leader;
         for id in later {
             let Some(socket) = self.socket(*id) else { continue };
-            match socket.peer.and_then(|peer| self.socket(peer)?.name) {
+            let name = || socket.peer.and_then(|peer| self.socket(peer)?.name);
+            match socket.outside.or_else(name) {
                 Some(name) => self.connect_on(leader, web, web.number(*id), name),
                 None => self.disconnect(web.number(*id)),
             }
