@@ -181,8 +181,9 @@ struct Terminal {
 impl Terminal {
     fn open() -> Self {
         let shell = format!("bash -c '{CLOSE_INHERITED} PS1= exec bash --norc --noprofile --noediting -i'");
-        let mut script = Command::new("script")
-            .args(["-qefc", &shell, "/dev/null"])
+        // Whoever runs the tests in the background of a shell without job control ignores Ctrl-C, and so would all below.
+        let mut script = Command::new("env")
+            .args(["--default-signal=INT,QUIT", "script", "-qefc", &shell, "/dev/null"])
             .env("PATH", "/usr/local/bin:/usr/bin:/bin")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
