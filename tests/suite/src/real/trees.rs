@@ -65,11 +65,6 @@ pub(super) fn shell(workshop: &Workshop, folder: &Path) -> Result<Command> {
     interpreter(workshop, folder, "bash", &["jobs.sh", "60"])
 }
 
-pub(super) fn redis(workshop: &Workshop, folder: &Path) -> Result<Command> {
-    installed("redis-server")?;
-    interpreter(workshop, folder, "bash", &["redis.sh", "60000"])
-}
-
 pub(super) fn nginx(workshop: &Workshop, folder: &Path) -> Result<Command> {
     if !Path::new("/usr/sbin/nginx").is_file() {
         installed("nginx")?;
