@@ -1,7 +1,7 @@
 //! The order of the phases.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rewake_image::records::{self, Manifest, UnixName};
@@ -84,22 +84,27 @@ pub(crate) fn run(options: &Options, progress: &mut dyn FnMut(Progress)) -> Resu
     };
     guardian.dismiss();
     phases.end();
-    Ok(Summary {
+    Ok(Summary { files_for_writing, bytes, paused, total: begin.elapsed(), ..summary(dir, &image) })
+}
+
+/// What the image itself tells.
+pub(crate) fn summary(dir: PathBuf, image: &Image) -> Summary {
+    Summary {
         dir,
         pids: image.processes.len(),
         threads: image.thread_count(),
-        bytes,
+        bytes: 0,
         memory: image.stream.stream_length,
-        files_for_writing,
+        files_for_writing: 0,
         files_stored: image.file_contents.len(),
         aio_contexts: image.processes.iter().map(|process| process.aio_contexts.len()).sum(),
-        outside_sockets: outside_sockets(&image),
-        paused,
-        total: begin.elapsed(),
-    })
+        outside_sockets: outside_sockets(image),
+        paused: Duration::ZERO,
+        total: Duration::ZERO,
+    }
 }
 
-pub(crate) fn outside_sockets(image: &Image) -> Vec<String> {
+fn outside_sockets(image: &Image) -> Vec<String> {
     let ids: BTreeSet<u32> = image.unix_sockets.iter().filter_map(|socket| socket.outside).collect();
     image.unix_names.iter().filter(|name| ids.contains(&name.id)).map(UnixName::shown).collect()
 }

@@ -4,7 +4,6 @@
 //! The phases are those of a capture from outside, without guardian, tracing and rights: [`Company`] stands for what holds the threads.
 
 use std::io;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rewake_image::records::{PendingSignal, Process, RestartableSequence};
@@ -72,39 +71,17 @@ pub fn capture(options: &Options, company: &mut dyn Company) -> Result<Summary> 
     let journal = Journal::new().during("create", pid, "journal of message queues")?;
     let told = ask(company)?;
     let frozen = StandingStill::look(options, told, &journal, &mut || Err(queues(pid)), &mut |_| {})?;
-    let written = crate::capture::write_stream(options, manifest, frozen, &pending)?;
+    let (image, files_for_writing) = crate::capture::write_stream(options, manifest, frozen, &pending)?;
     let paused = company.let_go().during("thaw", pid, "process")?;
-    let (dir, image, files_for_writing) = (pending.target().to_owned(), written.0, written.1);
+    let dir = pending.target().to_owned();
     let bytes = commit::commit(pid, pending, &image, || Ok(()))? + image.stream.file_length;
-    Ok(summary(dir, &image, files_for_writing, bytes, paused, begin.elapsed()))
+    let told = crate::capture::summary(dir, &image);
+    Ok(Summary { files_for_writing, bytes, paused, total: begin.elapsed(), ..told })
 }
 
 fn queues(pid: i32) -> CaptureError {
     let reason = "POSIX message queues are not supported from inside yet";
     CaptureError::failed("capture", pid, "message queue", reason).advise(SUPPORTED_OUTSIDE)
-}
-
-fn summary(
-    dir: PathBuf,
-    image: &rewake_image::Image,
-    files_for_writing: usize,
-    bytes: u64,
-    paused: Duration,
-    total: Duration,
-) -> Summary {
-    Summary {
-        dir,
-        pids: image.processes.len(),
-        threads: image.thread_count(),
-        bytes,
-        memory: image.stream.stream_length,
-        files_for_writing,
-        files_stored: image.file_contents.len(),
-        aio_contexts: image.processes.iter().map(|process| process.aio_contexts.len()).sum(),
-        outside_sockets: crate::capture::outside_sockets(image),
-        paused,
-        total,
-    }
 }
 
 /// All that the process and its threads can tell of themselves.

@@ -23,6 +23,33 @@ const RAX: usize = libc::REG_RAX as usize;
 const RIP: usize = libc::REG_RIP as usize;
 const RSP: usize = libc::REG_RSP as usize;
 
+/// Calls made again as they were: without a time-out, with one that the kernel has updated, or with an absolute one.
+const AS_THEY_ARE: &[i64] = &[
+    libc::SYS_ppoll,
+    libc::SYS_select,
+    libc::SYS_pselect6,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_futex,
+    libc::SYS_pause,
+    libc::SYS_rt_sigsuspend,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_semop,
+    libc::SYS_semtimedop,
+    libc::SYS_msgrcv,
+    libc::SYS_msgsnd,
+    libc::SYS_io_getevents,
+    libc::SYS_accept,
+    libc::SYS_accept4,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_recvmmsg,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_connect,
+    libc::SYS_read,
+    libc::SYS_write,
+];
+
 const EINTR: i64 = -4;
 const MILLISECOND: u64 = 1_000_000;
 
@@ -229,30 +256,7 @@ pub unsafe fn restart(context: *mut libc::ucontext_t, doing: Doing) {
         libc::SYS_clock_nanosleep => unsafe { shorten(&mut registers[RDX], left) },
         // SAFETY: as above.
         libc::SYS_epoll_pwait2 if registers[R10] != 0 => unsafe { shorten(&mut registers[R10], left) },
-        // Without a time-out, with one that the kernel has updated, or with an absolute one.
-        libc::SYS_ppoll
-        | libc::SYS_select
-        | libc::SYS_pselect6
-        | libc::SYS_epoll_pwait2
-        | libc::SYS_futex
-        | libc::SYS_pause
-        | libc::SYS_rt_sigsuspend
-        | libc::SYS_rt_sigtimedwait
-        | libc::SYS_semop
-        | libc::SYS_semtimedop
-        | libc::SYS_msgrcv
-        | libc::SYS_msgsnd
-        | libc::SYS_io_getevents
-        | libc::SYS_accept
-        | libc::SYS_accept4
-        | libc::SYS_recvfrom
-        | libc::SYS_recvmsg
-        | libc::SYS_recvmmsg
-        | libc::SYS_sendto
-        | libc::SYS_sendmsg
-        | libc::SYS_connect
-        | libc::SYS_read
-        | libc::SYS_write => {}
+        _ if AS_THEY_ARE.contains(&number) => {}
         _ => return,
     }
     // SAFETY: this thread's own words.

@@ -39,19 +39,12 @@ impl ProcessMemory {
     /// # Errors
     /// When the process is gone or we may not trace it.
     pub fn open(pid: i32) -> Result<Self, MemoryError> {
-        if let Some(memory) = crate::twin::memory_of(pid) {
-            let file = memory.map_err(|source| MemoryError {
-                operation: "open",
-                pid,
-                address: RemoteAddr::default(),
-                len: 0,
-                source,
-            })?;
-            return Ok(Self { pid, file });
-        }
-        // The first thread may have ended, and has no memory then.
-        let living = Proc::open_living(pid).map_or(pid, |process| process.living());
-        let file = File::options().read(true).write(true).open(format!("/proc/{living}/mem"));
+        let open = || {
+            // The first thread may have ended, and has no memory then.
+            let living = Proc::open_living(pid).map_or(pid, |process| process.living());
+            File::options().read(true).write(true).open(format!("/proc/{living}/mem"))
+        };
+        let file = crate::twin::memory_of(pid).unwrap_or_else(open);
         let file = file.map_err(|source| MemoryError {
             operation: "open",
             pid,
