@@ -22,7 +22,7 @@ use crate::copy::Stacks;
 use crate::lead::{FACTS, GO_ORDER, MAILBOX, STACKS, WALK_ORDER};
 use crate::mailbox::{MOST_SIGNALS, Mailbox, Walk};
 use crate::stand::{BY_OTHERS, STANDING, woken};
-use crate::{raw, settings, store};
+use crate::{mark, raw, settings, store};
 
 /// Code and stack segment of 64-bit programs, and flags: interrupts on, everything else off.
 const CODE: u64 = 0x33;
@@ -65,7 +65,10 @@ fn checkpoint(mailbox: u64) -> Result<Summary, CaptureError> {
         of: pid,
         memory,
         descriptors: descriptors.map(|fd| fd.load(Ordering::Relaxed)).to_vec(),
-        mappings: vec![Mailbox::at(mailbox).range(), Stacks::at(STACKS.load(Ordering::Relaxed)).range()],
+        mappings: [Mailbox::at(mailbox).range(), Stacks::at(STACKS.load(Ordering::Relaxed)).range()]
+            .into_iter()
+            .chain(mark::range())
+            .collect(),
     };
     twin::is_copy_of(twin).expect("a copy is made once");
     let mut standing = Standing::new(pid, Mailbox::at(MAILBOX.load(Ordering::Relaxed)), orders);

@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::lead::{BUSY, FACTS, MAILBOX, PLACE_BITS, REQUEST, afterwards, lead};
 use crate::mailbox::Mailbox;
 use crate::stand::{self, Slot};
-use crate::{SIGFREEZE, SIGSTAND, again, raw};
+use crate::{SIGFREEZE, SIGSTAND, again, mark, raw};
 
 /// Flag of the kernel's for handlers that say themselves how to return.
 const SA_RESTORER: u64 = 0x0400_0000;
@@ -63,6 +63,7 @@ pub fn set_action(signal: i32, new: Option<&Action>) -> Result<Action, i64> {
 /// Takes the signal.
 pub fn install() {
     let _valid = set_action(SIGFREEZE, Some(&action(on_signal)));
+    mark::set(SIGFREEZE);
 }
 
 /// What libc does about [`SIGSTAND`], while it is ours.

@@ -19,6 +19,7 @@ pub mod entry;
 pub mod ids;
 pub mod lead;
 pub mod mailbox;
+pub mod mark;
 pub mod overrides;
 pub mod pending;
 pub mod raw;

@@ -128,6 +128,7 @@ pub fn put_right(slot: &Slot, leads: bool, since: Since) {
     for fd in [&FACTS.memory, &FACTS.orders_in, &FACTS.orders_out] {
         fd.store(-1, Ordering::Relaxed);
     }
+    crate::mark::set(crate::SIGFREEZE);
     disperse();
     BACK.store(0, Ordering::Release);
     LIFE.fetch_add(1, Ordering::AcqRel);

@@ -13,6 +13,7 @@ pub mod fork;
 pub mod handles;
 pub mod host;
 pub mod hugetlb;
+pub mod inside;
 pub mod kcmp;
 pub mod lease;
 pub mod memory;
