@@ -10,6 +10,6 @@ use anyhow::Result;
 /// Fails when a compiler or linker does.
 pub fn run(folder: &Path) -> Result<bool> {
     rewake_suite::library::build(folder)?;
-    println!("libckpt.a, cmain.o and libckpt.so are in {}", folder.display());
+    println!("libckpt.a, cmain.o, libckpt.so, ckpt.h and libckpt.pc are in {}", folder.display());
     Ok(true)
 }

@@ -29,6 +29,7 @@ mod threads;
 mod timers;
 mod waiting;
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -51,6 +52,8 @@ pub struct Options {
     pub compression: Compression,
     /// How long to wait for a thread to come to rest before giving up.
     pub freeze_timeout: Duration,
+    /// Addresses in private memory that need not be kept, where they also carry the advice `MADV_DONTDUMP`.
+    pub excluded: Vec<Range<u64>>,
 }
 
 impl Options {
@@ -64,6 +67,7 @@ impl Options {
             file_level: 1,
             compression: Compression::None,
             freeze_timeout: Duration::from_secs(10),
+            excluded: Vec::new(),
         }
     }
 }

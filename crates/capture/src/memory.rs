@@ -8,6 +8,7 @@ mod hidden;
 mod shared;
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use rewake_image::records::{MappedFile, Vma, vma};
 use rewake_linux::addr::RemoteAddr;
@@ -45,6 +46,8 @@ pub(crate) struct Space {
     pub(crate) contents: Vec<Content>,
     /// The vdso's addresses.
     pub(crate) vdso: Option<(RemoteAddr, u64)>,
+    /// Addresses that need not be kept, in order.
+    pub(crate) excluded: Vec<Range<u64>>,
 }
 
 /// The memory of all processes of the target.

@@ -66,7 +66,11 @@ impl StandingStill {
         let target = Target { procs: &with_files, family: &family, still: true };
         let mut files = files::survey(target, &mut contents, &mut findings)?;
         phase("memory");
-        let memory = memory::survey(&with_memory, &family, &mut contents, &mut findings)?;
+        let mut memory = memory::survey(&with_memory, &family, &mut contents, &mut findings)?;
+        if let Some(space) = memory.spaces.first_mut() {
+            space.excluded.clone_from(&options.excluded);
+            space.excluded.sort_unstable_by_key(|range| range.start);
+        }
         for (pid, process) in told.pids.iter().zip(&mut told.processes) {
             executable(*pid, process, &mut contents)?;
         }

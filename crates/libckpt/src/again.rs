@@ -8,9 +8,8 @@
 #![allow(unsafe_code, reason = "see Safety above")]
 
 use core::arch::global_asm;
-use core::sync::atomic::Ordering;
 
-use crate::lead::{FACTS, number};
+use crate::lead::number;
 use crate::mailbox::Doing;
 use crate::raw;
 
@@ -216,10 +215,11 @@ pub fn end_wait(before: u64) {
 }
 
 /// Has the interrupted call made again when the handler returns; `doing` is what the thread was seen doing before, if it was seen.
+/// Its time is counted up to when it `stood` still.
 ///
 /// # Safety
 /// `context` is the third argument of the signal handler that this thread is in.
-pub unsafe fn restart(context: *mut libc::ucontext_t, doing: Doing) {
+pub unsafe fn restart(context: *mut libc::ucontext_t, doing: Doing, stood: u64) {
     // SAFETY: the caller's.
     let registers = unsafe { &mut (*context).uc_mcontext.gregs };
     if registers[RAX] != EINTR {
@@ -231,7 +231,6 @@ pub unsafe fn restart(context: *mut libc::ucontext_t, doing: Doing) {
     let shown = || unsafe { system_call_before(registers[RIP] as *const u8, registers[RSP] as *const u64) };
     let Some(number) = Some(doing.number).filter(|_| seen).or_else(shown) else { return };
     // Counted up to the checkpoint, whenever the thread goes on; from then on anew.
-    let stood = FACTS.since.load(Ordering::Relaxed);
     let left = |whole: u64| {
         // SAFETY: this thread's own words.
         let began = unsafe { (*words())[0] };

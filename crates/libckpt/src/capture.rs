@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::FromRawFd as _;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use rewake_linux::remote::Outcome;
 use rewake_linux::twin::{self, Twin};
 
 use crate::copy::Stacks;
-use crate::lead::{FACTS, GO_ORDER, MAILBOX, STACKS, WALK_ORDER};
+use crate::lead::{FACTS, GO_ORDER, MAILBOX, OUTCOME, STACKS, WALK_ORDER};
 use crate::mailbox::{MOST_SIGNALS, Mailbox, Walk};
 use crate::stand::{BY_OTHERS, STANDING, woken};
 use crate::{mark, raw, settings, store};
@@ -33,24 +34,59 @@ const SOFTWARE: usize = 464;
 const FEATURES: usize = 472;
 const LENGTH: usize = 480;
 const HEADER: usize = 512;
+/// Most bytes of what is told of a failure.
+const MOST_TEXT: usize = 480;
 /// Between two looks whether the process is still there.
 const LOOK: u64 = 100_000_000;
 
 /// Begins in the copy, on its own stack.
 pub extern "C" fn run(mailbox: u64) -> ! {
-    let status = match checkpoint(mailbox) {
-        Ok(_) => 0,
-        Err(error) => {
-            eprintln!("libckpt: {error}");
-            if let Some(remedy) = error.remedy() {
-                eprintln!("  {remedy}");
-            }
-            1
-        }
-    };
+    let outcome = checkpoint(mailbox);
+    if FACTS.here.load(Ordering::Relaxed) != 0 {
+        tell(&outcome);
+    } else if let Err(error) = &outcome {
+        eprintln!("libckpt: {}", told(error));
+    }
     // SAFETY: it never returns.
-    unsafe { raw::call(libc::SYS_exit_group, [status, 0, 0, 0, 0, 0]) };
+    unsafe { raw::call(libc::SYS_exit_group, [u64::from(outcome.is_err()), 0, 0, 0, 0, 0]) };
     unreachable!("the process has ended")
+}
+
+fn told(error: &CaptureError) -> String {
+    error.remedy().map_or_else(|| error.to_string(), |remedy| format!("{error}\n  {remedy}"))
+}
+
+/// Tells the thread that waits for it what came of the checkpoint.
+fn tell(outcome: &Result<Summary, CaptureError>) {
+    let (number, mut text) = match outcome {
+        Ok(_) => (0, String::new()),
+        Err(error) => (number_of(error), told(error)),
+    };
+    text.truncate(text.floor_char_boundary(MOST_TEXT));
+    let mut answer = vec![OUTCOME];
+    answer.extend(number.to_le_bytes());
+    answer.extend(text.as_bytes());
+    let pipe = raw::word(FACTS.orders_out.load(Ordering::Relaxed));
+    // SAFETY: bytes of ours. Should nobody read it there is nobody to tell.
+    unsafe { raw::call(libc::SYS_write, [pipe, answer.as_ptr() as u64, answer.len() as u64, 0, 0, 0]) };
+}
+
+/// The error number that says it best.
+fn number_of(error: &CaptureError) -> i32 {
+    if !error.obstacles().is_empty() {
+        return libc::ENOTSUP;
+    }
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(number) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+            return number;
+        }
+        if let Some(number) = error.downcast_ref::<rustix::io::Errno>() {
+            return number.raw_os_error();
+        }
+        cause = error.source();
+    }
+    libc::EIO
 }
 
 fn checkpoint(mailbox: u64) -> Result<Summary, CaptureError> {
@@ -58,7 +94,7 @@ fn checkpoint(mailbox: u64) -> Result<Summary, CaptureError> {
     // SAFETY: opened by the process for its copy.
     let (memory, orders) = unsafe {
         let memory = File::from_raw_fd(FACTS.memory.load(Ordering::Relaxed));
-        (memory, File::from_raw_fd(FACTS.orders_out.load(Ordering::Relaxed)))
+        (memory, ManuallyDrop::new(File::from_raw_fd(FACTS.orders_out.load(Ordering::Relaxed))))
     };
     let descriptors = [&FACTS.memory, &FACTS.orders_in, &FACTS.orders_out];
     let twin = Twin {
@@ -81,8 +117,12 @@ fn checkpoint(mailbox: u64) -> Result<Summary, CaptureError> {
     let store = store::of_this_program();
     std::fs::create_dir_all(&store).map_err(failed)?;
     let dir = store::next(&store).map_err(failed)?;
-    let options =
-        Options { compression: Compression::None, file_level: settings::level(), ..Options::new(pid, dir) };
+    let options = Options {
+        compression: Compression::None,
+        file_level: settings::level(),
+        excluded: crate::api::excluded::ranges(),
+        ..Options::new(pid, dir)
+    };
     let summary = rewake_capture::own::capture(&options, &mut standing)?;
     store::point_to(&store, &summary.dir).map_err(failed)?;
     Ok(summary)
@@ -92,13 +132,14 @@ fn checkpoint(mailbox: u64) -> Result<Summary, CaptureError> {
 struct Standing {
     pid: i32,
     mailbox: Mailbox,
-    orders: File,
+    /// Stays open for the outcome.
+    orders: ManuallyDrop<File>,
     threads: Vec<StandingThread>,
     pending: Vec<Vec<u8>>,
 }
 
 impl Standing {
-    fn new(pid: i32, mailbox: Mailbox, orders: File) -> Self {
+    fn new(pid: i32, mailbox: Mailbox, orders: ManuallyDrop<File>) -> Self {
         let mut threads = Vec::new();
         let mut next = STANDING.load(Ordering::Acquire);
         while !next.is_null() {

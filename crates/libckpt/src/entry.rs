@@ -7,10 +7,11 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use crate::api::{callbacks, sections, words};
 use crate::lead::{BUSY, FACTS, MAILBOX, PLACE_BITS, REQUEST, afterwards, lead};
-use crate::mailbox::Mailbox;
-use crate::stand::{self, Slot};
-use crate::{SIGFREEZE, SIGSTAND, again, mark, raw};
+use crate::mailbox::{Doing, Mailbox};
+use crate::stand::{self, Since, Slot};
+use crate::{SIGFREEZE, SIGSTAND, again, api, mark, raw};
 
 /// Flag of the kernel's for handlers that say themselves how to return.
 const SA_RESTORER: u64 = 0x0400_0000;
@@ -102,7 +103,7 @@ extern "C" fn on_request(signal: i32, info: *const libc::siginfo_t, context: *mu
             let since = slot.stand(stand::wait);
             afterwards(&slot, false, since);
             // SAFETY: as above.
-            unsafe { again::restart(context, slot.doing) };
+            unsafe { again::restart(context, slot.doing, FACTS.since.load(Ordering::Relaxed)) };
         }
         return;
     }
@@ -132,22 +133,89 @@ unsafe fn sender(info: *const libc::siginfo_t) -> i32 {
     unsafe { info.cast::<i32>().add(4).read() }
 }
 
-extern "C" fn on_signal(_: i32, info: *const libc::siginfo_t, context: *mut libc::ucontext_t) {
-    if ON.load(Ordering::Relaxed) == 0
-        || BUSY.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire).is_err()
-    {
-        return;
+/// What a signal asks for.
+#[derive(Clone, Copy)]
+struct Request {
+    /// Who asked.
+    by: i32,
+    /// What came with it; 0 if nobody waits for an answer.
+    token: u64,
+    /// A thread of ours asked, this one, and waits for the outcome.
+    here: bool,
+}
+
+impl Request {
+    /// # Safety
+    /// The kernel's.
+    unsafe fn of(info: *const libc::siginfo_t) -> Self {
+        // SAFETY: the caller's.
+        let (code, by, value) = unsafe { (info.cast::<i32>().add(2).read(), sender(info), told(info)) };
+        let put_off = |here| Self {
+            by: sections::BY.load(Ordering::SeqCst),
+            token: sections::TOKEN.load(Ordering::SeqCst),
+            here,
+        };
+        let ours = code < 0 && by == raw::getpid();
+        match value {
+            api::HERE if ours => Self { by, token: 0, here: true },
+            _ if ours && value == api::HERE | api::FOR_OTHERS => put_off(true),
+            api::AGAIN if ours => put_off(false),
+            _ => Self { by, token: if code < 0 { value } else { 0 }, here: false },
+        }
     }
-    // SAFETY: the kernel gave both.
-    unsafe {
-        let code = info.cast::<i32>().add(2).read();
-        FACTS.asked_by.store(sender(info), Ordering::Relaxed);
-        FACTS.token.store(if code < 0 { told(info) } else { 0 }, Ordering::Relaxed);
+
+    /// Whether the calling thread leads a checkpoint now; else somebody else will, or nobody.
+    fn begins(&self) -> bool {
+        let no = |error: i32| {
+            if self.here {
+                words::own().outcome.store(-error, Ordering::Relaxed);
+            }
+            false
+        };
+        if ON.load(Ordering::Relaxed) == 0 {
+            words::own().say(b"checkpointing is switched off");
+            return no(libc::ECANCELED);
+        }
+        if !self.here && callbacks::hand_over(self.by, self.token) {
+            return false;
+        }
+        loop {
+            if BUSY.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire).is_err() {
+                return no(libc::EBUSY);
+            }
+            if sections::close_gate() {
+                break;
+            }
+            BUSY.store(0, Ordering::Release);
+            if self.here {
+                return no(libc::EAGAIN);
+            }
+            if sections::put_off(self.by, self.token) {
+                return false;
+            }
+        }
+        FACTS.asked_by.store(self.by, Ordering::Relaxed);
+        FACTS.token.store(self.token, Ordering::Relaxed);
+        FACTS.here.store(u32::from(self.here), Ordering::Relaxed);
+        true
+    }
+}
+
+extern "C" fn on_signal(_: i32, info: *const libc::siginfo_t, context: *mut libc::ucontext_t) {
+    // SAFETY: the kernel gave it.
+    let request = unsafe { Request::of(info) };
+    if !request.begins() {
+        // SAFETY: as above.
+        unsafe { again::restart(context, Doing { number: -1, stack: 0, place: 0 }, raw::now()) };
+        return;
     }
     // SAFETY: as above.
     let mut slot = unsafe { Slot::new(context) };
     let since = slot.stand(lead);
     afterwards(&slot, true, since);
+    if request.here && since != Since::Left {
+        words::own().outcome.store(1, Ordering::Relaxed);
+    }
     // SAFETY: as above.
-    unsafe { again::restart(context, slot.doing) };
+    unsafe { again::restart(context, slot.doing, FACTS.since.load(Ordering::Relaxed)) };
 }

@@ -7,6 +7,7 @@
 
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
+use crate::api::{sections, words};
 use crate::copy::Stacks;
 use crate::mailbox::{MOST, Mailbox};
 use crate::stand::{CARRIED_OUT, GO, LISTED, NOTE_SIGNALS, ORDER, ORDERS, STANDING, Slot, WALK, standing};
@@ -28,6 +29,8 @@ const SI_QUEUE: i32 = -1;
 pub const WALK_ORDER: u8 = b'w';
 /// All may go.
 pub const GO_ORDER: u8 = b'g';
+/// What came of it: an error number, and why.
+pub const OUTCOME: u8 = b'o';
 
 /// What the copy has to know; it reads it in its own memory.
 pub struct Facts {
@@ -45,6 +48,8 @@ pub struct Facts {
     pub asked_by: AtomicI32,
     /// What came with the signal; 0 if nobody waits for an answer.
     pub token: AtomicU64,
+    /// The thread that leads asked for it itself, and waits for the outcome.
+    pub here: AtomicU32,
     /// Why there are no threads standing: one that did not come.
     pub missing: AtomicI32,
 }
@@ -58,6 +63,7 @@ pub static FACTS: Facts = Facts {
     since: AtomicU64::new(0),
     asked_by: AtomicI32::new(0),
     token: AtomicU64::new(0),
+    here: AtomicU32::new(0),
     missing: AtomicI32::new(0),
 };
 
@@ -79,16 +85,70 @@ pub unsafe extern "C" fn lead(slot: *mut Slot) {
     stand::open();
     slot.join();
     entry::borrow();
+    let here = FACTS.here.load(Ordering::Relaxed) != 0;
+    let mut last = 0;
     if let Some(means) = Means::take() {
-        means.checkpoint(slot);
-        means.give_back();
+        last = means.checkpoint(slot, here);
+        means.give_back(here);
     } else {
-        raw::say(b"libckpt: no checkpoint: there is no memory for it (limits of memory, or mlockall with MCL_FUTURE)\n");
+        failed(
+            here,
+            libc::ENOMEM,
+            b"there is no memory for it (limits of memory, or mlockall with MCL_FUTURE)",
+        );
     }
     stand::close();
     entry::give_back();
     order(GO, slot);
     disperse();
+    sections::open_gate();
+    if here {
+        await_outcome(last);
+    }
+}
+
+/// There is no checkpoint: whoever asked is told, or whoever reads what the program says.
+fn failed(here: bool, error: i32, why: &[u8]) {
+    if here {
+        words::own().outcome.store(-error, Ordering::Relaxed);
+        words::own().say(why);
+    } else {
+        raw::say(b"libckpt: no checkpoint: ");
+        raw::say(why);
+        raw::say(b"\n");
+    }
+}
+
+/// Waits until the copy has said what came of it, after its last order. The other threads go on.
+fn await_outcome(last: u8) {
+    let fd = FACTS.orders_in.swap(-1, Ordering::Relaxed);
+    if fd < 0 {
+        return;
+    }
+    let mut text = [0u8; 512];
+    text[0] = last;
+    let mut len = usize::from(last == OUTCOME);
+    while len < text.len() {
+        // SAFETY: within a buffer of ours.
+        let at = unsafe { text.as_mut_ptr().add(len) } as u64;
+        // SAFETY: as above.
+        let read =
+            unsafe { raw::call(libc::SYS_read, [raw::word(fd), at, (text.len() - len) as u64, 0, 0, 0]) };
+        match usize::try_from(read) {
+            Ok(0) => break,
+            Ok(read) => len += read,
+            Err(_) if read == -i64::from(libc::EINTR) => {}
+            Err(_) => break,
+        }
+    }
+    raw::close(fd);
+    match &text[..len] {
+        [OUTCOME, a, b, c, d, why @ ..] => {
+            words::own().outcome.store(-i32::from_le_bytes([*a, *b, *c, *d]), Ordering::Relaxed);
+            words::own().say(why);
+        }
+        _ => failed(true, libc::EIO, b"the process that wrote the image was ended"),
+    }
 }
 
 /// Nobody stands any more.
@@ -118,8 +178,11 @@ impl Means {
         Some(Self { mailbox, stacks })
     }
 
-    fn give_back(self) {
-        for fd in [&FACTS.memory, &FACTS.orders_in, &FACTS.orders_out] {
+    fn give_back(self, but_orders: bool) {
+        for fd in [&FACTS.memory, &FACTS.orders_out, &FACTS.orders_in] {
+            if but_orders && core::ptr::eq(fd, &raw const FACTS.orders_in) {
+                continue;
+            }
             let fd = fd.swap(-1, Ordering::Relaxed);
             if fd >= 0 {
                 raw::close(fd);
@@ -132,7 +195,8 @@ impl Means {
         }
     }
 
-    fn checkpoint(&self, slot: &mut Slot) {
+    /// The last order of the copy, or 0.
+    fn checkpoint(&self, slot: &mut Slot, here: bool) -> u8 {
         MAILBOX.store(self.mailbox.range().start, Ordering::Relaxed);
         FACTS.missing.store(self.gather(slot.tid), Ordering::Relaxed);
         stand::close();
@@ -148,18 +212,16 @@ impl Means {
         if subreaper {
             set_subreaper(true);
         }
-        if made.is_err() {
-            raw::say(
-                b"libckpt: no checkpoint: the kernel makes no process (limits of processes or memory)\n",
-            );
-        }
         let end = FACTS.orders_out.swap(-1, Ordering::Relaxed);
         raw::close(end);
-        if made.is_ok() {
-            // The process between is gone now.
-            self.tell_done();
-            self.serve(slot);
+        if made.is_err() {
+            raw::close(FACTS.orders_in.swap(-1, Ordering::Relaxed));
+            failed(here, libc::EAGAIN, b"the kernel makes no process (limits of processes or memory)");
+            return 0;
         }
+        // The process between is gone now.
+        self.tell_done();
+        self.serve(slot)
     }
 
     /// Makes all others stand still; the id of one that does not come in time, or 0.
@@ -187,8 +249,8 @@ impl Means {
         }
     }
 
-    /// Carries out the copy's orders until it lets us go, or is gone.
-    fn serve(&self, slot: &mut Slot) {
+    /// Carries out the copy's orders until it lets us go, or is gone; the last of them, or 0.
+    fn serve(&self, slot: &mut Slot) -> u8 {
         loop {
             let mut byte = 0u8;
             let pipe = raw::word(FACTS.orders_in.load(Ordering::Relaxed));
@@ -201,7 +263,8 @@ impl Means {
                     self.tell_done();
                 }
                 (read, _) if read == -i64::from(libc::EINTR) => {}
-                _ => return,
+                (1, last) => return last,
+                _ => return 0,
             }
         }
     }
@@ -391,6 +454,8 @@ pub fn afterwards(slot: &Slot, leads: bool, since: stand::Since) {
         crate::recover::put_right(slot, leads, since);
     }
     if leads {
+        sections::open_gate();
         BUSY.store(0, Ordering::Release);
+        raw::futex_wake(&BUSY);
     }
 }

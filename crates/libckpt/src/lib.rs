@@ -10,8 +10,11 @@
 //! | handler: `entry`, `stand`, `lead`, `copy` | nothing of it: raw system calls only |
 //! | the copy: `capture` | its own memory ([`arena`]), no thread, no lock of the program's |
 //! | start and recovery: `start`, `recover` | its own memory |
+//! | what programs call: `api` | locks of its own, no memory |
 
+pub mod acting;
 pub mod again;
+pub mod api;
 pub mod arena;
 pub mod capture;
 pub mod copy;

@@ -21,7 +21,7 @@ use crate::start::TID_OFFSET;
 use crate::{raw, store};
 
 /// Status of a recovery that failed: never the program's own.
-const FAILED: u64 = 125;
+pub const FAILED: u64 = 125;
 
 /// Threads that are back.
 static BACK: AtomicU32 = AtomicU32::new(0);

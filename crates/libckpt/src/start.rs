@@ -8,6 +8,7 @@
 use core::ffi::CStr;
 use core::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, Ordering};
 
+use crate::acting::{self, Copy};
 use crate::{entry, raw, recover, settings};
 
 /// Where libc keeps a thread's id, from its thread pointer; 0 if that is not known.
@@ -31,6 +32,16 @@ type Arguments = *const *const core::ffi::c_char;
 pub static rewake_ckpt_start: extern "C" fn(i32, Arguments, Arguments) = start;
 
 extern "C" fn start(count: i32, arguments: Arguments, environment: Arguments) {
+    match acting::find_out() {
+        Copy::Acts => {}
+        Copy::StandsBack => return,
+        Copy::Cannot(why) => return refuse(why),
+        Copy::Unusable(why) => {
+            refuse(why);
+            // SAFETY: it never returns.
+            unsafe { raw::call(libc::SYS_exit_group, [recover::FAILED, 0, 0, 0, 0, 0]) };
+        }
+    }
     learn();
     // SAFETY: libc calls the functions of this table with the arguments of `main`.
     unsafe { settings::read(environment) };
@@ -39,6 +50,12 @@ extern "C" fn start(count: i32, arguments: Arguments, environment: Arguments) {
         Asked::Run => entry::install(),
         Asked::Recover(dir) => recover::run(dir),
     }
+}
+
+fn refuse(why: &str) {
+    raw::say(b"libckpt: no checkpoints of this program: ");
+    raw::say(why.as_bytes());
+    raw::say(b"\n");
 }
 
 enum Asked<'a> {

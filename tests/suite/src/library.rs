@@ -9,8 +9,18 @@ use anyhow::{Context, Result, ensure};
 use crate::privileges;
 use crate::workshop::{root, target};
 
-/// Functions of libc's that programs find in the library instead, and `main` where they have none: the rest is the library's own affair.
+/// Functions that programs call, functions of libc's that they find in the library instead, `main` where they have none, and the name by
+/// which copies of the library know which of them acts: the rest is its own affair.
 const SEEN: &[&str] = &[
+    "ckpt_disable",
+    "ckpt_enable",
+    "ckpt_error",
+    "ckpt_exclude",
+    "ckpt_forget",
+    "ckpt_here",
+    "ckpt_include",
+    "ckpt_on_checkpoint",
+    "ckpt_on_resume",
     "clock_nanosleep",
     "epoll_pwait",
     "epoll_pwait2",
@@ -21,6 +31,7 @@ const SEEN: &[&str] = &[
     "ppoll",
     "pselect",
     "pthread_sigmask",
+    "rewake_ckpt_acting",
     "sigaction",
     "signalfd",
     "sigprocmask",
@@ -32,7 +43,20 @@ const SEEN: &[&str] = &[
     "usleep",
 ];
 
-/// Builds `libckpt.a`, `cmain.o` and `libckpt.so` into a folder.
+/// For pkg-config; it describes the folder it is in.
+const PACKAGE: &str = concat!(
+    "libdir=${pcfiledir}\n",
+    "includedir=${pcfiledir}\n\n",
+    "Name: libckpt\n",
+    "Description: Checkpoints of a program from inside, without any rights\n",
+    "Version: ",
+    env!("CARGO_PKG_VERSION"),
+    "\n",
+    "Cflags: -I${includedir}\n",
+    "Libs: ${libdir}/libckpt.a ${libdir}/cmain.o -ldl -lrt\n",
+);
+
+/// Builds `libckpt.a`, `cmain.o`, `libckpt.so`, `ckpt.h` and `libckpt.pc` into a folder.
 ///
 /// # Errors
 /// Fails when a compiler or linker does.
@@ -52,8 +76,10 @@ pub fn build(out: &Path) -> Result<()> {
     let source = root().join("crates/libckpt/c/cmain.c");
     run(Command::new("cc").args(["-O2", "-fPIC", "-c", "-o"]).arg(&part).arg(source))?;
     // An archive before it on the command line is not searched again: it carries all that it needs.
-    let link = ["-r", "--gc-sections", "-u", "main", "-u", "rewake_ckpt_part", "-o"];
-    run(Command::new("ld").args(link).arg(&whole).arg(&part).arg(made.join("libckpt.a")))?;
+    let roots = SEEN.iter().chain(&["rewake_ckpt_part"]).flat_map(|name| ["-u", name]);
+    let mut link = Command::new("ld");
+    link.args(["-r", "--gc-sections"]).args(roots).arg("-o").arg(&whole).arg(&part);
+    run(link.arg(made.join("libckpt.a")))?;
     fs::write(&seen, SEEN.join("\n") + "\n").context("writing the list of names")?;
     // Nothing else of it meets the program's own names; and those that do give way to the program's.
     let hide = format!("--keep-global-symbols={}", seen.display());
@@ -69,6 +95,9 @@ pub fn build(out: &Path) -> Result<()> {
     for file in [part, whole, seen] {
         fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))?;
     }
+    let header = root().join("crates/libckpt/include/ckpt.h");
+    fs::copy(&header, out.join("ckpt.h")).context("copying ckpt.h")?;
+    fs::write(out.join("libckpt.pc"), PACKAGE).context("writing libckpt.pc")?;
     Ok(())
 }
 

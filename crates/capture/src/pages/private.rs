@@ -2,6 +2,7 @@
 //! who may know, and to everybody which pages are nobody else's; the content of the others is compared by its hash.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use rewake_image::records::{Extent, Vma};
 use rewake_linux::addr::{PAGE_SIZE, RemoteAddr};
@@ -61,7 +62,8 @@ impl Plan {
                 pid,
                 format!("mappings at {}", range.start),
             )?;
-            for (vma, start, len) in cut(vmas, &runs) {
+            let parts = cut(vmas, &runs).into_iter();
+            for (vma, start, len) in parts.flat_map(|part| kept(&space.excluded, part)) {
                 // Huge pages of hugetlb are never shared page by page.
                 carrier.begins = true;
                 if carrier.common.wanted && vma.huge_page_shift == 0 {
@@ -196,6 +198,30 @@ fn cut<'a>(vmas: &'a [Vma], runs: &[Run]) -> Vec<(&'a Vma, u64, u64)> {
     parts
 }
 
+/// What is left of a part without what need not be kept: whole pages that carry the advice as well.
+fn kept<'a>(excluded: &[Range<u64>], (vma, start, len): (&'a Vma, u64, u64)) -> Vec<(&'a Vma, u64, u64)> {
+    let advised = vma.advice.contains(&libc::MADV_DONTDUMP.cast_unsigned());
+    if excluded.is_empty() || !advised {
+        return vec![(vma, start, len)];
+    }
+    let page = PAGE_SIZE.max(1 << vma.huge_page_shift);
+    let mut parts = Vec::new();
+    let (mut at, end) = (start, start + len);
+    for range in excluded {
+        // Pages are counted from the beginning of their mapping.
+        let from = vma.start + range.start.max(vma.start).saturating_sub(vma.start).next_multiple_of(page);
+        let to = vma.start + range.end.min(vma.end).saturating_sub(vma.start) / page * page;
+        let (from, to) = (from.max(at), to.min(end));
+        if from < to {
+            parts.push((vma, at, from - at));
+            at = to;
+        }
+    }
+    parts.push((vma, at, end - at));
+    parts.retain(|(_, _, len)| *len > 0);
+    parts
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -222,5 +248,25 @@ mod tests {
         };
         let groups: Vec<_> = private(&space).iter().map(|vmas| (vmas[0].start, vmas.len())).collect();
         assert_eq!(groups, [(0x1000, 2), (0x4000, 1), (0x6000, 2), (0x9000, 1)]);
+    }
+
+    #[test]
+    #[allow(clippy::single_range_in_vec_init, reason = "one range is meant")]
+    fn what_need_not_be_kept_is_left_out_where_it_is_advised() {
+        let mut vma = vma(0x1000, 0x9000);
+        let excluded = [0..0x2000, 0x3000..0x4000, 0x4800..0x6000, 0x8000..0xf000];
+        let all = [(0x1000, 0x8000)];
+        let parts = |vma: &Vma, excluded: &[Range<u64>]| -> Vec<_> {
+            let parts = kept(excluded, (vma, 0x1000, 0x8000)).into_iter();
+            parts.map(|(_, start, len)| (start, len)).collect()
+        };
+        assert_eq!(parts(&vma, &excluded), all);
+        vma.advice = vec![libc::MADV_DONTDUMP.cast_unsigned()];
+        assert_eq!(parts(&vma, &[]), all);
+        assert_eq!(parts(&vma, &excluded), [(0x2000, 0x1000), (0x4000, 0x1000), (0x6000, 0x2000)]);
+        assert_eq!(parts(&vma, &[0..0x10000]), []);
+        vma.huge_page_shift = 13;
+        assert_eq!(parts(&vma, &excluded), [(0x1000, 0x8000)]);
+        assert_eq!(parts(&vma, &[0x2000..0x6000]), [(0x1000, 0x2000), (0x5000, 0x4000)]);
     }
 }

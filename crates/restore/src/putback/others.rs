@@ -1,4 +1,4 @@
-//! Who else has a file open for writing.
+//! Who else has a file open for writing. This process may: what it has open is its standard streams, which it does not write to.
 
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
@@ -45,14 +45,15 @@ fn look(path: &Path, file: &File) -> Result<Option<String>, PutBackError> {
         return Ok(None);
     }
     let wanted = fstat(file).map_err(PutBackError::io("stat", path))?;
-    let found: Vec<String> =
-        processes().unwrap_or_default().into_iter().filter_map(|pid| writes(pid, path, &wanted)).collect();
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    let others = processes().unwrap_or_default().into_iter().filter(|pid| *pid != own);
+    let found: Vec<String> = others.filter_map(|pid| writes(pid, path, &wanted)).collect();
     if !found.is_empty() {
         let more = if found.len() > NAMED { " and others" } else { "" };
         return Ok(Some(found[..found.len().min(NAMED)].join(", ") + more));
     }
     let network = rustix::fs::fstatfs(file).is_ok_and(|facts| facts.f_type == NFS);
-    let hidden = told == Writers::Some && !network;
+    let hidden = told == Writers::Some && !network && writes(own, path, &wanted).is_none();
     Ok(hidden.then(|| "a process that cannot be seen from here".to_owned()))
 }
 

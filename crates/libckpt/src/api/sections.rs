@@ -1,0 +1,108 @@
+//! Sections in which no checkpoint is made. A request that comes meanwhile is served when the last thread leaves its section.
+//!
+//! Whoever leads a checkpoint closes the *gate* and looks whether anybody is in a section then; whoever enters one counts himself and
+//! waits while the gate is closed. So nobody stands still in a section.
+
+use core::ffi::c_int;
+use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+
+use super::words::own;
+use super::{AGAIN, fail, prepare, signal_myself};
+use crate::raw;
+
+/// Threads that are in sections, or wait at the gate.
+static DISABLED: AtomicU32 = AtomicU32::new(0);
+/// 1: closed.
+static GATE: AtomicU32 = AtomicU32::new(0);
+/// A request was put off.
+static LATER: AtomicU32 = AtomicU32::new(0);
+/// Between two looks.
+const MOMENT: u64 = 50_000_000;
+
+/// Who asked, and what came with the signal, of a request that was put off.
+pub static BY: AtomicI32 = AtomicI32::new(0);
+/// See [`BY`].
+pub static TOKEN: AtomicU64 = AtomicU64::new(0);
+
+/// See ckpt.h.
+pub fn disable() -> c_int {
+    let words = own();
+    let depth = words.sections.load(Ordering::Relaxed);
+    if depth == u32::MAX {
+        return fail(libc::EOVERFLOW, "too many sections in one another");
+    }
+    if depth == 0 {
+        prepare();
+        DISABLED.fetch_add(1, Ordering::SeqCst);
+        while GATE.load(Ordering::SeqCst) != 0 {
+            raw::futex_wait(&GATE, 1, Some(MOMENT));
+        }
+    }
+    words.sections.store(depth + 1, Ordering::Relaxed);
+    0
+}
+
+/// See ckpt.h.
+pub fn enable() -> c_int {
+    let words = own();
+    let depth = words.sections.load(Ordering::Relaxed);
+    if depth == 0 {
+        return fail(libc::EPERM, "this thread has not disabled checkpoints (ckpt_disable)");
+    }
+    words.sections.store(depth - 1, Ordering::Relaxed);
+    if depth == 1 && DISABLED.fetch_sub(1, Ordering::SeqCst) == 1 {
+        raw::futex_wake(&DISABLED);
+        if LATER.swap(0, Ordering::SeqCst) != 0 {
+            signal_myself(AGAIN);
+        }
+    }
+    0
+}
+
+/// Whoever leads closes the gate; false, and it stays open, when threads are in sections.
+#[must_use]
+pub fn close_gate() -> bool {
+    GATE.store(1, Ordering::SeqCst);
+    if DISABLED.load(Ordering::SeqCst) == 0 {
+        return true;
+    }
+    open_gate();
+    false
+}
+
+/// Whoever waits at the gate may enter.
+pub fn open_gate() {
+    GATE.store(0, Ordering::SeqCst);
+    raw::futex_wake(&GATE);
+}
+
+/// Puts a request off; false when nobody is in a section any more, and it can be served at once.
+#[must_use]
+pub fn put_off(by: i32, token: u64) -> bool {
+    BY.store(by, Ordering::SeqCst);
+    TOKEN.store(token, Ordering::SeqCst);
+    LATER.store(1, Ordering::SeqCst);
+    DISABLED.load(Ordering::SeqCst) != 0 || LATER.swap(0, Ordering::SeqCst) == 0
+}
+
+/// Waits a moment, or until nobody is in a section.
+pub fn wait() {
+    let now = DISABLED.load(Ordering::SeqCst);
+    if now != 0 {
+        raw::futex_wait(&DISABLED, now, Some(MOMENT));
+    }
+}
+
+/// Waits until nobody is in a section.
+pub fn wait_for_all() {
+    while DISABLED.load(Ordering::SeqCst) != 0 {
+        wait();
+    }
+}
+
+/// A child has one thread, which is in the sections it was in.
+pub fn in_child() {
+    DISABLED.store(u32::from(own().sections.load(Ordering::Relaxed) != 0), Ordering::SeqCst);
+    GATE.store(0, Ordering::SeqCst);
+    LATER.store(0, Ordering::SeqCst);
+}
