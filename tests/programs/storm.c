@@ -1,9 +1,9 @@
 /* Processes and threads that are born and end as fast as they can, while the freeze happens.
    argument: processes (a tree of up to 500, of which each ends at once or makes others), orphans (they leave children behind),
    programs (each is another program: /bin/true), threads (of up to 100), both; identities (members that change who they are, as whole
-   processes and thread by thread).
+   processes and thread by thread), connections (of which data is sent through each before it is accepted, which takes a while).
    Births and ends are counted in memory that all share: none may be lost, and none counted twice. */
-#include "tree.h"
+#include "unix.h"
 #include <grp.h>
 #include <spawn.h>
 #include <stdatomic.h>
@@ -210,6 +210,39 @@ static void identities(void) {
     for (int i = 0; i < MEMBERS; i++) tree_ends(made[i], 0);
 }
 
+#define ACCEPTED_AFTER 10000
+#define BETWEEN 20000
+
+/* A third of the time there is a connection with data that nobody can read. */
+static void connections(void) {
+    int listener = TRY(socket(AF_UNIX, SOCK_STREAM, 0));
+    unix_bind(listener, "storm.sock");
+    TRY(listen(listener, 5));
+    pid_t server = TRY(fork());
+    while (server == 0) {
+        char byte;
+        struct pollfd comes = {.fd = listener, .events = POLLIN};
+        while (poll(&comes, 1, -1) != 1) CHECK(errno == EINTR, "poll: %s", strerror(errno));
+        usleep(ACCEPTED_AFTER);
+        int one = TRY(accept(listener, NULL, NULL));
+        if (read(one, &byte, 1) != 1 || write(one, &byte, 1) != 1) atomic_fetch_add(&count->wrong, 1);
+        TRY(close(one));
+        if (byte == 'q') _exit(0);
+        atomic_fetch_add(&count->ended, 1);
+    }
+    for (int last = 0; !last; usleep(BETWEEN)) {
+        last = probe_resumed();
+        char sent = last ? 'q' : (char)('a' + atomic_load(&count->born) % 13), back = 0;
+        int one = TRY(socket(AF_UNIX, SOCK_STREAM, 0));
+        unix_connect(one, "storm.sock");
+        CHECK(write(one, &sent, 1) == 1, "write");
+        if (read(one, &back, 1) != 1 || back != sent) atomic_fetch_add(&count->wrong, 1);
+        TRY(close(one));
+        if (!last) atomic_fetch_add(&count->born, 1);
+    }
+    tree_ends(server, 0);
+}
+
 int main(int argc, char **argv) {
     probe_start(argc, argv);
     const char *kind = argc > 2 ? argv[2] : "processes";
@@ -220,6 +253,7 @@ int main(int argc, char **argv) {
     if (!strcmp(kind, "threads")) threads(NULL);
     else if (!strcmp(kind, "both")) threads(rain);
     else if (!strcmp(kind, "programs")) programs();
+    else if (!strcmp(kind, "connections")) connections();
     else if (strcmp(kind, "identities")) storm(!strcmp(kind, "orphans"));
     CHECK(atomic_load(&count->born) > 0 && atomic_load(&count->born) == atomic_load(&count->ended),
           "%ld born, %ld ended", atomic_load(&count->born), atomic_load(&count->ended));

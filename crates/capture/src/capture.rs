@@ -15,10 +15,14 @@ use rewake_linux::proc::Proc;
 use crate::error::{CaptureError, During, Result};
 use crate::guardian::Guardian;
 use crate::still::StandingStill;
-use crate::{Options, Progress, Summary, commit, preflight};
+use crate::{Options, Progress, Summary, commit, kin, preflight};
 
 /// What a killed program may need to be gone when its guardian cannot tell any more.
 const DYING: Duration = Duration::from_millis(200);
+
+/// Before a target is frozen anew in which something stood in the way that may be over in a moment: at first, and at most.
+const FIRST_WAIT: Duration = Duration::from_millis(10);
+const LONGEST_WAIT: Duration = Duration::from_millis(320);
 
 /// Tells the caller and the trace which phase runs, and the trace how long it took.
 struct Phases<'a> {
@@ -40,13 +44,44 @@ impl Phases<'_> {
     }
 }
 
-/// See [`crate::capture`].
+/// See [`crate::capture`]. What may be over in a moment is waited for, while the target runs.
 pub(crate) fn run(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Summary> {
     let begin = Instant::now();
+    let lived = !kin::has_left(options.pid);
+    let mut wait = FIRST_WAIT;
+    loop {
+        match attempt(options, begin, lived, progress) {
+            Err(error) if error.is_passing() && wait <= LONGEST_WAIT => {
+                tracing::debug!(%error, ?wait, "tried again");
+                std::thread::sleep(wait);
+                wait *= 2;
+            }
+            done => return done,
+        }
+    }
+}
+
+/// What goes wrong with a target that ends by itself goes wrong because of that.
+fn unless_ended<T>(pid: i32, lived: bool, done: Result<T>) -> Result<T> {
+    done.map_err(|error| {
+        if !lived || !kin::has_left(pid) {
+            return error;
+        }
+        let reason = "it has ended by itself before it could be captured";
+        CaptureError::failed("capture", pid, "process", reason).advise("nothing is left to capture")
+    })
+}
+
+fn attempt(
+    options: &Options,
+    begin: Instant,
+    lived: bool,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Summary> {
     let pid = options.pid;
     let mut phases = Phases { progress, current: None };
     phases.begin("preflight");
-    let obstacles = preflight::look(options)?;
+    let obstacles = unless_ended(pid, lived, preflight::look(options))?;
     if !obstacles.is_empty() {
         return Err(CaptureError::Refused(obstacles));
     }
@@ -60,7 +95,7 @@ pub(crate) fn run(options: &Options, progress: &mut dyn FnMut(Progress)) -> Resu
     let mut guardian = Guardian::start(pid, &pending, &journal, options.freeze_timeout)?;
 
     phases.begin("freeze");
-    let told = guardian.freeze()?;
+    let told = unless_ended(pid, lived, guardian.freeze())?;
     let written = StandingStill::look(options, told, &journal, &mut || guardian.queues(), &mut |phase| {
         phases.begin(phase)
     })

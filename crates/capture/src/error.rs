@@ -16,6 +16,8 @@ pub struct Obstacle {
     pub reason: String,
     /// What its reader can do.
     pub remedy: String,
+    /// It may be over in a moment, by itself.
+    pub passing: bool,
 }
 
 impl fmt::Display for Obstacle {
@@ -84,6 +86,11 @@ impl CaptureError {
                 (!remedies.is_empty()).then(|| remedies.join("; "))
             }
         }
+    }
+
+    /// Whether all that stands in the way may be over in a moment.
+    pub(crate) fn is_passing(&self) -> bool {
+        matches!(self, Self::Refused(obstacles) if obstacles.iter().all(|obstacle| obstacle.passing))
     }
 
     /// The obstacles, when there are any: a caller with more room lists them one by one.
@@ -165,7 +172,7 @@ mod tests {
     use super::*;
 
     fn obstacle(object: &str, remedy: &str) -> Obstacle {
-        Obstacle { pid: 7, object: object.into(), reason: "no".into(), remedy: remedy.into() }
+        Obstacle { pid: 7, object: object.into(), reason: "no".into(), remedy: remedy.into(), passing: false }
     }
 
     #[test]

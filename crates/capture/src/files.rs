@@ -154,7 +154,7 @@ pub(crate) fn survey(target: Target<'_>, contents: &mut Contents, findings: &mut
         let kind = match kind {
             Ok(kind) => kind,
             Err(refusal) => {
-                findings.add(one.name(), refusal.reason, refusal.remedy);
+                findings.refuse(one.name(), refusal);
                 continue;
             }
         };
@@ -303,7 +303,7 @@ impl Files {
                 continue;
             };
             let proc = target.of(one, own)?;
-            let around = Surroundings { proc, all, file_at: &file_at };
+            let around = Surroundings { proc, all, still: target.still, file_at: &file_at };
             let record = match &self.open[file].kind {
                 Some(open_file::Kind::Epoll(_)) => {
                     Ok(open_file::Kind::Epoll(epoll::record(one, all, &file_at, findings)?))
@@ -318,7 +318,7 @@ impl Files {
             };
             match record {
                 Ok(record) => self.open[file].kind = Some(record),
-                Err(refusal) => findings.add(one.name(), refusal.reason, refusal.remedy),
+                Err(refusal) => findings.refuse(one.name(), refusal),
             }
         }
         Ok(())

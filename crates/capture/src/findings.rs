@@ -12,6 +12,27 @@ pub(crate) struct Findings {
     threads: Vec<ThreadObstacle>,
 }
 
+/// Why one file cannot be captured.
+#[derive(Clone, Debug)]
+pub(crate) struct Refusal {
+    pub(crate) reason: String,
+    pub(crate) remedy: String,
+    /// It may be over in a moment, by itself.
+    pub(crate) passing: bool,
+}
+
+impl Refusal {
+    /// For good.
+    pub(crate) fn new(reason: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { reason: reason.into(), remedy: remedy.into(), passing: false }
+    }
+
+    /// For now.
+    pub(crate) fn passing(reason: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { passing: true, ..Self::new(reason, remedy) }
+    }
+}
+
 /// The same obstacle in any number of threads.
 #[derive(Debug)]
 struct ThreadObstacle {
@@ -38,10 +59,19 @@ impl Findings {
     /// Adds one obstacle; the same one twice counts once.
     pub(crate) fn add(&mut self, object: impl Display, reason: impl Display, remedy: impl Display) {
         let (object, reason, remedy) = (object.to_string(), reason.to_string(), remedy.to_string());
-        let obstacle = Obstacle { pid: self.pid, object, reason, remedy };
+        self.insert(Obstacle { pid: self.pid, object, reason, remedy, passing: false });
+    }
+
+    fn insert(&mut self, obstacle: Obstacle) {
         if !self.obstacles.contains(&obstacle) {
             self.obstacles.push(obstacle);
         }
+    }
+
+    /// Adds why a file cannot be captured.
+    pub(crate) fn refuse(&mut self, object: String, refusal: Refusal) {
+        let Refusal { reason, remedy, passing } = refusal;
+        self.insert(Obstacle { pid: self.pid, object, reason, remedy, passing });
     }
 
     /// Adds an obstacle in a thread; the same one in many threads is told once.
@@ -60,12 +90,7 @@ impl Findings {
 
     /// Adds all that another look has found.
     pub(crate) fn append(&mut self, other: Self) {
-        let pid = self.pid;
-        for obstacle in other.into_obstacles() {
-            self.turn_to(obstacle.pid);
-            self.add(obstacle.object, obstacle.reason, obstacle.remedy);
-        }
-        self.turn_to(pid);
+        other.into_obstacles().into_iter().for_each(|obstacle| self.insert(obstacle));
     }
 
     /// Forgets what was found about some processes.

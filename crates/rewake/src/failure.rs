@@ -99,6 +99,7 @@ mod tests {
             object: object.into(),
             reason: "cannot be\ncaptured".into(),
             remedy: remedy.into(),
+            passing: false,
         };
         let error = CaptureError::Refused(vec![obstacle("descriptor 3", "close it"), obstacle("timer", "")]);
         assert_eq!(

@@ -7,8 +7,9 @@ use rewake_image::records::{Fanotify, FanotifyMark, FileIdentity};
 use rewake_linux::proc::FdInfo;
 
 use super::Seen;
-use super::kind::{LET_FINISH, Refusal, refuse};
+use super::kind::{LET_FINISH, refuse};
 use super::watched::{MountPoint, Place, Surroundings, Target, hex, mount_points, nothing_waits, word};
+use crate::findings::Refusal;
 
 pub(super) const LINK: &[u8] = b"anon_inode:[fanotify]";
 
@@ -45,15 +46,14 @@ pub(super) fn record(one: &Seen, around: Surroundings<'_>) -> Result<Fanotify, R
     if flags & REPORT_MOUNTS != 0 {
         return refuse("fanotify groups that tell of mounts are not supported", LET_FINISH);
     }
-    let marked = marks(&one.info).ok_or_else(|| Refusal {
-        reason: "this kernel marks something by fanotify that is not known here".into(),
-        remedy: LET_FINISH.into(),
+    let marked = marks(&one.info).ok_or_else(|| {
+        Refusal::new("this kernel marks something by fanotify that is not known here", LET_FINISH)
     })?;
     if marked.iter().any(|mark| mark.mask & PERMISSION != 0) {
         let reason = "others wait for its permission to open files (fanotify), which it cannot give while it stands still";
         return refuse(reason, "let the program remove these marks first");
     }
-    nothing_waits(around.proc, one)?;
+    nothing_waits(around, one)?;
     let mounts = mount_points(around.proc);
     // The kernel tells the newest first.
     let marks = marked.into_iter().rev().map(|mark| mark.record(&mounts, around));

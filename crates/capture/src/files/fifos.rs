@@ -9,8 +9,9 @@ use rustix::fs::FileType;
 use rustix::pipe::SpliceFlags;
 
 use super::Seen;
-use super::kind::{LET_FINISH, Refusal, refuse};
+use super::kind::{LET_FINISH, refuse};
 use super::removed::Removed;
+use crate::findings::Refusal;
 
 /// Standard error.
 const HIGHEST_STREAM: i32 = 2;

@@ -5,8 +5,9 @@ use rewake_image::records::{Inotify, InotifyWatch};
 use rewake_linux::proc::FdInfo;
 
 use super::Seen;
-use super::kind::{Refusal, refuse};
+use super::kind::refuse;
 use super::watched::{Place, Surroundings, Target, hex, nothing_waits};
+use crate::findings::Refusal;
 
 pub(super) const LINK: &[u8] = b"anon_inode:inotify";
 
@@ -19,7 +20,7 @@ struct Watched {
 }
 
 pub(super) fn record(one: &Seen, around: Surroundings<'_>) -> Result<Inotify, Refusal> {
-    nothing_waits(around.proc, one)?;
+    nothing_waits(around, one)?;
     let mut watches = Vec::new();
     for Watched { wd, mask, target } in watches_of(&one.info) {
         let Some(Place { identity, deleted, file }) = around.find(&target) else {

@@ -7,8 +7,9 @@ use rewake_linux::proc::{FileStat, Proc};
 use rewake_linux::virtual_files::Virtual;
 use rustix::fs::{AtFlags, FileType, OFlags, SeekFrom};
 
-use super::kind::{LET_FINISH, Refusal, refuse};
+use super::kind::{LET_FINISH, refuse};
 use super::{Seen, Target, pidfd};
+use crate::findings::Refusal;
 use crate::spaces::Ids;
 
 const MOUNT: &str = "/proc/";

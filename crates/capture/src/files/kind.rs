@@ -13,6 +13,7 @@ use super::removed::{Removed, is_removed};
 use super::unix::Sockets;
 use super::{Seen, Target, epoll, fanotify, fifos, inotify, kernel, netlink, pidfd, sockets, special};
 use crate::contents::{self, Contents, Source};
+use crate::findings::Refusal;
 
 /// What can be captured.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,15 +55,8 @@ pub(super) fn content(one: &Seen, place: Place, contents: &mut Contents) -> Opti
 /// What the kernel puts before the name of a memfd.
 const MEMFD: &[u8] = b"/memfd:";
 
-/// Why something cannot.
-#[derive(Clone, Debug)]
-pub(super) struct Refusal {
-    pub(super) reason: String,
-    pub(super) remedy: String,
-}
-
 pub(super) fn refuse<T>(reason: impl Into<String>, remedy: impl Into<String>) -> Result<T, Refusal> {
-    Err(Refusal { reason: reason.into(), remedy: remedy.into() })
+    Err(Refusal::new(reason, remedy))
 }
 
 pub(super) const LET_FINISH: &str = "capture the program at a time when it does not hold this";

@@ -5,6 +5,7 @@ use rewake_linux::proc::{Lock, LockKind};
 
 use super::Seen;
 use crate::findings::Findings;
+use crate::findings::Refusal;
 
 /// Whose a lock is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,11 +26,9 @@ pub(super) fn survey(seen: &[Seen], firsts: &[usize], findings: &mut Findings) -
                 LockKind::Flock => file_lock::Type::Flock,
                 LockKind::Ofd => file_lock::Type::Ofd,
                 LockKind::Lease if lock.breaking => {
-                    findings.add(
-                        one.name(),
-                        "another program waits for this lease to be given up",
-                        "let the program answer first, then try again",
-                    );
+                    let reason = "another program waits for this lease to be given up";
+                    let remedy = "let the program answer first, then try again";
+                    findings.refuse(one.name(), Refusal::passing(reason, remedy));
                     continue;
                 }
                 LockKind::Lease => file_lock::Type::Lease,

@@ -9,7 +9,8 @@ use rewake_linux::proc::Proc;
 use rewake_linux::{attributes, socket};
 
 use super::Seen;
-use super::kind::{Kind, Refusal, refuse};
+use super::kind::{Kind, refuse};
+use crate::findings::Refusal;
 
 const REMEDY: &str = "let the program close it first";
 

@@ -4,8 +4,9 @@ use rewake_image::records::{Pidfd, open_file};
 use rewake_linux::attributes;
 use rewake_linux::proc::Proc;
 
-use super::kind::{LET_FINISH, Refusal, refuse};
+use super::kind::{LET_FINISH, refuse};
 use super::{Seen, Target};
+use crate::findings::Refusal;
 use crate::spaces::Ids;
 
 /// What the links of pidfds begin with.

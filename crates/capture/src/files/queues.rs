@@ -7,11 +7,12 @@ use rewake_linux::mqueue::{self, Journal, Notice};
 use rewake_linux::proc::{Proc, holders};
 use rustix::fs::{Mode, OFlags};
 
-use super::kind::{LET_FINISH, Refusal, identity, refuse};
+use super::kind::{LET_FINISH, identity, refuse};
 use super::{Seen, Target, netlink};
 use crate::ask::queues::{MOST_BYTES, SIGNAL, THREAD};
 use crate::error::{CaptureError, During, Result};
 use crate::findings::Findings;
+use crate::findings::Refusal;
 use crate::kin;
 
 /// A queue, and a descriptor to read it by.
@@ -61,7 +62,7 @@ pub(super) fn inside(
             }
             Err(refusal) => {
                 findings.turn_to(one.pid);
-                findings.add(one.name(), refusal.reason, refusal.remedy);
+                findings.refuse(one.name(), refusal);
             }
         }
     }

@@ -8,10 +8,11 @@ use rewake_image::records::{Process, RemovedFile, path_of};
 use rewake_linux::proc::{Link, Proc};
 use rustix::fs::{FileType, Mode, OFlags};
 
-use super::kind::{self, LET_FINISH, Refusal, refuse};
+use super::kind::{self, LET_FINISH, refuse};
 use super::{Seen, identity};
 use crate::error::{During, Result};
 use crate::findings::Findings;
+use crate::findings::Refusal;
 use crate::spaces::Ids;
 
 /// A path has no more names.
@@ -91,9 +92,9 @@ impl Removed {
             return None;
         }
         self.add(proc, "cwd", link)
-            .map_err(|Refusal { reason, remedy }| {
+            .map_err(|refusal| {
                 let name = format!("working directory {}", String::from_utf8_lossy(&link.target));
-                findings.add(name, reason, remedy);
+                findings.refuse(name, refusal);
             })
             .ok()
     }
@@ -110,9 +111,9 @@ impl Removed {
         if FileType::from_raw_mode(link.stat.mode) == FileType::Fifo {
             return Ok(self.push(link, self.folder_of(&link.target)));
         }
-        let lost = |what: &str| Refusal {
-            reason: format!("it was removed, and what it was in cannot be told: {what}"),
-            remedy: "run the command as root, or let the program change to another folder".to_owned(),
+        let lost = |what: &str| {
+            let reason = format!("it was removed, and what it was in cannot be told: {what}");
+            Refusal::new(reason, "run the command as root, or let the program change to another folder")
         };
         let mut chain = vec![link.clone()];
         let mut at = rustix::fs::openat(proc, file, OPEN | OFlags::DIRECTORY, Mode::empty())

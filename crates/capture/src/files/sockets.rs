@@ -8,13 +8,13 @@ use rewake_linux::{attributes, socket};
 use rustix::fs::OFlags;
 
 use super::Seen;
-use super::kind::Refusal;
+use crate::findings::Refusal;
 
 const REMEDY: &str = "close the connection first, or capture the program while it has none";
 
 /// Whether a socket at a standard stream is a stream to the outside.
 pub(super) fn is_stream_to_outside(proc: &Proc, one: &Seen) -> Result<(), Refusal> {
-    let refuse = |reason: String| Err(Refusal { reason, remedy: REMEDY.into() });
+    let refuse = |reason: String| Err(Refusal::new(reason, REMEDY));
     if one.flags().contains(OFlags::PATH) {
         return refuse("it is the place of a socket (O_PATH)".to_owned());
     }
@@ -47,8 +47,7 @@ fn unknown(error: &io::Error) -> String {
 
 /// Why another one is not captured.
 pub(super) fn refusal<T>(proc: &Proc, one: &Seen) -> Result<T, Refusal> {
-    let refuse =
-        |what: &str| Err(Refusal { reason: format!("{what} are not supported yet"), remedy: REMEDY.into() });
+    let refuse = |what: &str| Err(Refusal::new(format!("{what} are not supported yet"), REMEDY));
     if one.flags().contains(OFlags::PATH) {
         return refuse("sockets opened as files (O_PATH)");
     }

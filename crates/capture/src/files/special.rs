@@ -8,7 +8,8 @@ use rewake_linux::proc::{FdInfo, Proc};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::Seen;
-use super::kind::{LET_FINISH, Refusal, refuse};
+use super::kind::{LET_FINISH, refuse};
+use crate::findings::Refusal;
 
 /// Looks at a timer that expires as fast as it is asked.
 const TRIES: u32 = 20;

@@ -18,10 +18,10 @@ use rewake_linux::socket::unix::Message;
 use rustix::fs::{FileType, OFlags};
 
 use self::look::Look;
-use super::kind::Refusal;
 use super::{Seen, Target};
 use crate::error::{During, Result};
 use crate::findings::Findings;
+use crate::findings::Refusal;
 
 /// Unix sockets of the target.
 #[derive(Debug, Default)]

@@ -18,7 +18,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 
 use super::Seen;
 use super::epoll::device;
-use super::kind::{Refusal, refuse};
+use crate::findings::Refusal;
 
 /// How often, and how long apart, an instance is looked at before its events are taken to stay.
 const LOOKS: u32 = 25;
@@ -73,6 +73,8 @@ pub(super) struct Place {
 pub(super) struct Surroundings<'a> {
     pub(super) proc: &'a Proc,
     pub(super) all: &'a [Seen],
+    /// Nobody can read events now.
+    pub(super) still: bool,
     /// The open file behind each descriptor.
     pub(super) file_at: &'a HashMap<(i32, i32), u32>,
 }
@@ -220,13 +222,13 @@ fn mount_point(line: &str) -> Option<MountPoint> {
 }
 
 /// Refuses an instance with events that stay queued for a moment: they can neither be looked at nor put back.
-pub(super) fn nothing_waits(proc: &Proc, one: &Seen) -> Result<(), Refusal> {
+pub(super) fn nothing_waits(around: Surroundings<'_>, one: &Seen) -> Result<(), Refusal> {
     let mut waiting = 0;
-    for look in 0..LOOKS {
+    for look in 0..if around.still { 1 } else { LOOKS } {
         if look > 0 {
             std::thread::sleep(PAUSE);
         }
-        let own = attributes::duplicate(proc.id(), one.fd);
+        let own = attributes::duplicate(around.proc.id(), one.fd);
         waiting = own.and_then(|own| Ok(rustix::io::ioctl_fionread(own)?)).unwrap_or(0);
         if waiting == 0 {
             return Ok(());
@@ -234,7 +236,7 @@ pub(super) fn nothing_waits(proc: &Proc, one: &Seen) -> Result<(), Refusal> {
     }
     let reason =
         format!("{waiting} bytes of events are queued that the program has not read, and cannot be kept");
-    refuse(reason, "let the program read them first, then try again")
+    Err(Refusal::passing(reason, "let the program read them first, then try again"))
 }
 
 #[cfg(test)]

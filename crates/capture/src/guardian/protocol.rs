@@ -97,6 +97,8 @@ struct WireObstacle {
     reason: String,
     #[prost(string, tag = "4")]
     remedy: String,
+    #[prost(bool, tag = "5")]
+    passing: bool,
 }
 
 impl From<&CaptureError> for Failure {
@@ -112,8 +114,8 @@ impl From<&CaptureError> for Failure {
             },
             CaptureError::Refused(obstacles) => {
                 let obstacles = obstacles.iter().cloned().map(|o| {
-                    let Obstacle { pid, object, reason, remedy } = o;
-                    WireObstacle { pid, object, reason, remedy }
+                    let Obstacle { pid, object, reason, remedy, passing } = o;
+                    WireObstacle { pid, object, reason, remedy, passing }
                 });
                 Self { obstacles: obstacles.collect(), ..Self::default() }
             }
@@ -125,8 +127,8 @@ impl From<Failure> for CaptureError {
     fn from(failure: Failure) -> Self {
         if !failure.obstacles.is_empty() {
             let obstacles = failure.obstacles.into_iter().map(|o| {
-                let WireObstacle { pid, object, reason, remedy } = o;
-                Obstacle { pid, object, reason, remedy }
+                let WireObstacle { pid, object, reason, remedy, passing } = o;
+                Obstacle { pid, object, reason, remedy, passing }
             });
             return Self::Refused(obstacles.collect());
         }
@@ -254,7 +256,8 @@ mod tests {
         let Reply::Failed(error) = round_trip(&Reply::Failed(error)) else { panic!("kind of reply") };
         assert_eq!(error.to_string(), "freeze failed for pid 5 (thread 6): in D state");
         assert_eq!(error.remedy().as_deref(), Some("wait"));
-        let obstacle = Obstacle { pid: 1, object: "a".into(), reason: "b".into(), remedy: "c".into() };
+        let obstacle =
+            Obstacle { pid: 1, object: "a".into(), reason: "b".into(), remedy: "c".into(), passing: true };
         let Reply::Failed(error) = round_trip(&Reply::Failed(CaptureError::Refused(vec![obstacle.clone()])))
         else {
             panic!("kind of reply")

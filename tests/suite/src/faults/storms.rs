@@ -11,13 +11,14 @@ use crate::subject::{Subject, save_command};
 use crate::workshop::Workshop;
 
 /// Each kind and how often it is captured in a row.
-const KINDS: [(&str, u32); 6] = [
+const KINDS: [(&str, u32); 7] = [
     ("processes", 100),
     ("orphans", 25),
     ("programs", 50),
     ("threads", 100),
     ("both", 25),
     ("identities", 50),
+    ("connections", 20),
 ];
 /// Of these so many may be refused, by a clear word: there is no limit to how fast a program may change.
 const REFUSALS: u32 = 1;

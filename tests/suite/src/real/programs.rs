@@ -115,6 +115,15 @@ pub(super) const PROGRAMS: &[Real] = &[
     },
     Real { name: "python3, a pool of processes", prepare: trees::pool, thorough: true, ..PLAIN },
     Real { name: "bash with background jobs", prepare: trees::shell, thorough: true, ..PLAIN },
+    Real {
+        name: "redis-server with two clients",
+        prepare: trees::redis,
+        progress: Progress::Grows("client1.out"),
+        products: |_, folder| files(folder, &["program.out", "client1.out", "client2.out"]),
+        written: &["program.out", "client1.out", "client2.out"],
+        thorough: true,
+        ..PLAIN
+    },
     Real { name: "nginx with two workers and a client", prepare: trees::nginx, thorough: true, ..PLAIN },
     Real {
         name: "PostgreSQL with a running pgbench",

@@ -23,8 +23,8 @@ pub(super) fn pipeline(workshop: &Workshop, folder: &Path) -> Result<Command> {
     Ok(command)
 }
 
-/// A C project of some files and a library; the compiler's own temporary files, which are closed between two of its programs, would
-/// not be in the image.
+/// A C project of some files and a library; the compiler's own temporary files, and those that are renamed when they are closed, would
+/// not be in the image while nobody has them open.
 pub(super) fn make(workshop: &Workshop, folder: &Path) -> Result<Command> {
     const FILES: u64 = 40;
     let make = installed("make")?;
@@ -49,7 +49,7 @@ pub(super) fn make(workshop: &Workshop, folder: &Path) -> Result<Command> {
     let rules = format!(
         "project: main.o libparts.a\n\tgcc -o $@ main.o libparts.a\n\t./project >result\n\
          libparts.a:{objects}\n\tar rcsD $@ $^\n\
-         %.o: %.c\n\tgcc -pipe -O2 -c -o $@.part $< && mv $@.part $@\n"
+         %.o: %.c\n\tgcc -pipe -O2 -c -o $@ $<\n"
     );
     put(folder, "Makefile", rules)?;
     let mut command = workshop.program(&make);
@@ -63,6 +63,11 @@ pub(super) fn pool(workshop: &Workshop, folder: &Path) -> Result<Command> {
 
 pub(super) fn shell(workshop: &Workshop, folder: &Path) -> Result<Command> {
     interpreter(workshop, folder, "bash", &["jobs.sh", "60"])
+}
+
+pub(super) fn redis(workshop: &Workshop, folder: &Path) -> Result<Command> {
+    installed("redis-server")?;
+    interpreter(workshop, folder, "bash", &["redis.sh", "40000"])
 }
 
 pub(super) fn nginx(workshop: &Workshop, folder: &Path) -> Result<Command> {

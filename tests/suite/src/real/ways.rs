@@ -16,6 +16,8 @@ use crate::workshop::Workshop;
 const LEAVING: Duration = Duration::from_secs(5);
 /// Checkpoints one behind the other.
 const MANY: u64 = 10;
+/// The last of them no later than this: the program works on while it is looked at, and is to be interrupted.
+const LAST: u64 = 750;
 /// Checkpoints at random instants.
 const SHOTS: u64 = 5;
 
@@ -128,7 +130,7 @@ fn many(job: &mut Job) -> Result<Vec<Measured>> {
     let mut measured = Vec::new();
     for number in 1..=MANY {
         let image = job.image(&format!("image-{number}"));
-        job.reach(number * 1000 / (MANY + 1)).with_context(|| format!("checkpoint {number}"))?;
+        job.reach(number * LAST / MANY).with_context(|| format!("checkpoint {number}"))?;
         measured.push(job.save_and_kill(&image).with_context(|| format!("checkpoint {number}"))?);
         job.resume(&image, &[])?;
         job.await_release().with_context(|| format!("checkpoint {number}"))?;

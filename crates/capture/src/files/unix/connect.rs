@@ -10,8 +10,8 @@ use rewake_linux::socket::unix;
 use super::look::{Look, refusal};
 use super::names::{Bases, Names, Outside};
 use super::{Queued, Sockets, is_socket, message};
-use crate::files::kind::Refusal;
 use crate::files::{Seen, Target};
+use crate::findings::Refusal;
 use crate::kin;
 
 /// Standard error.
@@ -23,7 +23,7 @@ const REMEDY: &str = "close the connection first, or capture the program togethe
                       an ancestor of both)";
 
 fn outside(reason: String) -> Refusal {
-    Refusal { reason, remedy: REMEDY.into() }
+    Refusal::new(reason, REMEDY)
 }
 
 /// Finds those that lead to the outside or hold what cannot be captured.
@@ -152,12 +152,11 @@ impl Around<'_> {
         match self.waiting.get(&inode) {
             Some(_) if look.unreceived == 0 => Ok(()),
             Some(_) if !self.target.still => Ok(()),
-            Some(_) => Err(Refusal {
-                reason: "data was sent through it to a program that has not accepted the connection yet, which nobody can \
-                         read before"
-                    .into(),
-                remedy: "let the program accept the connection first; try again in a moment".into(),
-            }),
+            Some(_) => Err(Refusal::passing(
+                "data was sent through it to a program that has not accepted the connection yet, which nobody can \
+                 read before",
+                "let the program accept the connection first; try again in a moment",
+            )),
             // The listener may be on its way inside.
             None if !self.target.still => Ok(()),
             None => Err(outside(
@@ -174,11 +173,10 @@ impl Around<'_> {
         }
         for client in &look.told.waiting {
             if *client == 0 {
-                return Err(Refusal {
-                    reason: "a connection waits in it to be accepted whose other side was closed already"
-                        .into(),
-                    remedy: "let the program accept it first; try again in a moment".into(),
-                });
+                return Err(Refusal::passing(
+                    "a connection waits in it to be accepted whose other side was closed already",
+                    "let the program accept it first; try again in a moment",
+                ));
             }
             if !looks.iter().any(|other| other.inode == u64::from(*client)) {
                 let whose =

@@ -13,7 +13,8 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use super::names::Outside;
 use super::{Queued, queue};
 use crate::files::Seen;
-use crate::files::kind::{LET_FINISH, Refusal};
+use crate::files::kind::LET_FINISH;
+use crate::findings::Refusal;
 
 const SO_PASSPIDFD: u32 = 76;
 
@@ -122,7 +123,7 @@ impl Look {
 }
 
 pub(super) fn refusal(reason: impl Into<String>) -> Refusal {
-    Refusal { reason: reason.into(), remedy: LET_FINISH.into() }
+    Refusal::new(reason, LET_FINISH)
 }
 
 /// Whether an error waits to be told. To ask for it would take it away.

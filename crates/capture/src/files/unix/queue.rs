@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use rewake_linux::socket::unix::{self, Message};
 
 use super::look::refusal;
-use crate::files::kind::Refusal;
+use crate::findings::Refusal;
 
 /// Room for a datagram at first, and at most.
 const ROOM: usize = 1 << 20;
