@@ -8,7 +8,7 @@ use std::fs::File;
 
 use rewake_image::records::{FileContent, file_content::Kind};
 use rewake_linux::proc::{Link, Mapping, Proc};
-use rewake_linux::{attributes, hugetlb};
+use rewake_linux::{attributes, hugetlb, lease};
 use rustix::fs::{OFlags, SealFlags};
 
 use crate::error::{CaptureError, During, Result};
@@ -69,6 +69,8 @@ impl Source {
 pub(crate) enum Opened {
     /// The file itself.
     File(File),
+    /// The file through the target's own description, whose position must stay where it is.
+    Held(File),
     /// The target's mappings of it.
     Mappings,
 }
@@ -169,14 +171,13 @@ fn open(record: &FileContent, source: &Source) -> Result<(FileContent, Opened)> 
     let proc = Proc::open_living(pid).during("open", pid, "process")?;
     let path = record.identity.as_ref().map(|identity| identity.path.clone()).unwrap_or_default();
     let name = format!("content of {}", String::from_utf8_lossy(&path));
+    let mut held = false;
     let file = match &source.way {
-        Way::Descriptor(fd) => match proc.open_file(&format!("fd/{fd}"), OFlags::RDONLY) {
-            // It may have been opened with rights that its owner has no more.
-            Err(error) if error.is_denied() => {
-                File::from(attributes::duplicate(pid, *fd).during("open", pid, &name)?)
-            }
-            opened => opened.during("open", pid, &name)?,
-        },
+        Way::Descriptor(fd) => {
+            let opened;
+            (opened, held) = at_descriptor(&proc, *fd, &name)?;
+            opened
+        }
         Way::Mapping(mapping) => match proc.open_mapped_file(mapping, OFlags::RDONLY) {
             Err(error) if error.is_denied() => by_name(record).ok_or_else(|| {
                 let error = CaptureError::failed("open", pid, &name, error);
@@ -197,7 +198,31 @@ fn open(record: &FileContent, source: &Source) -> Result<(FileContent, Opened)> 
         let seals = rustix::fs::fcntl_get_seals(&file).unwrap_or(SealFlags::empty());
         record.seals = seals.bits();
     }
-    Ok((record, Opened::File(file)))
+    Ok((record, if held { Opened::Held(file) } else { Opened::File(file) }))
+}
+
+/// Opens what is at a descriptor anew, or takes it as it is: then its position is the target's too.
+fn at_descriptor(proc: &Proc, fd: i32, name: &str) -> Result<(File, bool)> {
+    let pid = proc.id();
+    let own = attributes::duplicate(pid, fd).during("open", pid, name)?;
+    // To open the file would break the lease, which the target is told.
+    if !lease::is_exclusive(&own) {
+        match proc.open_file(&format!("fd/{fd}"), OFlags::RDONLY) {
+            // It may have been opened with rights that its owner has no more.
+            Err(error) if error.is_denied() => {}
+            opened => return Ok((opened.during("open", pid, name)?, false)),
+        }
+    }
+    let flags = rustix::fs::fcntl_getfl(&own).during("fcntl", pid, name)?;
+    if flags & OFlags::ACCMODE == OFlags::WRONLY {
+        let reason =
+            "the program has it open for writing only, and it cannot be opened for reading beside that";
+        let error = CaptureError::failed("open", pid, name, reason);
+        return Err(
+            error.advise("leave contents of files out of the image (--files 0), or run the command as root")
+        );
+    }
+    Ok((File::from(own), true))
 }
 
 /// A mapped file under its name, if that is still the same file: for those who may not open it through the mapping.

@@ -110,7 +110,8 @@ pub(crate) fn plan(
     }
     for (record, opened) in contents.open()? {
         match opened {
-            Opened::File(file) => plan.add_content(root, record, file)?,
+            Opened::File(file) => plan.add_content(root, record, file, true)?,
+            Opened::Held(file) => plan.add_content(root, record, file, false)?,
             Opened::Mappings => plan.add_shown(root, memory, record)?,
         }
     }
@@ -228,14 +229,14 @@ impl Plan {
         Ok(())
     }
 
-    /// Adds the content of a file, without its holes.
-    fn add_content(&mut self, pid: i32, mut record: FileContent, file: File) -> Result<()> {
+    /// Adds the content of a file, without its holes; those are told by moving its position, or found by reading.
+    fn add_content(&mut self, pid: i32, mut record: FileContent, file: File, may_move: bool) -> Result<()> {
         let size = record.identity.as_ref().map_or(0, |identity| identity.size);
         let place = self.objects.len();
         let mut end = 0;
         let runs = match record.huge_page_shift {
-            0 => pagemap::data_runs(&file, 0..size),
-            shift => hugetlb::data_runs(&file, shift),
+            0 if may_move => pagemap::data_runs(&file, 0..size),
+            shift => hugetlb::data_runs(&file, shift.max(PAGE_SIZE.trailing_zeros())),
         };
         for run in runs.during("find data", pid, format!("content {}", record.id))? {
             // File systems with blocks smaller than a page may tell of parts of pages.

@@ -1,4 +1,4 @@
-//! Whether anybody has a file open for writing: only who takes a lease on it is told.
+//! Leases: by taking one is told whether anybody has a file open for writing; and who holds one is told when somebody opens the file.
 //!
 //! # Safety
 //! fcntl(2) with these commands takes and returns plain numbers; the descriptor is borrowed for the call.
@@ -41,6 +41,13 @@ pub fn writers(file: impl AsFd) -> io::Result<Writers> {
             _ => Err(error),
         },
     }
+}
+
+/// Whether a lease is held through this description that ends when anybody opens the file, be it for reading.
+#[must_use]
+pub fn is_exclusive(file: impl AsFd) -> bool {
+    // SAFETY: numbers only; the descriptor is borrowed.
+    unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_GETLEASE) == libc::F_WRLCK }
 }
 
 fn control(fd: i32, command: i32, argument: i32) -> io::Result<()> {

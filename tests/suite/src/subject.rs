@@ -150,6 +150,14 @@ impl Subject {
     /// Fails unless the command ends with 0, the image is there and the program has died of SIGKILL.
     pub fn save_and_kill(&mut self, workshop: &Workshop) -> Result<()> {
         self.save_with(workshop, &["--kill"])?;
+        self.expect_killed()
+    }
+
+    /// Waits for its end by a checkpoint with `--kill`.
+    ///
+    /// # Errors
+    /// Fails unless it has died of SIGKILL.
+    pub fn expect_killed(&mut self) -> Result<()> {
         let status =
             process::wait(&mut self.running.child, PATIENCE).context("the program outlived --kill")?;
         ensure!(

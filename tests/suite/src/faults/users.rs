@@ -29,6 +29,12 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
     report.test("an ordinary user's nameless file that he may not open for writing again", || {
         read_only_file(workshop)
     });
+    for kind in ["leased", "shut"] {
+        report
+            .test(&format!("--files 1: a file that cannot be opened beside its descriptor: {kind}"), || {
+                held_file(workshop, kind)
+            });
+    }
     report.test("a hostile image gives nobody what only the binary may", || hostile(workshop, CHOOSES_IDS));
     report.test("nor one what the binary may besides choosing ids", || {
         hostile(workshop, READS_EVERYTHING)?;
@@ -133,6 +139,34 @@ fn read_only_file(workshop: &Workshop) -> Result<()> {
         process::nothing_left(&[], SOON)?;
     }
     Ok(())
+}
+
+/// Its content goes in, and the target has its lease and its position yet.
+fn held_file(workshop: &Workshop, kind: &str) -> Result<()> {
+    let user = workshop.as_user()?;
+    let program = user.compile("held_files", &[])?;
+    let mut subject = Subject::start_in(&user, &program, &[kind], user.folder("held-file")?)?;
+    let save = |subject: &Subject, options: &[&str]| -> Result<()> {
+        let mut command = user.command(["save", "--files", "1", "-p"]);
+        command.arg(subject.pid().to_string()).arg("-d").arg(subject.image()).args(options);
+        let saved = process::run(command, &subject.folder, "save")?;
+        saved.expect_code("save", 0)?;
+        let image = Image::open(&subject.image()).context("the image")?;
+        let paths = image.file_contents.iter().filter_map(|content| content.identity.as_ref());
+        ensure!(paths.filter(|file| file.path.ends_with(b"/held")).count() == 1, "its content is not stored");
+        Ok(())
+    };
+    if kind == "leased" {
+        save(&subject, &[])?;
+        fs::remove_dir_all(subject.image()).context("removing the image")?;
+        save(&subject, &["--kill"])?;
+        subject.expect_killed()?;
+        subject.resume_and_pass(&user, &[])?;
+    } else {
+        save(&subject, &[])?;
+        subject.pass()?;
+    }
+    process::nothing_left(&[], SOON)
 }
 
 fn hostile(workshop: &Workshop, capabilities: [u32; 5]) -> Result<()> {

@@ -23,8 +23,8 @@ pub(super) fn pipeline(workshop: &Workshop, folder: &Path) -> Result<Command> {
     Ok(command)
 }
 
-/// A C project of some files and a library; the compiler's own temporary files, and those that are renamed when they are closed, would
-/// not be in the image while nobody has them open.
+/// A C project of some files and a library. What a crash leaves half written must not be taken for made, and a name that is taken away
+/// when the file is closed (the compiler's own temporary files, a rename) is not in the image: so the last step of each can be done twice.
 pub(super) fn make(workshop: &Workshop, folder: &Path) -> Result<Command> {
     const FILES: u64 = 40;
     let make = installed("make")?;
@@ -49,7 +49,7 @@ pub(super) fn make(workshop: &Workshop, folder: &Path) -> Result<Command> {
     let rules = format!(
         "project: main.o libparts.a\n\tgcc -o $@ main.o libparts.a\n\t./project >result\n\
          libparts.a:{objects}\n\tar rcsD $@ $^\n\
-         %.o: %.c\n\tgcc -pipe -O2 -c -o $@ $<\n"
+         %.o: %.c\n\tgcc -pipe -O2 -c -o $@.part $< && ln -f $@.part $@\n"
     );
     put(folder, "Makefile", rules)?;
     let mut command = workshop.program(&make);
