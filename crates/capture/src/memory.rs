@@ -10,6 +10,7 @@ mod shared;
 use std::collections::HashMap;
 use std::ops::Range;
 
+use rewake_image::build_id;
 use rewake_image::records::{MappedFile, Vma, vma};
 use rewake_linux::addr::RemoteAddr;
 use rewake_linux::proc::{self, FileStat, Link, Mapping, MappingKind, Proc, VmFlags};
@@ -365,7 +366,10 @@ impl Memory {
             self.nameless.0.insert((mapping.device, mapping.inode), self.nameless.1.len());
             self.nameless.1.push(mapping.clone());
         }
-        let identity = identity(&link);
+        let mut identity = identity(&link);
+        if link.reachable {
+            identity.build_id = build_id::of(identity.as_path());
+        }
         let stored = stored(mapping, (link, source), writes, contents)?;
         let at = self.files.len();
         self.files.push(MappedFile { identity: Some(identity), flags, content: stored });

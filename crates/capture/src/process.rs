@@ -1,6 +1,9 @@
 //! The record of the process: what can be told from outside while it stands still.
 
-use rewake_image::records::{AddressSpace, Credentials, Limit, MappedFile, MmFields, Process};
+use std::path::Path;
+
+use rewake_image::build_id;
+use rewake_image::records::{AddressSpace, Credentials, FileIdentity, Limit, MappedFile, MmFields, Process};
 use rewake_linux::host::Host;
 use rewake_linux::proc::{Proc, Status};
 
@@ -39,10 +42,13 @@ pub(crate) fn outside(proc: &Proc, ids: &Ids) -> Result<Process> {
         env_start: stat.env_start.get(),
         env_end: stat.env_end.get(),
     };
+    // By the kernel's link: so it is there whatever became of the file's name.
+    let build_id = build_id::of(Path::new(&format!("/proc/{pid}/exe")));
+    let executable = FileIdentity { build_id, ..identity(&exe) };
     let memory = AddressSpace {
         fields: Some(fields),
         auxv: proc.auxv().during("read", pid, "auxv")?,
-        exe: Some(MappedFile { identity: Some(identity(&exe)), ..MappedFile::default() }),
+        exe: Some(MappedFile { identity: Some(executable), ..MappedFile::default() }),
         ..AddressSpace::default()
     };
     // Only the first thread has one, also when it has ended.

@@ -12,6 +12,7 @@
 
 pub mod aio;
 pub mod births;
+pub mod build_id;
 pub mod check;
 pub mod container;
 pub mod describe;

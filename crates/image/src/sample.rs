@@ -274,6 +274,7 @@ fn identity(path: &str) -> FileIdentity {
         mtime_s: 1_600_000_000,
         mtime_ns: 5,
         mode: 0o100_644,
+        ..FileIdentity::default()
     }
 }
 

@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use rewake_image::Image;
+use rewake_image::{Image, build_id};
 use rewake_restore::{IpcPolicy, OnChanged, Options, OutsideSockets, Pids, RestoreError};
 
 use crate::ids::{self, Ids};
@@ -72,24 +72,38 @@ fn recover(place: &Path) -> String {
     }
 }
 
-/// The image must be of this very program.
+/// The image must be of this very program: by its build id; where it has none, by its size and the time when it was written.
 fn check_program(dir: &Path) -> Result<(), String> {
     let shown = dir.display();
-    let image = Image::open(dir).map_err(|error| format!("libckpt: {error}"))?;
+    let failed = |error: &dyn std::fmt::Display| format!("libckpt: {error}");
+    let image = Image::open(dir).map_err(|error| failed(&error))?;
     let exe = image.root().memory.as_ref().and_then(|memory| memory.exe.as_ref());
-    let then = exe.and_then(|exe| exe.identity.as_ref());
-    let now = std::fs::metadata("/proc/self/exe").map_err(|error| format!("libckpt: {error}"))?;
-    let same = then.is_some_and(|then| {
+    let Some(then) = exe.and_then(|exe| exe.identity.as_ref()) else {
+        return Err(format!("libckpt: {shown} does not say of which program it is"));
+    };
+    let own = Path::new("/proc/self/exe");
+    let (same, how) = if then.build_id.is_empty() {
         use std::os::unix::fs::MetadataExt as _;
-        then.size == now.size() && then.mtime_s == now.mtime() && i64::from(then.mtime_ns) == now.mtime_nsec()
-    });
+        let now = std::fs::metadata(own).map_err(|error| failed(&error))?;
+        let time = (now.mtime(), now.mtime_nsec());
+        let same = then.size == now.size() && (then.mtime_s, i64::from(then.mtime_ns)) == time;
+        (same, "which has no build id, and another size or time".to_owned())
+    } else {
+        let now = build_id::of(own);
+        let text = format!("build id {}, this one has {}", hexadecimal(&then.build_id), hexadecimal(&now));
+        (now == then.build_id, text)
+    };
     if same {
         return Ok(());
     }
-    let path = then.map(|then| then.as_path().display().to_string()).unwrap_or_default();
+    let path = then.as_path().display();
     Err(format!(
-        "libckpt: {shown} is an image of another program, {path}\n  recover it with that program, as it was when the image was made"
+        "libckpt: {shown} is an image of another program, {path} ({how})\n  recover it with that program, as it was when the image was made"
     ))
+}
+
+fn hexadecimal(id: &[u8]) -> String {
+    if id.is_empty() { "none".to_owned() } else { id.iter().map(|byte| format!("{byte:02x}")).collect() }
 }
 
 /// What a thread does that finds itself in another life. When this returns it may go on.

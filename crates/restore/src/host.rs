@@ -11,7 +11,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 
 use rewake_image::records::{Cpu, Device, FileIdentity, OpenFile, Process, open_file};
-use rewake_image::{Image, PageReader};
+use rewake_image::{Image, PageReader, build_id};
 use rewake_linux::proc::Proc;
 use rewake_linux::{attributes, cpu, host};
 
@@ -274,8 +274,20 @@ fn is_same_host(image: &Image) -> bool {
     then.machine_id == machine_id && (!machine_id.is_empty() || then.hostname == now.hostname)
 }
 
-/// Device and inode name a file on its own host only; elsewhere size and time of change have to do.
+/// How a file is now. A program or library that was built again, or came with another package, is the same if its build id is.
 fn look(identity: &FileIdentity, same_host: bool) -> Now {
+    match facts(identity, same_host) {
+        Now::Changed(_)
+            if !identity.build_id.is_empty() && build_id::of(identity.as_path()) == identity.build_id =>
+        {
+            Now::Same
+        }
+        now => now,
+    }
+}
+
+/// Device and inode name a file on its own host only; elsewhere size and time of change have to do.
+fn facts(identity: &FileIdentity, same_host: bool) -> Now {
     let now = match std::fs::metadata(identity.as_path()) {
         Ok(now) => now,
         Err(error) => return Now::Unusable(format!("cannot be used: {error}")),
@@ -331,6 +343,7 @@ mod tests {
             mtime_s: now.mtime(),
             mtime_ns: u32::try_from(now.mtime_nsec()).expect("below a second"),
             mode: 0,
+            ..FileIdentity::default()
         };
         let changed = |now: Now, word: &str| matches!(now, Now::Changed(how) if how.contains(word));
         assert_eq!(look(&identity, true), Now::Same);

@@ -54,6 +54,7 @@ fn identity(path: &Path) -> FileIdentity {
         mtime_ns: u32::try_from(facts.mtime_nsec()).expect("below a second"),
         mode: facts.mode(),
         path: path.into_os_string().into_encoded_bytes(),
+        ..FileIdentity::default()
     }
 }
 

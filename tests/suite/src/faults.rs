@@ -6,8 +6,11 @@ mod fifos;
 mod hosts;
 mod huge;
 mod images;
+mod interface;
 mod ipc;
+mod jobs;
 mod kernels;
+mod linked;
 mod members;
 mod namespaces;
 mod putback;
@@ -43,4 +46,7 @@ pub fn run(workshop: &Workshop, report: &mut Report) {
     sockets::run(workshop, report);
     terminals::run(workshop, report);
     ipc::run(workshop, report);
+    linked::run(workshop, report);
+    interface::run(workshop, report);
+    jobs::run(workshop, report);
 }

@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::privileges;
 use crate::workshop::{root, target};
@@ -66,39 +67,60 @@ pub fn build(out: &Path) -> Result<()> {
     let arguments =
         ["build", "--quiet", "--release", "--package", "rewake-libckpt", "--features", "standalone"];
     run(Command::new(cargo).args(arguments).current_dir(root()))?;
-    let made = target().join("release");
-    run(Command::new("objcopy")
-        .arg("--strip-debug")
-        .arg(made.join("libckpt.so"))
-        .arg(out.join("libckpt.so")))?;
-    let place = |name: &str| out.join(name);
-    let (part, whole, seen) = (place("cmain-part.o"), place("cmain-whole.o"), place("seen.txt"));
+    let parts = Parts { out, archive: target().join("release/libckpt.a"), seen: out.join("seen.txt") };
+    fs::write(&parts.seen, SEEN.join("\n") + "\n").context("writing the list of names")?;
     let source = root().join("crates/libckpt/c/cmain.c");
+    let part = out.join("cmain-part.o");
     run(Command::new("cc").args(["-O2", "-fPIC", "-c", "-o"]).arg(&part).arg(source))?;
     // An archive before it on the command line is not searched again: it carries all that it needs.
-    let roots = SEEN.iter().chain(&["rewake_ckpt_part"]).flat_map(|name| ["-u", name]);
-    let mut link = Command::new("ld");
-    link.args(["-r", "--gc-sections"]).args(roots).arg("-o").arg(&whole).arg(&part);
-    run(link.arg(made.join("libckpt.a")))?;
-    fs::write(&seen, SEEN.join("\n") + "\n").context("writing the list of names")?;
-    // Nothing else of it meets the program's own names; and those that do give way to the program's.
-    let hide = format!("--keep-global-symbols={}", seen.display());
-    run(Command::new("objcopy").args([&hide, "--strip-debug"]).arg(&whole))?;
-    let main = place("cmain.o");
-    run(Command::new("objcopy").args(["--weaken", "--discard-all"]).arg(&whole).arg(&main))?;
-    let archive = place("libckpt.a");
+    let main = parts.object("cmain.o", "rewake_ckpt_part", Some(&part))?;
+    let archive = out.join("libckpt.a");
     if archive.exists() {
         fs::remove_file(&archive).context("the archive of the last build")?;
     }
     // The format is said: else every plugin of the linker's is asked whether it knows the file, and one of them dies of it.
     run(Command::new("ar").args(["--target=elf64-x86-64", "rcs"]).arg(&archive).arg(&main))?;
-    for file in [part, whole, seen] {
+    // From the same objects, not by rustc: that would have every program load libgcc_s as well, which takes as long as all else.
+    let whole = parts.object("whole.o", "rewake_ckpt_start", None)?;
+    let link =
+        ["-shared", "-nostartfiles", "-Wl,-soname,libckpt.so", "-Wl,-z,relro", "-Wl,--no-as-needed", "-o"];
+    run(Command::new("cc").args(link).arg(out.join("libckpt.so")).arg(&whole))?;
+    for file in [part, whole, parts.seen] {
         fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))?;
     }
     let header = root().join("crates/libckpt/include/ckpt.h");
     fs::copy(&header, out.join("ckpt.h")).context("copying ckpt.h")?;
     fs::write(out.join("libckpt.pc"), PACKAGE).context("writing libckpt.pc")?;
     Ok(())
+}
+
+/// What the artifacts are made of.
+struct Parts<'a> {
+    out: &'a Path,
+    /// All of the library, as cargo builds it.
+    archive: PathBuf,
+    /// A list of the names that others see.
+    seen: PathBuf,
+}
+
+impl Parts<'_> {
+    /// One object with all that is needed for these names and this one. Nothing else of it meets the program's own names; and those that
+    /// do give way to the program's.
+    fn object(&self, name: &str, start: &str, also: Option<&Path>) -> Result<PathBuf> {
+        let (whole, object) = (self.out.join(format!("{name}.whole")), self.out.join(name));
+        let roots =
+            SEEN.iter().filter(|name| also.is_some() || **name != "main").chain(std::iter::once(&start));
+        let mut link = Command::new("ld");
+        // Groups would be taken for those of other copies, or of the program's if that is in Rust too.
+        link.args(["-r", "--gc-sections", "--force-group-allocation"])
+            .args(roots.flat_map(|name| ["-u", name]));
+        run(link.arg("-o").arg(&whole).args(also).arg(&self.archive))?;
+        let hide = format!("--keep-global-symbols={}", self.seen.display());
+        run(Command::new("objcopy").args([&hide, "--strip-debug"]).arg(&whole))?;
+        run(Command::new("objcopy").args(["--weaken", "--discard-all"]).arg(&whole).arg(&object))?;
+        fs::remove_file(&whole).context("what it was made of")?;
+        Ok(object)
+    }
 }
 
 fn run(command: &mut Command) -> Result<()> {
@@ -115,6 +137,16 @@ pub fn build_for_tests() -> Result<PathBuf> {
     let out = target().join("suite/library");
     build(&out)?;
     out.canonicalize().context("folder of the library")
+}
+
+/// The same, once for all tests of this process.
+///
+/// # Errors
+/// As [`build`].
+pub fn for_tests() -> Result<&'static Path> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let built = BUILT.get_or_init(|| build_for_tests().map_err(|error| format!("{error:#}")));
+    built.as_deref().map_err(|error| anyhow!("building the library: {error}"))
 }
 
 /// What programs of the catalogue are not the library's business, or not yet: the beginning of their calls, and why.

@@ -18,10 +18,11 @@ const MACHINE_PATHS: &[&str] =
     &["/root/", "/work/", "/tmp/w", "/tmp/t/", "CARGO_TARGET_DIR=/", ".cargo/registry"];
 /// Bytes a file of `fuzz/seeds` may have.
 const LARGEST_SEED: u64 = 16 << 10;
-/// Where `unsafe` may stand: in the crate that talks to the kernel, in the library that lives in signal handlers, and where `resume`
+/// Where `unsafe` may stand: in the crate that talks to the kernel, in the library that lives in signal handlers, in what calls that
+/// library, and where `resume`
 /// passes signals on.
 const UNSAFE_PLACES: &[&str] =
-    &["crates/linux/", "crates/libckpt/", "crates/rewake/src/foreground/signals.rs"];
+    &["crates/linux/", "crates/libckpt/", "crates/ckpt/", "crates/rewake/src/foreground/signals.rs"];
 /// Lines before an unsafe block in which its SAFETY comment must begin.
 const NEAR: usize = 12;
 

@@ -76,6 +76,7 @@ pub(super) fn identity_of(path: Vec<u8>, stat: &FileStat) -> FileIdentity {
         mtime_s: stat.mtime_s,
         mtime_ns: stat.mtime_ns,
         mode: stat.mode,
+        ..FileIdentity::default()
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::{ascending, ensure, invalid, path, special};
 use crate::records::open_file::Kind;
 use crate::records::{FileIdentity, OpenFile, Process, file_lock};
-use crate::{Image, ImageError};
+use crate::{Image, ImageError, build_id};
 
 /// Standard input, output, error.
 const STANDARD_STREAMS: u32 = 3;
@@ -37,6 +37,8 @@ pub(super) fn identity(identity: Option<&FileIdentity>, record: &str) -> Result<
     };
     path(&identity.path, record, "path")?;
     ensure!(identity.mtime_ns < NANOSECONDS, record, "{} nanoseconds in a time", identity.mtime_ns);
+    let id = identity.build_id.len();
+    ensure!(id <= build_id::LONGEST, record, "a build id of {id} bytes");
     Ok(())
 }
 

@@ -55,6 +55,8 @@ impl Planner<'_> {
         let Self { program, leader, site, .. } = self;
         if self.tree.made_by(self.process.pid, true).next().is_some() {
             // Some are born before.
+        } else if site.own {
+            // It stays the process that the shell started, in the group that has the terminal.
         } else if site.new_session || self.process.sid == self.process.pid {
             program.call(*leader, Sysno::setsid, args![]).note("own session");
         } else {

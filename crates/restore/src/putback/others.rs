@@ -1,6 +1,7 @@
-//! Who else has a file open for writing. This process may: what it has open is its standard streams, which it does not write to.
+//! Who else has a file open for writing. This process may, as its standard streams: those are the program's in a moment.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,6 +15,8 @@ use super::error::PutBackError;
 /// A process that is dying keeps its files for a moment.
 const PATIENCE: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(5);
+/// Standard input, output, error.
+const STREAMS: Range<i32> = 0..3;
 /// No more names than a line holds.
 const NAMED: usize = 4;
 /// There a server answers, which may not hand out leases at all.
@@ -46,22 +49,25 @@ fn look(path: &Path, file: &File) -> Result<Option<String>, PutBackError> {
     }
     let wanted = fstat(file).map_err(PutBackError::io("stat", path))?;
     let own = rustix::process::getpid().as_raw_nonzero().get();
-    let others = processes().unwrap_or_default().into_iter().filter(|pid| *pid != own);
-    let found: Vec<String> = others.filter_map(|pid| writes(pid, path, &wanted)).collect();
+    let all = processes().unwrap_or_default().into_iter();
+    let but = |pid: i32| if pid == own { STREAMS } else { 0..0 };
+    let found: Vec<String> = all.filter_map(|pid| writes(pid, path, &wanted, &but(pid))).collect();
     if !found.is_empty() {
         let more = if found.len() > NAMED { " and others" } else { "" };
         return Ok(Some(found[..found.len().min(NAMED)].join(", ") + more));
     }
     let network = rustix::fs::fstatfs(file).is_ok_and(|facts| facts.f_type == NFS);
-    let hidden = told == Writers::Some && !network && writes(own, path, &wanted).is_none();
+    let hidden = told == Writers::Some && !network && writes(own, path, &wanted, &(0..0)).is_none();
     Ok(hidden.then(|| "a process that cannot be seen from here".to_owned()))
 }
 
-/// Pid and name of a process that has the file open or mapped for writing. What cannot be seen is passed over.
-fn writes(pid: i32, path: &Path, wanted: &Stat) -> Option<String> {
+/// Pid and name of a process that has the file open or mapped for writing, not counting these descriptors. What cannot be seen is
+/// passed over.
+fn writes(pid: i32, path: &Path, wanted: &Stat, but: &Range<i32>) -> Option<String> {
     let process = Proc::open(pid).ok()?;
     let opened = process.fds().unwrap_or_default().into_iter().any(|fd| {
         (fd.link.stat.device, fd.link.stat.inode) == (wanted.st_dev, wanted.st_ino)
+            && !but.contains(&fd.fd)
             && process.fdinfo(fd.fd).is_ok_and(|info| info.flags & ACCESS != 0 && info.flags & PATH_ONLY == 0)
     });
     let mapped = || {

@@ -101,6 +101,7 @@ fn open_instead(image: &mut Image, flags: OFlags) {
                 mtime_s: now.mtime(),
                 mtime_ns: u32::try_from(now.mtime_nsec()).unwrap_or_default(),
                 mode: now.mode(),
+                ..FileIdentity::default()
             });
         }
     }

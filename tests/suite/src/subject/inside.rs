@@ -18,7 +18,8 @@ const SIGFREEZE: i32 = 34;
 /// How a program is started with the library.
 #[derive(Clone, Debug)]
 pub struct Inside {
-    library: PathBuf,
+    /// Preloaded; else it is linked in.
+    library: Option<PathBuf>,
     program: PathBuf,
     store: PathBuf,
 }
@@ -27,14 +28,28 @@ impl Inside {
     /// For a program that works in this folder.
     #[must_use]
     pub fn new(library: &Path, program: &Path, folder: &Path) -> Self {
-        Self { library: library.to_owned(), program: program.to_owned(), store: folder.join("store") }
+        Self { library: Some(library.to_owned()), ..Self::linked(program, folder) }
+    }
+
+    /// For a program that is linked with it.
+    #[must_use]
+    pub fn linked(program: &Path, folder: &Path) -> Self {
+        Self { library: None, program: program.to_owned(), store: folder.join("store") }
+    }
+
+    /// Where its images go.
+    #[must_use]
+    pub fn store(&self) -> &Path {
+        &self.store
     }
 
     /// The program, with the library before it, as whoever the workshop is for.
     #[must_use]
     pub fn command(&self, workshop: &Workshop) -> Command {
         let mut command = workshop.program(Path::new("env"));
-        command.arg(format!("LD_PRELOAD={}", self.library.display()));
+        if let Some(library) = &self.library {
+            command.arg(format!("LD_PRELOAD={}", library.display()));
+        }
         command.arg(format!("CKPT_DIRECTORY={}", self.store.display())).arg("REWAKE_OTHER_IDS=1");
         command.arg(&self.program);
         command
