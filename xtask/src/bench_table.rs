@@ -31,10 +31,11 @@ pub fn render(all: &[Figures], runs: usize) -> String {
 }
 
 /// Pads every column to its widest cell; the first row is the heading.
-fn lines(rows: &[Vec<String>]) -> Vec<String> {
+pub fn lines(rows: &[Vec<String>]) -> Vec<String> {
     let columns = rows.first().map_or(0, Vec::len);
-    let widths: Vec<usize> =
-        (0..columns).map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0)).collect();
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
+        .collect();
     let mut lines: Vec<String> = rows
         .iter()
         .map(|row| {

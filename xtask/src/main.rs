@@ -1,6 +1,7 @@
 //! `cargo xtask`: a demonstration, the tests, hostile bytes, the figures.
 
 mod bench;
+mod bench_idle;
 mod bench_table;
 mod demo;
 mod fuzz;
@@ -69,6 +70,9 @@ enum Task {
         /// Runs of each measurement
         #[arg(long, default_value_t = 7)]
         runs: usize,
+        /// Measure what libckpt costs a program while nobody asks for a checkpoint
+        #[arg(long, conflicts_with = "sizes")]
+        idle: bool,
         /// Print JSON instead of a table
         #[arg(long)]
         json: bool,
@@ -95,7 +99,8 @@ fn main() -> ExitCode {
         Task::Completions { folder } => generate("completions", &folder),
         Task::Lib { out } => library::run(&out),
         Task::Fuzz { minutes, targets } => fuzz::run(minutes, &targets),
-        Task::Bench { sizes, runs, json } => bench::run(&sizes, runs, json).map(|()| true),
+        Task::Bench { idle: true, runs, json, .. } => bench_idle::run(runs, json).map(|()| true),
+        Task::Bench { sizes, runs, json, .. } => bench::run(&sizes, runs, json).map(|()| true),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

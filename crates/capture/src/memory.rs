@@ -353,6 +353,7 @@ impl Memory {
                 self.files[at].content = stored(mapping, link(proc, mapping, contents)?, writes, contents)?;
                 self.files[at].flags |= flags;
             }
+            note_build(&mut self.files[at], mapping);
             return Ok((vma::Backing::File, u32::try_from(at).expect("few files"), content));
         }
         let (link, source) = link(proc, mapping, contents)?;
@@ -366,17 +367,25 @@ impl Memory {
             self.nameless.0.insert((mapping.device, mapping.inode), self.nameless.1.len());
             self.nameless.1.push(mapping.clone());
         }
-        let mut identity = identity(&link);
-        if link.reachable {
-            identity.build_id = build_id::of(identity.as_path());
-        }
+        let identity = identity(&link);
         let stored = stored(mapping, (link, source), writes, contents)?;
         let at = self.files.len();
         self.files.push(MappedFile { identity: Some(identity), flags, content: stored });
         if !mapping.deleted {
+            note_build(&mut self.files[at], mapping);
             self.known.insert(key, at);
         }
         Ok((vma::Backing::File, u32::try_from(at).expect("few files"), content))
+    }
+}
+
+/// Notes of what is mapped to be executed which build it is.
+fn note_build(file: &mut MappedFile, mapping: &Mapping) {
+    if let Some(identity) = file.identity.as_mut()
+        && mapping.protection & libc::PROT_EXEC.cast_unsigned() != 0
+        && identity.build_id.is_empty()
+    {
+        identity.build_id = build_id::of_same(identity.as_path(), (identity.device, identity.inode));
     }
 }
 

@@ -1,8 +1,10 @@
 //! The build id of a program or library (GNU): a note that linkers put into it, equal where the same thing was built again.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
 
 /// Longest id; those of today have 20 bytes.
 pub const LONGEST: usize = 64;
@@ -18,7 +20,20 @@ const NT_GNU_BUILD_ID: u64 = 3;
 /// The id of a file; nothing where it has none, is no program or library, or cannot be read.
 #[must_use]
 pub fn of(path: &Path) -> Vec<u8> {
-    File::open(path).ok().and_then(|file| of_file(&file)).unwrap_or_default()
+    open(path).and_then(|file| of_file(&file)).unwrap_or_default()
+}
+
+/// The same, if this is still the file of this device and inode.
+#[must_use]
+pub fn of_same(path: &Path, file: (u64, u64)) -> Vec<u8> {
+    let same = |opened: &File| opened.metadata().is_ok_and(|now| (now.dev(), now.ino()) == file);
+    open(path).filter(same).and_then(|file| of_file(&file)).unwrap_or_default()
+}
+
+/// Never waits, for whatever the path leads to.
+fn open(path: &Path) -> Option<File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    rustix::fs::open(path, flags, Mode::empty()).ok().map(File::from)
 }
 
 fn of_file(file: &File) -> Option<Vec<u8>> {

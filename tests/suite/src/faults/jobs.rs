@@ -82,7 +82,7 @@ fn terminal(folder: &Path, inside: &Inside, control: bool) -> Result<Child> {
     );
     fs::write(folder.join("recover.sh"), line)?;
     let mut script = Command::new("script");
-    script.args(["-qc", "bash recover.sh", "terminal.log"]).current_dir(folder);
+    script.args(["-qc", "sh recover.sh", "terminal.log"]).current_dir(folder);
     script.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     script.spawn().map_err(|error| Skip(format!("no program script(1) here: {error}")).into())
 }

@@ -73,6 +73,9 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
     report.test("libckpt: an image of another build is refused, one of the same build taken", || {
         builds(workshop)
     });
+    report.test("libckpt: another build of a library is refused, one of the same build taken", || {
+        libraries(workshop)
+    });
     report.test("libckpt: without a build id the same file is taken, a newer one refused", || {
         no_build_id(workshop)
     });
@@ -197,6 +200,24 @@ fn builds(workshop: &Workshop) -> Result<()> {
     let now = fs::metadata(&hello)?;
     ensure!(before.mtime_nsec() != now.mtime_nsec(), "it was not built again");
     inside.recover_and_pass(&subject, workshop).context("built again")
+}
+
+fn libraries(workshop: &Workshop) -> Result<()> {
+    let folder = folder(workshop, "libraries")?;
+    write(&folder, "hello.c", &format!("int number(void);\nint (*used)(void) = number;\n{RENAMED}"))?;
+    fs::write(folder.join("number.c"), "int number(void) { return NUMBER; }\n")?;
+    let library = |number: u32| {
+        let _none_yet = fs::remove_file(folder.join("libnumber.so"));
+        let line = format!("gcc -shared -fPIC -Wl,--build-id -DNUMBER={number} -o libnumber.so number.c");
+        compile(&folder, &line)
+    };
+    library(1)?;
+    let line = format!("gcc -o hello hello.c -L. -lnumber -Wl,-rpath,{} {REST}", folder.display());
+    let (inside, subject) = captured(workshop, &folder, &line)?;
+    library(2)?;
+    refuses(&inside, &subject, workshop, &["libnumber.so", "since"])?;
+    library(1)?;
+    inside.recover_and_pass(&subject, workshop)
 }
 
 fn no_build_id(workshop: &Workshop) -> Result<()> {
