@@ -110,6 +110,11 @@ fn checkpoint(mailbox: u64) -> Result<Summary, CaptureError> {
     let mut standing = Standing::new(pid, Mailbox::at(MAILBOX.load(Ordering::Relaxed)), orders);
     let gone = |source| CaptureError::of("copy", pid, "process", source);
     standing.await_done(0).map_err(gone)?;
+    if let Some(what) = crate::overrides::hidden_ipc() {
+        let source = io::Error::from_raw_os_error(libc::ENOTSUP);
+        let error = CaptureError::of("capture from inside", pid, what, source);
+        return Err(error.with_remedy("capture the program from outside instead (chkpnt)"));
+    }
     let failed = |source: io::Error| {
         CaptureError::of("create", pid, "store of images", source)
             .with_remedy("make the working folder writable, or name another store (directory in .ckptrc)")

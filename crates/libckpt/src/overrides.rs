@@ -9,7 +9,7 @@
 #![allow(unsafe_code, reason = "see Safety above")]
 
 use core::ffi::{c_char, c_int, c_void};
-use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use crate::entry::{Action, restorer, set_action};
 use crate::{SIGFREEZE, again, raw};
@@ -246,3 +246,40 @@ noted!(/// See clock_nanosleep(2).
     clock_nanosleep(clock: libc::clockid_t, flags: c_int, wanted: *const libc::timespec, left: *mut libc::timespec) -> c_int);
 noted!(/// See usleep(3).
     usleep(microseconds: libc::useconds_t) -> c_int);
+
+/// What the program has that nothing shows from inside, so that it would be missing in an image.
+static HIDDEN_IPC: AtomicU32 = AtomicU32::new(0);
+const SETS: u32 = 1;
+const QUEUES: u32 = 2;
+
+/// Why an image would be missing something, by name.
+#[must_use]
+pub fn hidden_ipc() -> Option<&'static str> {
+    match HIDDEN_IPC.load(Ordering::Relaxed) {
+        0 => None,
+        QUEUES => Some("System V message queues"),
+        _ => Some("System V semaphores"),
+    }
+}
+
+/// See semget(2).
+///
+/// # Safety
+/// As there.
+#[cfg_attr(feature = "standalone", unsafe(no_mangle))]
+pub unsafe extern "C" fn semget(key: libc::key_t, count: c_int, flags: c_int) -> c_int {
+    HIDDEN_IPC.fetch_or(SETS, Ordering::Relaxed);
+    // SAFETY: the caller's; libc's function of this name has this type.
+    unsafe { libcs!(semget: fn(libc::key_t, c_int, c_int) -> c_int)(key, count, flags) }
+}
+
+/// See msgget(2).
+///
+/// # Safety
+/// As there.
+#[cfg_attr(feature = "standalone", unsafe(no_mangle))]
+pub unsafe extern "C" fn msgget(key: libc::key_t, flags: c_int) -> c_int {
+    HIDDEN_IPC.fetch_or(QUEUES, Ordering::Relaxed);
+    // SAFETY: the caller's; libc's function of this name has this type.
+    unsafe { libcs!(msgget: fn(libc::key_t, c_int) -> c_int)(key, flags) }
+}

@@ -7,7 +7,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ipc.h>
 #include <sys/mman.h>
+#include <sys/sem.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -282,6 +284,19 @@ static int refused(void)
     return ckpt_here() == 1 ? pass() : saved();
 }
 
+/* What nothing shows from inside is refused, too, once the program has it. */
+static int hidden(void)
+{
+    int life = ckpt_here();
+    if (life == 1)
+        return pass();
+    CHECK(life == 0);
+    int id = semget(IPC_PRIVATE, 1, 0600);
+    CHECK(id >= 0 && semctl(id, 0, IPC_RMID) == 0);
+    CHECK(ckpt_here() == -ENOTSUP && strstr(ckpt_error(), "System V semaphores"));
+    return saved();
+}
+
 /* A child has none of its parent's sections, callbacks and turns. */
 static int child(void)
 {
@@ -308,7 +323,7 @@ int main(int argc, char **argv)
     } all[] = {
         {"here", here},         {"threads", threads}, {"exclude", exclude}, {"callbacks", callbacks},
         {"signal", callbacks_by_signal}, {"sections", sections}, {"waits", waits},
-        {"refused", refused}, {"child", child},
+        {"refused", refused}, {"child", child}, {"hidden", hidden},
     };
     for (size_t at = 0; argc > 1 && at < sizeof all / sizeof *all; at++)
         if (!strcmp(argv[1], all[at].name))

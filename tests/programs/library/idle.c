@@ -107,7 +107,7 @@ int main(int argc, char **argv)
     measure("heap", heap, 20000);
     measure("file", file, 500);
     measure("thread", thread, 20);
-    measure("child", child, 8);
+    measure("child", child, 20);
     measure("program", program, 4);
     return 0;
 }

@@ -27,12 +27,14 @@ const SEEN: &[&str] = &[
     "epoll_pwait2",
     "epoll_wait",
     "main",
+    "msgget",
     "nanosleep",
     "poll",
     "ppoll",
     "pselect",
     "pthread_sigmask",
     "rewake_ckpt_acting",
+    "semget",
     "sigaction",
     "signalfd",
     "sigprocmask",
@@ -82,9 +84,14 @@ pub fn build(out: &Path) -> Result<()> {
     run(Command::new("ar").args(["--target=elf64-x86-64", "rcs"]).arg(&archive).arg(&main))?;
     // From the same objects, not by rustc: that would have every program load libgcc_s as well, which takes as long as all else.
     let whole = parts.object("whole.o", "rewake_ckpt_start", None)?;
+    // In as few mappings as can be: each is made at every start, and copied by every fork.
     let link =
-        ["-shared", "-nostartfiles", "-Wl,-soname,libckpt.so", "-Wl,-z,relro", "-Wl,--no-as-needed", "-o"];
-    run(Command::new("cc").args(link).arg(out.join("libckpt.so")).arg(&whole))?;
+        ["-shared", "-nostartfiles", "-Wl,-soname,libckpt.so", "-Wl,-z,relro", "-Wl,-z,noseparate-code"];
+    run(Command::new("cc")
+        .args(link)
+        .args(["-Wl,--no-as-needed", "-o"])
+        .arg(out.join("libckpt.so"))
+        .arg(&whole))?;
     for file in [part, whole, parts.seen] {
         fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))?;
     }

@@ -23,6 +23,7 @@ const VARIANTS: &[(&str, &str)] = &[
     ("sections", "a request in a section is served at its end"),
     ("waits", "ckpt_here waits for sections of other threads"),
     ("refused", "ckpt_here says what cannot be captured"),
+    ("hidden", "System V semaphores are refused, which nothing shows from inside"),
     ("child", "a child has its own sections and no callbacks"),
 ];
 /// How a program ends that has saved itself.
