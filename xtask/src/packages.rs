@@ -11,6 +11,9 @@ struct Need {
 
 const NEEDS: &[Need] = &[
     Need { package: "gcc", present: || runs("gcc", "--version") },
+    Need { package: "g++", present: || runs("g++", "--version") },
+    Need { package: "clang", present: || runs("clang", "--version") && runs("clang++", "--version") },
+    Need { package: "pkg-config", present: || runs("pkg-config", "--version") },
     Need { package: "libc6-dev", present: || Path::new("/usr/include/stdio.h").exists() },
     Need {
         package: "libopenblas-dev",

@@ -67,6 +67,7 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
         let line = "gcc -o hello hello.c $(PKG_CONFIG_PATH=. pkg-config --cflags --libs libckpt)";
         proven(workshop, &folder, line)
     });
+    report.test("libckpt: ckpt.h is understood by all dialects", || dialects(workshop));
     report.test("libckpt: linked statically it is refused with a word", || refused_static(workshop));
     report.test("libckpt: with musl it runs without checkpoints, with a word", || refused_musl(workshop));
     report.test("libckpt: two copies linked in and a third preloaded: one acts", || one_acts(workshop));
@@ -129,6 +130,19 @@ fn proven(workshop: &Workshop, folder: &Path, line: &str) -> Result<()> {
     inside.prove(&mut subject, workshop)
 }
 
+fn dialects(workshop: &Workshop) -> Result<()> {
+    let folder = folder(workshop, "dialects")?;
+    for (compiler, standards) in [("gcc", ["c90", "c17"]), ("g++", ["c++98", "c++20"])] {
+        let language = if compiler == "gcc" { "c" } else { "c++" };
+        fs::write(folder.join("used.c"), "#include <ckpt.h>\nint used(void) { return ckpt_here(); }\n")?;
+        for (standard, define) in standards.iter().flat_map(|one| [(one, ""), (one, "-DCKPT_OPTIONAL")]) {
+            let strict = "-pedantic -Wall -Wextra -Werror -fsyntax-only -I.";
+            compile(&folder, &format!("{compiler} -std={standard} {define} {strict} -x {language} used.c"))?;
+        }
+    }
+    Ok(())
+}
+
 fn refused_static(workshop: &Workshop) -> Result<()> {
     let folder = folder(workshop, "static")?;
     write(&folder, "hello.c", RENAMED)?;
@@ -150,7 +164,14 @@ fn refused_musl(workshop: &Workshop) -> Result<()> {
     hello.current_dir(&folder);
     let ended = process::run(hello, &folder, "hello")?;
     ended.expect_code("with musl", 0)?;
-    ended.expect_words("with musl", &["libckpt", "musl", "chkpnt"])
+    ended.expect_words("with musl", &["libckpt", "musl", "chkpnt"])?;
+    write(&folder, "plain.c", "int main(int argc, char **argv)")?;
+    compile(&folder, "musl-gcc -o plain plain.c")?;
+    let mut plain = Command::new(folder.join("plain"));
+    plain.current_dir(&folder).env("LD_PRELOAD", library::for_tests()?.join("libckpt.so"));
+    let ended = process::run(plain, &folder, "plain")?;
+    ended.expect_code("preloaded", 0)?;
+    ended.expect_words("preloaded", &["libckpt", "musl", "chkpnt"])
 }
 
 /// By the marks in its memory.
