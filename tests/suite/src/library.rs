@@ -168,6 +168,7 @@ const APART: &[(&str, &str)] = &[
     ("stopped", "stopped processes: later"),
     ("blocked nanosleep_null", "a direct system call begins its time anew"),
     ("blocked futex_timeout", "a direct system call begins its time anew"),
+    ("blocked semtimedop", "System V semaphores: later"),
     ("signal_pending", "the sender is another id now: virtual ids come later"),
     ("file_signalfd", "the sender is another id now: virtual ids come later"),
     ("posix_timers", "processor time of one thread: later"),
