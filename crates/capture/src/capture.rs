@@ -11,9 +11,11 @@ use rewake_linux::fork::{self, StopsBlocked};
 use rewake_linux::host::Host;
 use rewake_linux::mqueue::Journal;
 use rewake_linux::proc::Proc;
+use rewake_linux::twin;
 
 use crate::error::{CaptureError, During, Result};
 use crate::guardian::Guardian;
+use crate::pages::Part;
 use crate::still::StandingStill;
 use crate::{Options, Progress, Summary, commit, kin, preflight};
 
@@ -209,25 +211,32 @@ fn write_pages(
     Ok(Written { image: frozen.into_image(manifest, stream, vdsos), paused, files_for_writing })
 }
 
-/// Writes the pages of a process that goes on standing still; the image, and how many files are open for writing and not in it.
+/// Writes the pages of a process that this one is a copy of, and lets it go as soon as nothing of it is needed any more; the image, how
+/// long it stood still, and how many files are open for writing and not in the image.
 pub(crate) fn write_stream(
     options: &Options,
     mut manifest: Manifest,
     frozen: StandingStill,
     pending: &PendingImage,
-) -> Result<(Image, usize)> {
+    let_go: &mut dyn FnMut() -> Result<Duration>,
+) -> Result<(Image, Duration, usize)> {
     let pid = options.pid;
+    let goes_on = twin::has_snapshot(pid);
     let written = |error| commit::image_error("write", pid, error);
     let writer = PageWriter::create(pending, options.compression)
         .map_err(|error| commit::image_error("create", pid, error))?;
     writer.reserve(frozen.plan.total).map_err(written)?;
-    frozen.plan.write_alone(pid, &writer)?;
+    frozen.plan.write_alone(pid, &writer, if goes_on { Part::Urgent } else { Part::All })?;
     let vdsos = frozen.vdsos()?;
     frozen.nothing_moved()?;
+    let paused = let_go()?;
+    if goes_on {
+        frozen.plan.write_alone(pid, &writer, Part::Rest)?;
+    }
     let stream = writer.finish().map_err(written)?;
     let files_for_writing = frozen.files_for_writing();
     manifest.root_pid = frozen.told.processes.first().map_or(0, |root| root.pid);
-    Ok((frozen.into_image(manifest, stream, vdsos), files_for_writing))
+    Ok((frozen.into_image(manifest, stream, vdsos), paused, files_for_writing))
 }
 
 /// Where and how the image is made.

@@ -6,6 +6,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use rewake_image::PendingImage;
 use rewake_image::records::{PendingSignal, Process, RestartableSequence};
 use rewake_linux::mqueue::Journal;
 use rewake_linux::proc::Proc;
@@ -13,12 +14,39 @@ use rewake_linux::program::{Program, TrackRef};
 use rewake_linux::remote::Outcome;
 
 use crate::ask::{Questions, ask_policies, check_outcome};
+use crate::capture::has_ended;
 use crate::error::{CaptureError, During, Result};
 use crate::family::Told;
 use crate::findings::Findings;
 use crate::spaces::Ids;
 use crate::still::StandingStill;
 use crate::{Options, Summary, commit, ipc, preflight, threads};
+
+/// What there may be at most of something.
+#[derive(Clone, Copy, Debug)]
+pub struct Ceiling {
+    /// Of what.
+    pub of: Counted,
+    /// Under which name somebody set it.
+    pub name: &'static str,
+    /// How many.
+    pub most: u64,
+}
+
+/// What can be counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    /// Processes.
+    Processes,
+    /// System V semaphore sets.
+    SemaphoreSets,
+    /// Semaphores in the largest set.
+    Semaphores,
+    /// System V message queues.
+    MessageQueues,
+    /// System V shared memory segments.
+    Segments,
+}
 
 const SUPPORTED_OUTSIDE: &str = "capture the program from outside instead (chkpnt)";
 
@@ -59,20 +87,49 @@ pub trait Company {
     fn let_go(&mut self) -> io::Result<Duration>;
 }
 
-/// Captures the process. The image is durable when this returns; the threads were let go before.
+/// Makes a place for an image.
+///
+/// # Errors
+/// When something is there already or the parent folder cannot be written.
+pub fn create(options: &Options) -> Result<PendingImage> {
+    commit::create(options.pid, &options.dir)
+}
+
+/// Captures the process. The image is durable when this returns; the threads were let go before: when their memory was written, or as
+/// soon as the rest of it is in a snapshot ([`rewake_linux::twin`]).
 ///
 /// # Errors
 /// When there is no image: a step failed, or the process has state that cannot be captured. The threads may stand still yet.
-pub fn capture(options: &Options, company: &mut dyn Company) -> Result<Summary> {
+pub fn capture(
+    options: &Options,
+    pending: PendingImage,
+    ceilings: &[Ceiling],
+    company: &mut dyn Company,
+) -> Result<Summary> {
+    let pid = options.pid;
+    carry_out(options, pending, ceilings, company).map_err(|error| {
+        // What goes wrong with a process that has ended goes wrong because of that.
+        let ended = Proc::open_living(pid).map_or_else(|error| error.is_gone(), |proc| has_ended(&proc));
+        if ended { CaptureError::failed("capture", pid, "process", "it ended meanwhile") } else { error }
+    })
+}
+
+fn carry_out(
+    options: &Options,
+    pending: PendingImage,
+    ceilings: &[Ceiling],
+    company: &mut dyn Company,
+) -> Result<Summary> {
     let begin = Instant::now();
     let pid = options.pid;
     let manifest = crate::capture::manifest(options)?;
-    let pending = commit::create(pid, &options.dir)?;
     let journal = Journal::new().during("create", pid, "journal of message queues")?;
     let told = ask(company)?;
     let frozen = StandingStill::look(options, told, &journal, &mut || Err(queues(pid)), &mut |_| {})?;
-    let (image, files_for_writing) = crate::capture::write_stream(options, manifest, frozen, &pending)?;
-    let paused = company.let_go().during("thaw", pid, "process")?;
+    frozen.within(pid, ceilings)?;
+    let mut let_go = || company.let_go().during("thaw", pid, "process");
+    let (image, paused, files_for_writing) =
+        crate::capture::write_stream(options, manifest, frozen, &pending, &mut let_go)?;
     let dir = pending.target().to_owned();
     let bytes = commit::commit(pid, pending, &image, || Ok(()))? + image.stream.file_length;
     let told = crate::capture::summary(dir, &image);

@@ -57,12 +57,25 @@ struct Object {
     size: u64,
 }
 
+/// What of the stream is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// All of it.
+    All,
+    /// Blocks with something in them that must be read before the target goes on.
+    Urgent,
+    /// The others.
+    Rest,
+}
+
 /// A run of the stream and where its bytes are.
 #[derive(Clone, Copy, Debug)]
 struct Source {
     stream: u64,
     len: u64,
     place: Place,
+    /// Others write it too, or copies of the process do not have it: to be read before it goes on.
+    urgent: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -137,14 +150,18 @@ fn mapped(parts: &[MappedPart], run: &Range<u64>) -> Option<Vec<(i32, RemoteAddr
 
 impl Plan {
     fn push(&mut self, len: u64, place: Place) {
+        self.push_source(len, place, true);
+    }
+
+    fn push_source(&mut self, len: u64, place: Place, urgent: bool) {
         // Neighbours in memory are read as one.
         if let (Some(last), Place::Memory(pid, address)) = (self.sources.last_mut(), place)
             && let Place::Memory(other, before) = last.place
-            && (other, before + last.len) == (pid, address)
+            && (other, before + last.len, last.urgent) == (pid, address, urgent)
         {
             last.len += len;
         } else {
-            self.sources.push(Source { stream: self.total, len, place });
+            self.sources.push(Source { stream: self.total, len, place, urgent });
         }
         self.total += len;
     }
@@ -319,13 +336,45 @@ impl Plan {
         })
     }
 
-    /// The same from this thread alone, where there can be no other.
+    /// The same from this thread alone, where there can be no other: all, only what must be read before the target goes on, or the rest,
+    /// from the snapshot of its memory.
     ///
     /// # Errors
     /// The first failure of a read or a write.
-    pub(crate) fn write_alone(&self, pid: i32, writer: &PageWriter) -> Result<()> {
-        let (done, _news) = mpsc::channel();
-        self.work(pid, writer, &AtomicU64::new(0), &AtomicBool::new(false), &done)
+    pub(crate) fn write_alone(&self, pid: i32, writer: &PageWriter, part: Part) -> Result<()> {
+        let mut memories = Memories { root: pid, open: HashMap::new(), snapshot: part == Part::Rest };
+        let mut buffer = AlignedBuffer::new(BLOCK_SIZE);
+        for index in 0..block_count(self.total) {
+            if part == Part::All || (part == Part::Urgent) == self.is_urgent(index) {
+                self.carry(&mut memories, writer, index, &mut buffer)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there is anything in a block that must be read before the target goes on.
+    fn is_urgent(&self, index: u64) -> bool {
+        let start = index * BLOCK_SIZE_U64;
+        let first = self.sources.partition_point(|source| source.stream + source.len <= start);
+        let within = self.sources[first..].iter().take_while(|source| source.stream < start + BLOCK_SIZE_U64);
+        within.into_iter().any(|source| source.urgent)
+    }
+
+    /// Reads one block and hands it to `writer`; its length.
+    fn carry(
+        &self,
+        memories: &mut Memories,
+        writer: &PageWriter,
+        index: u64,
+        buffer: &mut AlignedBuffer,
+    ) -> Result<u64> {
+        let start = index * BLOCK_SIZE_U64;
+        let len = BLOCK_SIZE_U64.min(self.total - start);
+        let block = &mut buffer.as_mut_slice()[..usize::try_from(len).expect("a block fits into memory")];
+        self.read(memories, start, block)?;
+        let pid = memories.root;
+        writer.block(index, block).map_err(|error| crate::commit::image_error("write", pid, error))?;
+        Ok(len)
     }
 
     fn work(
@@ -336,18 +385,14 @@ impl Plan {
         stop: &AtomicBool,
         done: &mpsc::Sender<Result<u64>>,
     ) -> Result<()> {
-        let mut memories = Memories { root: pid, open: HashMap::new() };
+        let mut memories = Memories { root: pid, open: HashMap::new(), snapshot: false };
         let mut buffer = AlignedBuffer::new(BLOCK_SIZE);
         while !stop.load(Ordering::Relaxed) {
             let index = next.fetch_add(1, Ordering::Relaxed);
-            let start = index * BLOCK_SIZE_U64;
-            if start >= self.total {
+            if index >= block_count(self.total) {
                 break;
             }
-            let len = BLOCK_SIZE_U64.min(self.total - start);
-            let block = &mut buffer.as_mut_slice()[..usize::try_from(len).expect("a block fits into memory")];
-            self.read(&mut memories, start, block)?;
-            writer.block(index, block).map_err(|error| crate::commit::image_error("write", pid, error))?;
+            let len = self.carry(&mut memories, writer, index, &mut buffer)?;
             let _front_gone = done.send(Ok(len));
         }
         Ok(())
@@ -358,15 +403,17 @@ impl Plan {
 struct Memories {
     root: i32,
     open: HashMap<i32, ProcessMemory>,
+    /// As they were when there were copies made of them.
+    snapshot: bool,
 }
 
 impl Memories {
     fn of(&mut self, pid: i32) -> Result<&ProcessMemory> {
+        let open = if self.snapshot { ProcessMemory::snapshot } else { ProcessMemory::open };
         Ok(match self.open.entry(pid) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => entry.insert(
-                ProcessMemory::open(pid)
-                    .map_err(|error| CaptureError::failed("open", pid, "memory", error.source))?,
+                open(pid).map_err(|error| CaptureError::failed("open", pid, "memory", error.source))?,
             ),
         })
     }
@@ -397,7 +444,7 @@ mod tests {
             let address = u64::try_from(source.as_ptr().addr()).unwrap();
             plan.push(u64::try_from(source.len()).unwrap(), Place::Memory(root, RemoteAddr::new(address)));
         }
-        (plan, Memories { root, open: HashMap::new() })
+        (plan, Memories { root, open: HashMap::new(), snapshot: false })
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::findings::Findings;
 use crate::ipc;
 use crate::ipc::contents::Segments;
 use crate::memory::{self, Memory, Space};
+use crate::own::{Ceiling, Counted};
 use crate::pages::{self, Plan};
 use crate::spaces::Ids;
 use crate::{Options, preflight};
@@ -50,7 +51,7 @@ impl StandingStill {
     ) -> Result<Self> {
         let mut family = told.pids.clone();
         // A copy of one of them has what that one has, and is no outsider.
-        family.extend(twin::copy_of(options.pid));
+        family.extend(twin::copies_of(options.pid));
         let with = |has: fn(&Process) -> bool| {
             let those = told.pids.iter().zip(&told.processes).filter(|(_, process)| has(process));
             those.map(|(pid, _)| preflight::open(*pid)).collect::<Result<Vec<Proc>>>()
@@ -96,6 +97,34 @@ impl StandingStill {
         let queues = files.queues.iter().map(|queue| queue.read(journal, &learned)).collect::<Result<_>>()?;
         let pipes = files.pipes.iter().map(files::PipeSource::read).collect::<Result<_>>()?;
         Ok(Self { told, plan, living, memory, files, pipes, queues })
+    }
+
+    /// Makes sure that there is not more of anything than somebody allowed.
+    ///
+    /// # Errors
+    /// Naming the first that there is more of.
+    pub(crate) fn within(&self, pid: i32, ceilings: &[Ceiling]) -> Result<()> {
+        for Ceiling { of, name, most } in ceilings {
+            let (what, count) = match of {
+                Counted::Processes => ("processes", self.told.processes.len()),
+                Counted::SemaphoreSets => ("semaphore sets", self.told.ipc.sets.len()),
+                Counted::Semaphores => {
+                    let sizes = self.told.ipc.sets.iter().map(|set| set.values.len());
+                    ("semaphores of a set", sizes.max().unwrap_or(0))
+                }
+                Counted::MessageQueues => ("message queues", self.told.ipc.queues.len()),
+                Counted::Segments => {
+                    let segments = self.plan.shared.iter().filter(|shared| shared.segment.is_some());
+                    ("shared memory segments", segments.count())
+                }
+            };
+            if u64::try_from(count).unwrap_or(u64::MAX) > *most {
+                let reason = format!("{count} are more than {name} {most}, with which the library was built");
+                let error = CaptureError::failed("capture", pid, what, reason);
+                return Err(error.advise(format!("build the library with a higher {name} in user_config.h")));
+            }
+        }
+        Ok(())
     }
 
     /// Makes sure that nobody was killed while we looked, and that no request came to its end.

@@ -10,7 +10,7 @@
 use core::arch::global_asm;
 
 use crate::lead::number;
-use crate::mailbox::Doing;
+use crate::mailbox::{Doing, NOTHING};
 use crate::raw;
 
 /// Places in the registers of a signal frame.
@@ -121,7 +121,6 @@ unsafe extern "C" {
 /// What a thread of this process is doing now.
 #[must_use]
 pub fn doing(tid: i32) -> Doing {
-    const NOTHING: Doing = Doing { number: -1, stack: 0, place: 0 };
     let mut path = *b"/proc/self/task/..........:/syscall\0";
     let mut digits = [0u8; 10];
     let (mut rest, mut len) = (tid.unsigned_abs(), 0);

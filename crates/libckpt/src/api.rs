@@ -17,7 +17,7 @@ use core::ffi::{c_char, c_int, c_void};
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::lead::{BUSY, FACTS, PLACE_BITS};
-use crate::{SIGFREEZE, raw};
+use crate::{raw, settings};
 use callbacks::{After, Before};
 use words::{Words, own};
 
@@ -124,18 +124,18 @@ fn ask(words: &Words, why: u64) -> c_int {
 
 /// Sends the signal to the calling thread, which takes it before this returns.
 pub(crate) fn signal_myself(why: u64) {
-    let ours = 1u64 << (SIGFREEZE - 1);
+    let ours = 1u64 << (settings::signal() - 1);
     let mut before = 0u64;
     // siginfo_t: signal, error, code, padding, then pid, uid, value.
     let mut info = [0u64; 16];
-    info[0] = u64::from(SIGFREEZE.unsigned_abs());
+    info[0] = u64::from(settings::signal().unsigned_abs());
     info[1] = u64::from(SI_QUEUE.cast_unsigned());
     info[2] = u64::from(raw::getpid().unsigned_abs());
     info[3] = why;
     let own = [
         raw::word(raw::getpid()),
         raw::word(raw::gettid()),
-        raw::word(SIGFREEZE),
+        raw::word(settings::signal()),
         info.as_ptr() as u64,
         0,
         0,

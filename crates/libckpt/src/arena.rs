@@ -8,6 +8,9 @@
 
 #![allow(unsafe_code, reason = "see Safety above")]
 
+#[cfg(feature = "standalone")]
+mod c;
+
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
 use core::ptr::null_mut;

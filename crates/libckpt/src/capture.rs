@@ -9,21 +9,24 @@ use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::FromRawFd as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rewake_capture::own::{Company, StandingThread};
-use rewake_capture::{CaptureError, Compression, Options, Summary};
+use rewake_capture::own::{Ceiling, Company, Counted, StandingThread};
+use rewake_capture::{CaptureError, Options, Summary};
 use rewake_linux::addr::RemoteAddr;
 use rewake_linux::program::{Accept, Program, TrackRef};
 use rewake_linux::remote::Outcome;
 use rewake_linux::twin::{self, Twin};
 
+use crate::answer::{Asker, BEGUN};
 use crate::copy::Stacks;
 use crate::lead::{FACTS, GO_ORDER, MAILBOX, OUTCOME, STACKS, WALK_ORDER};
 use crate::mailbox::{MOST_SIGNALS, Mailbox, Walk};
+use crate::snapshot::{self, Snapshot};
 use crate::stand::{BY_OTHERS, STANDING, woken};
-use crate::{mark, raw, settings, store};
+use crate::{ceilings, mark, raw, settings, store, writer};
 
 /// Code and stack segment of 64-bit programs, and flags: interrupts on, everything else off.
 const CODE: u64 = 0x33;
@@ -34,6 +37,8 @@ const SOFTWARE: usize = 464;
 const FEATURES: usize = 472;
 const LENGTH: usize = 480;
 const HEADER: usize = 512;
+const STORE_REMEDY: &str =
+    "make the folder writable, or name another store (directory in .ckptrc, or CKPT_DIRECTORY)";
 /// Most bytes of what is told of a failure.
 const MOST_TEXT: usize = 480;
 /// Between two looks whether the process is still there.
@@ -41,14 +46,20 @@ const LOOK: u64 = 100_000_000;
 
 /// Begins in the copy, on its own stack.
 pub extern "C" fn run(mailbox: u64) -> ! {
-    let outcome = checkpoint(mailbox);
-    if FACTS.here.load(Ordering::Relaxed) != 0 {
-        tell(&outcome);
-    } else if let Err(error) = &outcome {
-        eprintln!("libckpt: {}", told(error));
+    writer::take_name();
+    let snapshot = if settings::forks() { snapshot::keep() } else { None };
+    writer::introduce(&Mailbox::at(mailbox), snapshot.as_ref().map(|snapshot| snapshot.keeper));
+    let asker = Asker::of(FACTS.token.load(Ordering::Relaxed));
+    if let Some(asker) = &asker {
+        asker.say(BEGUN);
     }
+    let result = checkpoint(mailbox, snapshot);
+    if FACTS.here.load(Ordering::Relaxed) != 0 {
+        tell(&result);
+    }
+    report(&result, asker.as_ref());
     // SAFETY: it never returns.
-    unsafe { raw::call(libc::SYS_exit_group, [u64::from(outcome.is_err()), 0, 0, 0, 0, 0]) };
+    unsafe { raw::call(libc::SYS_exit_group, [result.is_err().into(), 0, 0, 0, 0, 0]) };
     unreachable!("the process has ended")
 }
 
@@ -89,7 +100,40 @@ fn number_of(error: &CaptureError) -> i32 {
     libc::EIO
 }
 
-fn checkpoint(mailbox: u64) -> Result<Summary, CaptureError> {
+/// Tells whoever asked, or everybody, what came of it.
+fn report(result: &Result<Summary, CaptureError>, asker: Option<&Asker>) {
+    let pid = FACTS.pid.load(Ordering::Relaxed);
+    match result {
+        Ok(made) => {
+            let path = made.dir.as_os_str().as_bytes();
+            let Summary { threads, bytes, memory, paused, total, .. } = made;
+            let (paused, total) = (paused.as_nanos(), total.as_nanos());
+            let head = format!("made {threads} {bytes} {memory} {paused} {total} {}\n", path.len());
+            // Who asked may be gone.
+            let _ = asker.is_some_and(|asker| asker.say(&[head.as_bytes(), path].concat()));
+            if settings::verbose() {
+                let (path, mb) = (path.escape_ascii(), bytes.div_ceil(1_000_000));
+                eprintln!(
+                    "libckpt: saved pid {pid} to {path}: {threads} threads, {mb} MB, paused {:.1} ms, total {:.0} ms",
+                    made.paused.as_secs_f64() * 1e3,
+                    made.total.as_secs_f64() * 1e3
+                );
+            }
+        }
+        Err(error) => {
+            let line = |text: String| text.replace('\n', " ");
+            let (cause, advice) = (line(error.to_string()), line(error.remedy().unwrap_or_default()));
+            let text = format!("failed\n{cause}\n{advice}\n.");
+            let heard = asker.is_some_and(|asker| asker.say(text.as_bytes()))
+                || FACTS.here.load(Ordering::Relaxed) != 0;
+            if !heard || settings::verbose() {
+                eprintln!("libckpt: {}", told(error));
+            }
+        }
+    }
+}
+
+fn checkpoint(mailbox: u64, snapshot: Option<Snapshot>) -> Result<Summary, CaptureError> {
     let pid = FACTS.pid.load(Ordering::Relaxed);
     // SAFETY: opened by the process for its copy.
     let (memory, orders) = unsafe {
@@ -97,9 +141,13 @@ fn checkpoint(mailbox: u64) -> Result<Summary, CaptureError> {
         (memory, ManuallyDrop::new(File::from_raw_fd(FACTS.orders_out.load(Ordering::Relaxed))))
     };
     let descriptors = [&FACTS.memory, &FACTS.orders_in, &FACTS.orders_out];
+    let (snapshot, kin) = snapshot.map(|snapshot| (snapshot.memory, snapshot.keeper)).unzip();
     let twin = Twin {
         of: pid,
         memory,
+        snapshot,
+        // Those of earlier checkpoints, too.
+        kin: kin.into_iter().chain(writer::others()).collect(),
         descriptors: descriptors.map(|fd| fd.load(Ordering::Relaxed)).to_vec(),
         mappings: [Mailbox::at(mailbox).range(), Stacks::at(STACKS.load(Ordering::Relaxed)).range()]
             .into_iter()
@@ -115,22 +163,48 @@ fn checkpoint(mailbox: u64) -> Result<Summary, CaptureError> {
         let error = CaptureError::of("capture from inside", pid, what, source);
         return Err(error.with_remedy("capture the program from outside instead (chkpnt)"));
     }
-    let failed = |source: io::Error| {
-        CaptureError::of("create", pid, "store of images", source)
-            .with_remedy("make the working folder writable, or name another store (directory in .ckptrc)")
-    };
     let store = store::of_this_program();
-    std::fs::create_dir_all(&store).map_err(failed)?;
-    let dir = store::next(&store).map_err(failed)?;
+    let failed = |operation: &'static str| {
+        let shown = format!("store {}", store.display());
+        move |source| CaptureError::of(operation, pid, &shown, source).with_remedy(STORE_REMEDY)
+    };
+    if let Some(reason) = settings::too_long(&store) {
+        return Err(failed("create")(io::Error::other(reason)));
+    }
+    std::fs::create_dir_all(&store).map_err(failed("create"))?;
+    let numbering = store::numbering(&store);
+    let dir = store::next(&store).map_err(failed("read"))?;
     let options = Options {
-        compression: Compression::None,
+        compression: settings::compression(),
         file_level: settings::level(),
         excluded: crate::api::excluded::ranges(),
         ..Options::new(pid, dir)
     };
-    let summary = rewake_capture::own::capture(&options, &mut standing)?;
-    store::point_to(&store, &summary.dir).map_err(failed)?;
+    let pending = rewake_capture::own::create(&options)?;
+    drop(numbering);
+    let summary = rewake_capture::own::capture(&options, pending, &ceilings(), &mut standing)?;
+    store::point_to(&store, &summary.dir).map_err(failed("link"))?;
+    if let Some(keep) = settings::keep()
+        && let Err(error) = store::prune(&store, &summary.dir, keep)
+    {
+        eprintln!(
+            "libckpt: not all images that are too old could be removed from {}: {error}",
+            store.display()
+        );
+    }
     Ok(summary)
+}
+
+/// Those that somebody set when the library was built.
+fn ceilings() -> Vec<Ceiling> {
+    let all = [
+        (Counted::Processes, "CKPT_MAXPROCESSES", ceilings::MAXPROCESSES),
+        (Counted::SemaphoreSets, "CKPT_MAXSEM", ceilings::MAXSEM),
+        (Counted::Semaphores, "CKPT_MAXSEMVECSIZE", ceilings::MAXSEMVECSIZE),
+        (Counted::MessageQueues, "CKPT_MAXMSG", ceilings::MAXMSG),
+        (Counted::Segments, "CKPT_MAXSHM", ceilings::MAXSHM),
+    ];
+    all.into_iter().filter_map(|(of, name, most)| Some(Ceiling { of, name, most: most? })).collect()
 }
 
 /// The threads that stand still.

@@ -9,9 +9,9 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::api::{callbacks, sections, words};
 use crate::lead::{BUSY, FACTS, MAILBOX, PLACE_BITS, REQUEST, afterwards, lead};
-use crate::mailbox::{Doing, Mailbox};
+use crate::mailbox::{Mailbox, NOTHING};
 use crate::stand::{self, Since, Slot};
-use crate::{SIGFREEZE, SIGSTAND, again, api, mark, raw};
+use crate::{SIGSTAND, again, answer, api, mark, raw, settings, timer, writer};
 
 /// Flag of the kernel's for handlers that say themselves how to return.
 const SA_RESTORER: u64 = 0x0400_0000;
@@ -63,8 +63,10 @@ pub fn set_action(signal: i32, new: Option<&Action>) -> Result<Action, i64> {
 
 /// Takes the signal.
 pub fn install() {
-    let _valid = set_action(SIGFREEZE, Some(&action(on_signal)));
-    mark::set(SIGFREEZE);
+    let signal = settings::signal();
+    let _valid = set_action(signal, Some(&action(on_signal)));
+    mark::set(signal);
+    timer::start();
 }
 
 /// What libc does about [`SIGSTAND`], while it is ours.
@@ -142,6 +144,8 @@ struct Request {
     token: u64,
     /// A thread of ours asked, this one, and waits for the outcome.
     here: bool,
+    /// Our timer asked.
+    at_interval: bool,
 }
 
 impl Request {
@@ -154,18 +158,24 @@ impl Request {
             by: sections::BY.load(Ordering::SeqCst),
             token: sections::TOKEN.load(Ordering::SeqCst),
             here,
+            at_interval: false,
         };
-        let ours = code < 0 && by == raw::getpid();
+        let plain = Self { by, token: 0, here: false, at_interval: false };
+        let ours = code == libc::SI_QUEUE && by == raw::getpid();
         match value {
-            api::HERE if ours => Self { by, token: 0, here: true },
+            timer::VALUE if code == libc::SI_TIMER => Self { at_interval: true, ..plain },
+            api::HERE if ours => Self { here: true, ..plain },
             _ if ours && value == api::HERE | api::FOR_OTHERS => put_off(true),
             api::AGAIN if ours => put_off(false),
-            _ => Self { by, token: if code < 0 { value } else { 0 }, here: false },
+            _ => Self { token: if code == libc::SI_QUEUE { value } else { 0 }, ..plain },
         }
     }
 
     /// Whether the calling thread leads a checkpoint now; else somebody else will, or nobody.
-    fn begins(&self) -> bool {
+    ///
+    /// # Safety
+    /// The kernel's `info` of the signal that asked.
+    unsafe fn begins(&self, info: *const libc::siginfo_t) -> bool {
         let no = |error: i32| {
             if self.here {
                 words::own().outcome.store(-error, Ordering::Relaxed);
@@ -174,13 +184,26 @@ impl Request {
         };
         if ON.load(Ordering::Relaxed) == 0 {
             words::own().say(b"checkpointing is switched off");
+            answer::refuse(
+                self.token,
+                b"checkpointing is off in this program",
+                b"switch it on (checkpointing on in .ckptrc)",
+            );
             return no(libc::ECANCELED);
+        }
+        // The last one may not be on the disk yet.
+        if self.at_interval && writer::is_busy() {
+            return false;
         }
         if !self.here && callbacks::hand_over(self.by, self.token) {
             return false;
         }
         loop {
             if BUSY.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire).is_err() {
+                if !self.here && !self.at_interval {
+                    // SAFETY: the caller's.
+                    unsafe { ask_again(info) };
+                }
                 return no(libc::EBUSY);
             }
             if sections::close_gate() {
@@ -194,19 +217,37 @@ impl Request {
                 return false;
             }
         }
-        FACTS.asked_by.store(self.by, Ordering::Relaxed);
         FACTS.token.store(self.token, Ordering::Relaxed);
         FACTS.here.store(u32::from(self.here), Ordering::Relaxed);
+        timer::stop();
         true
+    }
+}
+
+/// Sends the signal to this process once more: it comes when the checkpoint is over that is being made, or to a thread that does not
+/// stand still yet and soon will.
+///
+/// # Safety
+/// The kernel's `info`.
+unsafe fn ask_again(info: *const libc::siginfo_t) {
+    let (process, signal) = (raw::word(raw::getpid()), raw::word(settings::signal()));
+    // SAFETY: what the kernel gave for this very signal. Nobody may send others than queued ones as they came.
+    unsafe {
+        if info.cast::<i32>().add(2).read() == libc::SI_QUEUE {
+            raw::call(libc::SYS_rt_sigqueueinfo, [process, signal, info as u64, 0, 0, 0]);
+        } else {
+            raw::call(libc::SYS_kill, [process, signal, 0, 0, 0, 0]);
+        }
     }
 }
 
 extern "C" fn on_signal(_: i32, info: *const libc::siginfo_t, context: *mut libc::ucontext_t) {
     // SAFETY: the kernel gave it.
     let request = unsafe { Request::of(info) };
-    if !request.begins() {
+    // SAFETY: as above.
+    if !unsafe { request.begins(info) } {
         // SAFETY: as above.
-        unsafe { again::restart(context, Doing { number: -1, stack: 0, place: 0 }, raw::now()) };
+        unsafe { again::restart(context, NOTHING, raw::now()) };
         return;
     }
     // SAFETY: as above.

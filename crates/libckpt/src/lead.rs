@@ -11,7 +11,7 @@ use crate::api::{sections, words};
 use crate::copy::Stacks;
 use crate::mailbox::{MOST, Mailbox};
 use crate::stand::{CARRIED_OUT, GO, LISTED, NOTE_SIGNALS, ORDER, ORDERS, STANDING, Slot, WALK, standing};
-use crate::{SIGSTAND, again, entry, pending, raw, stand};
+use crate::{SIGSTAND, again, answer, entry, pending, raw, stand, timer, writer};
 
 /// A checkpoint is being made.
 pub static BUSY: AtomicU32 = AtomicU32::new(0);
@@ -44,8 +44,6 @@ pub struct Facts {
     pub orders_out: AtomicI32,
     /// When the first thread stood still.
     pub since: AtomicU64,
-    /// Who asked for it.
-    pub asked_by: AtomicI32,
     /// What came with the signal; 0 if nobody waits for an answer.
     pub token: AtomicU64,
     /// The thread that leads asked for it itself, and waits for the outcome.
@@ -61,7 +59,6 @@ pub static FACTS: Facts = Facts {
     orders_in: AtomicI32::new(-1),
     orders_out: AtomicI32::new(-1),
     since: AtomicU64::new(0),
-    asked_by: AtomicI32::new(0),
     token: AtomicU64::new(0),
     here: AtomicU32::new(0),
     missing: AtomicI32::new(0),
@@ -112,7 +109,7 @@ fn failed(here: bool, error: i32, why: &[u8]) {
     if here {
         words::own().outcome.store(-error, Ordering::Relaxed);
         words::own().say(why);
-    } else {
+    } else if !answer::refuse(FACTS.token.load(Ordering::Relaxed), why, b"") {
         raw::say(b"libckpt: no checkpoint: ");
         raw::say(why);
         raw::say(b"\n");
@@ -221,7 +218,9 @@ impl Means {
         }
         // The process between is gone now.
         self.tell_done();
-        self.serve(slot)
+        let last = self.serve(slot);
+        writer::note(&self.mailbox);
+        last
     }
 
     /// Makes all others stand still; the id of one that does not come in time, or 0.
@@ -455,6 +454,7 @@ pub fn afterwards(slot: &Slot, leads: bool, since: stand::Since) {
     }
     if leads {
         sections::open_gate();
+        timer::start();
         BUSY.store(0, Ordering::Release);
         raw::futex_wake(&BUSY);
     }

@@ -14,9 +14,11 @@
 
 pub mod acting;
 pub mod again;
+pub mod answer;
 pub mod api;
 pub mod arena;
 pub mod capture;
+pub mod ceilings;
 pub mod copy;
 pub mod entry;
 pub mod ids;
@@ -28,9 +30,12 @@ pub mod pending;
 pub mod raw;
 pub mod recover;
 pub mod settings;
+pub mod snapshot;
 pub mod stand;
 pub mod start;
 pub mod store;
+pub mod timer;
+pub mod writer;
 
 /// The signal that freezes: the first real-time signal that glibc leaves to programs.
 pub const SIGFREEZE: i32 = 34;

@@ -46,6 +46,9 @@ pub struct Doing {
     pub place: u64,
 }
 
+/// No call that is known of.
+pub const NOTHING: Doing = Doing { number: -1, stack: 0, place: 0 };
+
 /// A signal that is pending.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -101,6 +104,13 @@ impl Mailbox {
     pub fn signals(&self) -> &AtomicU32 {
         // SAFETY: the second word of our mapping, used as an atomic only.
         unsafe { AtomicU32::from_ptr(self.0.cast::<u32>().add(1)) }
+    }
+
+    /// The ids of the copy that writes and of another one that keeps the memory, if there is one.
+    #[must_use]
+    pub fn copies(&self) -> [&AtomicU32; 2] {
+        // SAFETY: the third and the fourth word of our mapping, used as atomics only.
+        [2, 3].map(|at| unsafe { AtomicU32::from_ptr(self.0.cast::<u32>().add(at)) })
     }
 
     /// The signal noted at this place.

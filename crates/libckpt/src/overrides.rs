@@ -12,14 +12,18 @@ use core::ffi::{c_char, c_int, c_void};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use crate::entry::{Action, restorer, set_action};
-use crate::{SIGFREEZE, again, raw};
+use crate::{again, raw, settings};
 
-/// Signals that libc keeps for itself, and ours.
-const HIDDEN: u64 = 1 << 31 | 1 << 32 | OURS;
-const OURS: u64 = 1 << (SIGFREEZE - 1);
+/// Signals that libc keeps for itself.
+const LIBCS: u64 = 1 << 31 | 1 << 32;
 const SA_RESTORER: u64 = 0x0400_0000;
 const SET: u64 = 8;
 const HIGHEST: c_int = 64;
+
+/// The set of our signal.
+fn ours() -> u64 {
+    1 << (settings::signal() - 1)
+}
 
 /// A set as the kernel has it.
 unsafe fn bits(set: *const libc::sigset_t) -> u64 {
@@ -36,7 +40,7 @@ unsafe fn without_ours(set: *const libc::sigset_t, place: &mut libc::sigset_t) -
     unsafe {
         *place = set.read();
         let first = (&raw mut *place).cast::<u64>();
-        first.write(first.read() & !OURS);
+        first.write(first.read() & !ours());
     }
     place
 }
@@ -58,8 +62,8 @@ unsafe fn mask(how: c_int, set: *const libc::sigset_t, old: *mut libc::sigset_t)
         // The program sees what it set, though the kernel is not told.
         let virtually = again::blocks_ours();
         let was = *virtually;
-        let wanted = if set.is_null() { 0 } else { bits(set) & OURS };
-        let new = if set.is_null() { 0 } else { bits(set) & !HIDDEN };
+        let wanted = if set.is_null() { 0 } else { bits(set) & ours() };
+        let new = if set.is_null() { 0 } else { bits(set) & !(LIBCS | ours()) };
         let mut before = 0u64;
         let new = if set.is_null() { core::ptr::null() } else { &raw const new };
         let result = raw::call(
@@ -141,9 +145,10 @@ pub unsafe extern "C" fn sigaction(
     // SAFETY: the caller gives structures of libc's.
     let new = (!new.is_null()).then(|| unsafe {
         let flags = u64::from((*new).sa_flags.cast_unsigned()) | SA_RESTORER;
-        [(*new).sa_sigaction as u64, flags, restorer(), bits(&raw const (*new).sa_mask) & !OURS]
+        [(*new).sa_sigaction as u64, flags, restorer(), bits(&raw const (*new).sa_mask) & !ours()]
     });
-    let before = if signal == SIGFREEZE { Ok(swap_wanted(new)) } else { set_action(signal, new.as_ref()) };
+    let before =
+        if signal == settings::signal() { Ok(swap_wanted(new)) } else { set_action(signal, new.as_ref()) };
     let before = match before {
         Ok(before) => before,
         Err(error) => return failed(error),

@@ -11,10 +11,13 @@ use core::sync::atomic::Ordering;
 
 use crate::lead::MAILBOX;
 use crate::mailbox::{MOST_SIGNALS, Mailbox, Pending};
-use crate::{SIGFREEZE, SIGSTAND, raw};
+use crate::{SIGSTAND, raw, settings};
 
 /// What is ours, and what libc asks of a thread.
-const OURS: u64 = 1 << (SIGFREEZE - 1) | 1 << (SIGSTAND - 1);
+fn ours() -> u64 {
+    1 << (settings::signal() - 1) | 1 << (SIGSTAND - 1)
+}
+
 const SET: u64 = 8;
 
 /// Whether signals are pending for the calling thread or its process.
@@ -23,7 +26,7 @@ pub fn any() -> bool {
     let mut set = 0u64;
     // SAFETY: a set of ours.
     unsafe { raw::call(libc::SYS_rt_sigpending, [&raw mut set as u64, SET, 0, 0, 0, 0]) };
-    set & !OURS != 0
+    set & !ours() != 0
 }
 
 /// Notes those of the calling thread.
@@ -42,7 +45,7 @@ fn take(line: &[u8], tid: i32) {
     let own = u64::from(tid.unsigned_abs());
     let mut mine = 0usize;
     loop {
-        let set = shown(line) & !OURS;
+        let set = shown(line) & !ours();
         if set == 0 {
             break;
         }

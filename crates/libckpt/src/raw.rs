@@ -88,12 +88,45 @@ pub fn now() -> u64 {
 
 /// Writes to the standard error of the program, if it has one.
 pub fn say(text: &[u8]) {
-    // SAFETY: text of ours.
-    unsafe { call(libc::SYS_write, [2, text.as_ptr() as u64, text.len() as u64, 0, 0, 0]) };
+    write(2, text);
 }
 
 /// A number as an argument.
 #[must_use]
 pub const fn word(number: i32) -> u64 {
     (number as i64).cast_unsigned()
+}
+
+/// Writes as much as goes at once.
+pub fn write(fd: i32, bytes: &[u8]) {
+    let args = [word(fd), bytes.as_ptr() as u64, bytes.len() as u64, 0, 0, 0];
+    // SAFETY: bytes of ours.
+    unsafe { call(libc::SYS_write, args) };
+}
+
+/// Reads until the end, or the buffer is full; how much.
+pub fn read(fd: i32, bytes: &mut [u8]) -> usize {
+    let mut len = 0;
+    while len < bytes.len() {
+        let rest = &mut bytes[len..];
+        let args = [word(fd), rest.as_mut_ptr() as u64, rest.len() as u64, 0, 0, 0];
+        // SAFETY: a buffer of ours.
+        let read = unsafe { call(libc::SYS_read, args) };
+        match usize::try_from(read) {
+            Ok(read @ 1..) => len += read,
+            Err(_) if read == -i64::from(libc::EINTR) => {}
+            _ => break,
+        }
+    }
+    len
+}
+
+/// Opens a file for reading, whose path ends with a zero byte; a negative error number where that fails.
+#[must_use]
+pub fn open(path: &[u8], flags: i32) -> i32 {
+    let flags = word(flags | libc::O_CLOEXEC);
+    // SAFETY: a string of ours.
+    let opened =
+        unsafe { call(libc::SYS_openat, [word(libc::AT_FDCWD), path.as_ptr() as u64, flags, 0, 0, 0]) };
+    i32::try_from(opened).unwrap_or(-libc::EBADF)
 }

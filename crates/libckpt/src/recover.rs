@@ -142,7 +142,8 @@ pub fn put_right(slot: &Slot, leads: bool, since: Since) {
     for fd in [&FACTS.memory, &FACTS.orders_in, &FACTS.orders_out] {
         fd.store(-1, Ordering::Relaxed);
     }
-    crate::mark::set(crate::SIGFREEZE);
+    crate::mark::set(crate::settings::signal());
+    crate::writer::nobody();
     disperse();
     BACK.store(0, Ordering::Release);
     LIFE.fetch_add(1, Ordering::AcqRel);

@@ -147,7 +147,7 @@ impl Slot {
             next: core::ptr::null_mut(),
             orders: 0,
             walk: crate::mailbox::Walk::default(),
-            doing: crate::mailbox::Doing { number: -1, stack: 0, place: 0 },
+            doing: crate::mailbox::NOTHING,
             pending: pending::any(),
             tid_now: AtomicI32::new(0),
         }

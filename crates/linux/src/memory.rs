@@ -44,14 +44,20 @@ impl ProcessMemory {
             let living = Proc::open_living(pid).map_or(pid, |process| process.living());
             File::options().read(true).write(true).open(format!("/proc/{living}/mem"))
         };
-        let file = crate::twin::memory_of(pid).unwrap_or_else(open);
-        let file = file.map_err(|source| MemoryError {
-            operation: "open",
-            pid,
-            address: RemoteAddr::default(),
-            len: 0,
-            source,
-        })?;
+        Self::new(pid, crate::twin::memory_of(pid).unwrap_or_else(open))
+    }
+
+    /// The private memory that process `pid` had when this one became a copy of it; where there is no such snapshot, what it has now.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn snapshot(pid: i32) -> Result<Self, MemoryError> {
+        crate::twin::snapshot_of(pid).map_or_else(|| Self::open(pid), |file| Self::new(pid, file))
+    }
+
+    fn new(pid: i32, file: io::Result<File>) -> Result<Self, MemoryError> {
+        let address = RemoteAddr::default();
+        let file = file.map_err(|source| MemoryError { operation: "open", pid, address, len: 0, source })?;
         Ok(Self { pid, file })
     }
 

@@ -19,6 +19,10 @@ pub struct Twin {
     pub of: i32,
     /// Its `/proc/self/mem`, opened by itself.
     pub memory: File,
+    /// The memory of a copy of it that does nothing any more, should the other go on before all is read.
+    pub snapshot: Option<File>,
+    /// More copies of it.
+    pub kin: Vec<i32>,
     /// Descriptors of the other that are there for us only.
     pub descriptors: Vec<RawFd>,
     /// Memory of the other that is there for us only, in bytes.
@@ -39,10 +43,22 @@ fn of(pid: i32) -> Option<&'static Twin> {
     TWIN.get().filter(|twin| twin.of == pid)
 }
 
-/// This process, if it is a copy of `pid`.
+/// This process and others that are copies of `pid`, if this one is.
 #[must_use]
-pub fn copy_of(pid: i32) -> Option<i32> {
-    of(pid).and_then(|_| i32::try_from(std::process::id()).ok())
+pub fn copies_of(pid: i32) -> Vec<i32> {
+    let own = i32::try_from(std::process::id()).ok();
+    of(pid).map_or_else(Vec::new, |twin| twin.kin.iter().copied().chain(own).collect())
+}
+
+/// Whether private memory of `pid` can be read as it was when this process was made, whatever became of it since.
+#[must_use]
+pub fn has_snapshot(pid: i32) -> bool {
+    of(pid).is_some_and(|twin| twin.snapshot.is_some())
+}
+
+/// The private memory of `pid` as it was then.
+pub(crate) fn snapshot_of(pid: i32) -> Option<io::Result<File>> {
+    of(pid)?.snapshot.as_ref().map(File::try_clone)
 }
 
 /// The memory of `pid`, if this process is its copy.

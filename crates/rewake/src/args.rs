@@ -1,16 +1,20 @@
 //! What can be said on the command line, and the texts that explain it.
 
+pub mod inside;
+
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint};
 
+pub use inside::{Ckpt, Run};
+
 /// Exit status of a failed command.
 const FAILED: u8 = 1;
 /// Exit status after a command line that makes no sense.
 const USAGE: u8 = 2;
-/// Exit status of `resume` for its own failures, whatever they are, so that they never look like the program's (as `env`, `timeout`).
+/// Exit status of `resume` and `run` for their own failures, whatever they are, so that they never look like the program's (as `env`, `timeout`).
 const RESUME_FAILED: u8 = 125;
 
 /// Freeze running Linux programs to disk and wake them later.
@@ -29,8 +33,10 @@ EXAMPLES
   rewake save -p 4711 -d ./image     capture process 4711 into ./image; it runs on
   rewake show ./image                what is in the image
   rewake resume -d ./image           wake the program in this terminal
+  rewake run --preload -- ./sim      start a program that can checkpoint itself
+  rewake ckpt 4711                   have it do so
 
-Called by the name chkpnt (as rewake save) or resume, it is that command.";
+Called by the name chkpnt (as rewake save), resume or ckpt, it is that command.";
 
 /// The commands.
 #[derive(Debug, Subcommand)]
@@ -38,6 +44,8 @@ pub enum Command {
     #[command(visible_alias = "chkpnt")]
     Save(Chkpnt),
     Resume(Resume),
+    Ckpt(Ckpt),
+    Run(Run),
     Show(Show),
     Verify(Verify),
     List(List),
@@ -339,6 +347,8 @@ impl Command {
         match self {
             Self::Save(options) => &options.common,
             Self::Resume(options) => &options.common,
+            Self::Ckpt(options) => &options.common,
+            Self::Run(options) => &options.common,
             Self::Show(options) => &options.common,
             Self::Verify(options) => &options.common,
             Self::List(options) => &options.common,
@@ -348,13 +358,15 @@ impl Command {
 
     /// The exit status when the command fails.
     pub fn failure_status(&self) -> u8 {
-        if matches!(self, Self::Resume(_)) { RESUME_FAILED } else { FAILED }
+        if matches!(self, Self::Resume(_) | Self::Run(_)) { RESUME_FAILED } else { FAILED }
     }
 
     fn name(&self) -> &'static str {
         match self {
             Self::Save(_) => "rewake save",
             Self::Resume(_) => "rewake resume",
+            Self::Ckpt(_) => "rewake ckpt",
+            Self::Run(_) => "rewake run",
             Self::Show(_) => "rewake show",
             Self::Verify(_) => "rewake verify",
             Self::List(_) => "rewake list",
@@ -398,7 +410,11 @@ pub fn parse(arguments: &[OsString]) -> Result<Invocation, Rejected> {
         let command = read::<Resume>(arguments, color, RESUME_FAILED)?;
         return Ok(Invocation { name: "resume", command: Command::Resume(command) });
     }
-    let waking = arguments.get(1).is_some_and(|word| word == "resume");
+    if called == "ckpt" {
+        let command = read::<Ckpt>(arguments, color, USAGE)?;
+        return Ok(Invocation { name: "ckpt", command: Command::Ckpt(command) });
+    }
+    let waking = arguments.get(1).is_some_and(|word| word == "resume" || word == "run");
     let Rewake { command } = read::<Rewake>(arguments, color, if waking { RESUME_FAILED } else { USAGE })?;
     Ok(Invocation { name: command.name(), command })
 }
@@ -438,6 +454,7 @@ mod tests {
         Rewake::command().debug_assert();
         Chkpnt::command().debug_assert();
         Resume::command().debug_assert();
+        Ckpt::command().debug_assert();
     }
 
     #[test]

@@ -9,7 +9,7 @@ use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use crate::args::{Chkpnt, Generate, Generated, Resume, Rewake};
+use crate::args::{Chkpnt, Ckpt, Generate, Generated, Resume, Rewake};
 use crate::failure::Failure;
 
 /// Writes what was asked for.
@@ -25,8 +25,8 @@ pub fn run(arguments: &Generate) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn tools() -> [Command; 3] {
-    [Rewake::command(), Chkpnt::command(), Resume::command()]
+fn tools() -> [Command; 4] {
+    [Rewake::command(), Chkpnt::command(), Resume::command(), Ckpt::command()]
 }
 
 fn man(dir: &Path) -> io::Result<()> {

@@ -1,11 +1,13 @@
 //! The command line of Rewake.
 //!
-//! One binary with several names: called `chkpnt` it captures a running program, called `resume` it wakes one, and `rewake` has both
-//! (`rewake save`, `rewake resume`) and the commands that look at images. What a command does stands in the module of its name; this
-//! one only finds out which is meant and turns its outcome into output and exit status.
+//! One binary with several names: called `chkpnt` it captures a running program, called `resume` it wakes one, called `ckpt` it asks
+//! one to capture itself, and `rewake` has all of them (`rewake save`, `rewake resume`, `rewake ckpt`) and the commands that look at
+//! images. What a command does stands in the module of its name; this one only finds out which is meant and turns its outcome into
+//! output and exit status.
 
 mod args;
 mod chkpnt;
+mod ckpt;
 mod failure;
 mod foreground;
 mod format;
@@ -14,6 +16,7 @@ mod list;
 mod logging;
 mod output;
 mod place;
+mod preload;
 mod progress;
 mod resume;
 mod show;
@@ -44,6 +47,8 @@ fn main() -> ExitCode {
     let outcome = match &command {
         Command::Save(options) => chkpnt::run(options),
         Command::Resume(options) => resume::run(options),
+        Command::Ckpt(options) => ckpt::run(options),
+        Command::Run(options) => preload::run(options),
         Command::Show(options) => show::run(options),
         Command::Verify(options) => verify::run(options),
         Command::List(options) => list::run(options),

@@ -48,6 +48,8 @@ fn help_teaches() {
     rewake(&["--help"]).success().stdout_eq(file!["snapshots/rewake.txt"]);
     by_name("chkpnt", &["--help"]).success().stdout_eq(file!["snapshots/chkpnt.txt"]);
     by_name("resume", &["--help"]).success().stdout_eq(file!["snapshots/resume.txt"]);
+    by_name("ckpt", &["--help"]).success().stdout_eq(file!["snapshots/ckpt.txt"]);
+    rewake(&["run", "--help"]).success().stdout_eq(file!["snapshots/run.txt"]);
     rewake(&["show", "--help"]).success().stdout_eq(file!["snapshots/show.txt"]);
     rewake(&["verify", "--help"]).success().stdout_eq(file!["snapshots/verify.txt"]);
     rewake(&["list", "--help"]).success().stdout_eq(file!["snapshots/list.txt"]);
@@ -62,6 +64,11 @@ fn usage_errors_have_a_status_of_their_own() {
     by_name("resume", &[]).code(125).stdout_eq("");
     by_name("resume", &["-d", "x", "-o", "--on-changed", "error"]).code(125);
     rewake(&["resume", "--nonsense"]).code(125);
+    by_name("ckpt", &[]).code(2).stdout_eq("");
+    by_name("ckpt", &["0"]).code(2);
+    rewake(&["ckpt", "1", "--timeout", "0"]).code(2);
+    rewake(&["run", "--preload"]).code(125);
+    rewake(&["run", "--", "true"]).code(125);
     rewake(&["save", "--nonsense"]).code(2);
     rewake(&["nonsense"]).code(2);
     rewake(&[]).code(2);

@@ -6,6 +6,7 @@ mod fifos;
 mod hosts;
 mod huge;
 mod images;
+mod inside;
 mod interface;
 mod ipc;
 mod jobs;
@@ -49,4 +50,5 @@ pub fn run(workshop: &Workshop, report: &mut Report) {
     linked::run(workshop, report);
     interface::run(workshop, report);
     jobs::run(workshop, report);
+    inside::run(workshop, report);
 }

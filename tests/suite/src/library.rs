@@ -119,6 +119,8 @@ impl Parts<'_> {
             SEEN.iter().filter(|name| also.is_some() || **name != "main").chain(std::iter::once(&start));
         let mut link = Command::new("ld");
         // Groups would be taken for those of other copies, or of the program's if that is in Rust too.
+        // What C code of the library takes is the library's own memory.
+        link.args(["malloc", "calloc", "realloc", "free"].map(|name| format!("--wrap={name}")));
         link.args(["-r", "--gc-sections", "--force-group-allocation"])
             .args(roots.flat_map(|name| ["-u", name]));
         run(link.arg("-o").arg(&whole).args(also).arg(&self.archive))?;

@@ -73,7 +73,11 @@ impl Subject {
         Self::start_with(inside.command(workshop), arguments, folder)
     }
 
-    fn start_with(mut command: Command, arguments: &[&str], folder: PathBuf) -> Result<Self> {
+    /// Starts a program by a command and waits until it says READY.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(mut command: Command, arguments: &[&str], folder: PathBuf) -> Result<Self> {
         command.arg(folder.join("go")).args(arguments).current_dir(&folder);
         let running = Running::start(command, &folder, "program")?;
         let mut subject = Subject { running, folder };

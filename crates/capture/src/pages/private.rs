@@ -42,6 +42,8 @@ struct Carrier<'a> {
     extents: Vec<Extent>,
     /// The next page is the first one of its mapping, which no extent crosses.
     begins: bool,
+    /// These pages must be read before the process goes on.
+    urgent: bool,
 }
 
 impl Plan {
@@ -49,8 +51,15 @@ impl Plan {
     pub(super) fn add_space(&mut self, proc: &Proc, space: &Space, common: &mut Common) -> Result<()> {
         let pid = proc.id();
         let mut map = PageMap::of(proc).during("open", pid, "pagemap")?;
-        let mut carrier =
-            Carrier { pid, plan: self, common, memory: None, extents: Vec::new(), begins: true };
+        let mut carrier = Carrier {
+            pid,
+            plan: self,
+            common,
+            memory: None,
+            extents: Vec::new(),
+            begins: true,
+            urgent: false,
+        };
         let mut runs: Vec<Run> = Vec::new();
         // What follows one another is asked for in one go.
         for vmas in private(space) {
@@ -66,6 +75,7 @@ impl Plan {
             for (vma, start, len) in parts.flat_map(|part| kept(&space.excluded, part)) {
                 // Huge pages of hugetlb are never shared page by page.
                 carrier.begins = true;
+                carrier.urgent = is_not_copied(vma);
                 if carrier.common.wanted && vma.huge_page_shift == 0 {
                     carrier.add_compared(&mut map, start, len)?;
                 } else {
@@ -83,7 +93,8 @@ impl Carrier<'_> {
     /// Pages that are the process's own.
     fn add_own(&mut self, start: u64, len: u64) {
         let stream = self.plan.total;
-        self.plan.push(len, Place::Memory(self.pid, RemoteAddr::new(start)));
+        let place = Place::Memory(self.pid, RemoteAddr::new(start));
+        self.plan.push_source(len, place, self.urgent);
         self.note(start, len, stream);
     }
 
@@ -159,6 +170,12 @@ impl Carrier<'_> {
         })?;
         Ok(*blake3::hash(&page).as_bytes())
     }
+}
+
+/// Whether a fork does not have this memory as it was, or might have to go without.
+fn is_not_copied(vma: &Vma) -> bool {
+    let advice = [libc::MADV_DONTFORK, libc::MADV_WIPEONFORK].map(i32::unsigned_abs);
+    vma.huge_page_shift != 0 || vma.advice.iter().any(|one| advice.contains(one))
 }
 
 /// Private mappings, together where one begins at the end of the other.
@@ -237,6 +254,15 @@ mod tests {
         let parts = cut(&vmas, &[run(0x2000, 0x3000), run(0x5000, 0x1000), run(0x8000, 0x1000)]);
         let parts: Vec<_> = parts.into_iter().map(|(_, start, len)| (start, len)).collect();
         assert_eq!(parts, [(0x2000, 0x2000), (0x4000, 0x1000), (0x5000, 0x1000), (0x8000, 0x1000)]);
+    }
+
+    #[test]
+    fn what_a_fork_does_not_have_is_known() {
+        let advised = |advice: i32| Vma { advice: vec![advice.unsigned_abs()], ..Vma::default() };
+        assert!(is_not_copied(&advised(libc::MADV_DONTFORK)));
+        assert!(is_not_copied(&advised(libc::MADV_WIPEONFORK)));
+        assert!(is_not_copied(&Vma { huge_page_shift: 21, ..Vma::default() }));
+        assert!(!is_not_copied(&advised(libc::MADV_HUGEPAGE)));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use core::ptr::null_mut;
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use super::{fail, here_for_others, lock, prepare, sections, unlock};
-use crate::raw;
+use crate::{answer, raw};
 
 /// Called before a checkpoint.
 pub type Before = unsafe extern "C" fn(*mut c_void);
@@ -151,8 +151,10 @@ pub fn hand_over(by: i32, token: u64) -> bool {
         return false;
     }
     sections::BY.store(by, Ordering::SeqCst);
-    sections::TOKEN.store(token, Ordering::SeqCst);
-    REQUESTED.store(1, Ordering::SeqCst);
+    let other = sections::TOKEN.swap(token, Ordering::SeqCst);
+    if REQUESTED.swap(1, Ordering::SeqCst) != 0 && other != token {
+        answer::refuse(other, b"another request came while callbacks were awaited", b"ask again");
+    }
     raw::futex_wake(&REQUESTED);
     true
 }

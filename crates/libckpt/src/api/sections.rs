@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use super::words::own;
 use super::{AGAIN, fail, prepare, signal_myself};
-use crate::raw;
+use crate::{answer, raw};
 
 /// Threads that are in sections, or wait at the gate.
 static DISABLED: AtomicU32 = AtomicU32::new(0);
@@ -80,8 +80,15 @@ pub fn open_gate() {
 #[must_use]
 pub fn put_off(by: i32, token: u64) -> bool {
     BY.store(by, Ordering::SeqCst);
-    TOKEN.store(token, Ordering::SeqCst);
-    LATER.store(1, Ordering::SeqCst);
+    // Only one is remembered. Whoever waits for another one is told.
+    let other = TOKEN.swap(token, Ordering::SeqCst);
+    if LATER.swap(1, Ordering::SeqCst) != 0 && other != token {
+        answer::refuse(
+            other,
+            b"another request came while the program does not want checkpoints",
+            b"ask again later",
+        );
+    }
     DISABLED.load(Ordering::SeqCst) != 0 || LATER.swap(0, Ordering::SeqCst) == 0
 }
 

@@ -1,0 +1,84 @@
+//! Copies that write images while the program goes on: which are still there.
+//!
+//! # Safety
+//! Unsafe here: a raw system call with a name of ours.
+
+#![allow(unsafe_code, reason = "see Safety above")]
+
+use core::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+
+use crate::mailbox::Mailbox;
+use crate::raw;
+
+/// Copies that wrote the last images or kept memory for those, some of which may be at it yet: the last one behind [`LAST`].
+static COPIES: [AtomicI32; MOST] = [const { AtomicI32::new(0) }; MOST];
+static LAST: AtomicUsize = AtomicUsize::new(0);
+const MOST: usize = 64;
+/// What such copies are called.
+const NAME: &[u8; 12] = b"rewake-ckpt\0";
+
+/// In another life nobody writes.
+pub fn nobody() {
+    COPIES.iter().for_each(|copy| copy.store(0, Ordering::Relaxed));
+}
+
+/// Whether the last image is being written yet.
+#[must_use]
+pub fn is_busy() -> bool {
+    lives(COPIES[LAST.load(Ordering::Relaxed) % MOST].load(Ordering::Relaxed))
+}
+
+/// Copies that were made before and are there yet.
+pub fn others() -> impl Iterator<Item = i32> {
+    COPIES.iter().map(|copy| copy.load(Ordering::Relaxed)).filter(|copy| lives(*copy))
+}
+
+fn lives(copy: i32) -> bool {
+    if copy == 0 {
+        return false;
+    }
+    let mut path = *b"/proc/........../stat\0";
+    let (mut rest, mut at) = (copy.unsigned_abs(), 16);
+    while at > 6 {
+        at -= 1;
+        // Zeros before it are the kernel's to refuse: the number is put behind slashes instead.
+        path[at] = if rest == 0 { b'/' } else { b'0' + u8::try_from(rest % 10).unwrap_or(0) };
+        rest /= 10;
+    }
+    let file = raw::open(&path, 0);
+    if file < 0 {
+        return false;
+    }
+    let mut text = [0u8; 64];
+    let len = raw::read(file, &mut text);
+    raw::close(file);
+    // The id, the name in brackets, the state. It may be another process by now, or have ended and not been waited for.
+    let shown = &text[..len];
+    let begin = shown.iter().position(|byte| *byte == b'(').map_or(len, |at| at + 1);
+    let rest = shown[begin..].strip_prefix(&NAME[..11]).and_then(|rest| rest.strip_prefix(b") "));
+    rest.and_then(<[u8]>::first).is_some_and(|state| !b"ZX".contains(state))
+}
+
+/// Gives this process the name of copies, those that it makes included.
+pub fn take_name() {
+    // SAFETY: a string of ours.
+    unsafe { raw::call(libc::SYS_prctl, [raw::word(libc::PR_SET_NAME), NAME.as_ptr() as u64, 0, 0, 0, 0]) };
+}
+
+/// Called by a copy: tells its id. `keeper` keeps the memory that it reads, if another does.
+pub fn introduce(mailbox: &Mailbox, keeper: Option<i32>) {
+    let [writer, other] = mailbox.copies();
+    other.store(keeper.unwrap_or(0).unsigned_abs(), Ordering::Release);
+    writer.store(raw::getpid().unsigned_abs(), Ordering::Release);
+}
+
+/// Called by the process, while there is a mailbox: remembers them.
+pub fn note(mailbox: &Mailbox) {
+    let [writer, keeper] = mailbox.copies().map(|id| i32::try_from(id.load(Ordering::Acquire)).unwrap_or(0));
+    // The writer last.
+    for copy in [keeper, writer] {
+        let at = LAST.load(Ordering::Relaxed).wrapping_add(1);
+        COPIES[at % MOST].store(copy, Ordering::Relaxed);
+        LAST.store(at, Ordering::Relaxed);
+    }
+}
