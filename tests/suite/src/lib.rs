@@ -56,8 +56,8 @@ impl Group {
     #[must_use]
     pub fn budget_minutes(self) -> u64 {
         match self {
-            Group::Capabilities => 15,
-            Group::Faults | Group::Real => 10,
+            Group::Capabilities | Group::Faults => 15,
+            Group::Real => 10,
         }
     }
 }
