@@ -224,7 +224,9 @@ pub unsafe fn restart(context: *mut libc::ucontext_t, doing: Doing, stood: u64) 
     if registers[RAX] != EINTR {
         return;
     }
+    // One that was woken for nothing (another thread took the signal) is in restart_syscall: its arguments are those of the call before.
     let seen = doing.number >= 0
+        && doing.number != libc::SYS_restart_syscall
         && (doing.stack, doing.place) == (registers[RSP].cast_unsigned(), registers[RIP].cast_unsigned());
     // SAFETY: the thread has just executed what lies before its instruction pointer.
     let shown = || unsafe { system_call_before(registers[RIP] as *const u8, registers[RSP] as *const u64) };

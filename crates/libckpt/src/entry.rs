@@ -106,6 +106,9 @@ extern "C" fn on_request(signal: i32, info: *const libc::siginfo_t, context: *mu
             afterwards(&slot, false, since);
             // SAFETY: as above.
             unsafe { again::restart(context, slot.doing, FACTS.since.load(Ordering::Relaxed)) };
+        } else {
+            // SAFETY: as above.
+            unsafe { again::restart(context, NOTHING, raw::now()) };
         }
         return;
     }
