@@ -83,8 +83,10 @@ fn attempt(
     let pid = options.pid;
     let mut phases = Phases { progress, current: None };
     phases.begin("preflight");
-    let obstacles = unless_ended(pid, lived, preflight::look(options))?;
+    let mut obstacles = unless_ended(pid, lived, preflight::look(options))?;
     if !obstacles.is_empty() {
+        // These were waited for.
+        obstacles.iter_mut().for_each(|obstacle| obstacle.passing = false);
         return Err(CaptureError::Refused(obstacles));
     }
     let manifest = manifest(options)?;
@@ -103,7 +105,7 @@ fn attempt(
     })
     .and_then(|frozen| write_pages(options, manifest, frozen, &pending, &mut guardian, &mut phases));
     // What goes wrong with a target that was let go meanwhile goes wrong because of that.
-    let Written { image, paused, files_for_writing } =
+    let Written { image, paused, files_for_writing, strays } =
         written.map_err(|error| guardian.let_go_because().unwrap_or(error))?;
     if paused.is_some() {
         drop(stops.take());
@@ -121,7 +123,7 @@ fn attempt(
     };
     guardian.dismiss();
     phases.end();
-    Ok(Summary { files_for_writing, bytes, paused, total: begin.elapsed(), ..summary(dir, &image) })
+    Ok(Summary { files_for_writing, strays, bytes, paused, total: begin.elapsed(), ..summary(dir, &image) })
 }
 
 /// What the image itself tells.
@@ -136,6 +138,7 @@ pub(crate) fn summary(dir: PathBuf, image: &Image) -> Summary {
         files_stored: image.file_contents.len(),
         aio_contexts: image.processes.iter().map(|process| process.aio_contexts.len()).sum(),
         outside_sockets: outside_sockets(image),
+        strays: Vec::new(),
         paused: Duration::ZERO,
         total: Duration::ZERO,
     }
@@ -176,6 +179,8 @@ struct Written {
     /// When the pause is over.
     paused: Option<Duration>,
     files_for_writing: usize,
+    /// Processes that were below the target once, and are no more.
+    strays: Vec<String>,
 }
 
 /// Writes the pages and, unless the target is to be killed, lets it go on at once.
@@ -208,7 +213,10 @@ fn write_pages(
     let stream = writer.finish().map_err(|error| commit::image_error("write", pid, error))?;
     let files_for_writing = frozen.files_for_writing();
     manifest.root_pid = frozen.told.processes.first().map_or(0, |root| root.pid);
-    Ok(Written { image: frozen.into_image(manifest, stream, vdsos), paused, files_for_writing })
+    let strays = kin::strays(&frozen.told.pids).into_iter();
+    let strays =
+        strays.map(|stat| format!("{} ({})", stat.pid, String::from_utf8_lossy(&stat.comm))).collect();
+    Ok(Written { image: frozen.into_image(manifest, stream, vdsos), paused, files_for_writing, strays })
 }
 
 /// Writes the pages of a process that this one is a copy of, and lets it go as soon as nothing of it is needed any more; the image, how

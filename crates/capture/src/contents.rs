@@ -3,7 +3,7 @@
 //! A file that has no name any more lives on in the image only: it always goes in. What has a name goes in as far as the level asks
 //! for it, to be there when the file is found changed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 
 use rewake_image::records::{FileContent, file_content::Kind};
@@ -162,15 +162,29 @@ impl Contents {
     /// # Errors
     /// When one cannot be read.
     pub(crate) fn open(&self) -> Result<Vec<(FileContent, Opened)>> {
-        self.files.iter().map(|(record, source)| open(record, source)).collect()
+        let leased =
+            if self.files.is_empty() { HashSet::new() } else { lease::exclusive().unwrap_or_default() };
+        self.files.iter().map(|(record, source)| open(record, source, &leased)).collect()
     }
 }
 
-fn open(record: &FileContent, source: &Source) -> Result<(FileContent, Opened)> {
+fn open(
+    record: &FileContent,
+    source: &Source,
+    leased: &HashSet<(u64, u64)>,
+) -> Result<(FileContent, Opened)> {
     let pid = source.pid;
     let proc = Proc::open_living(pid).during("open", pid, "process")?;
     let path = record.identity.as_ref().map(|identity| identity.path.clone()).unwrap_or_default();
     let name = format!("content of {}", String::from_utf8_lossy(&path));
+    if let Way::Mapping(Mapping { device, inode, .. }) = source.way
+        && leased.contains(&(device, inode))
+    {
+        let reason = "to open it would break a lease, and it is mapped only";
+        let remedy =
+            "let the program give the lease up first; a file that has a name can be left out (--files 0)";
+        return Err(CaptureError::failed("open", pid, &name, reason).advise(remedy));
+    }
     let mut held = false;
     let file = match &source.way {
         Way::Descriptor(fd) => {
@@ -215,11 +229,10 @@ fn at_descriptor(proc: &Proc, fd: i32, name: &str) -> Result<(File, bool)> {
     }
     let flags = rustix::fs::fcntl_getfl(&own).during("fcntl", pid, name)?;
     if flags & OFlags::ACCMODE == OFlags::WRONLY {
-        let reason =
-            "the program has it open for writing only, and it cannot be opened for reading beside that";
+        let reason = "this user may not open it for reading, and the program has it open for writing only";
         let error = CaptureError::failed("open", pid, name, reason);
         return Err(
-            error.advise("leave contents of files out of the image (--files 0), or run the command as root")
+            error.advise("run the command as root; a file that has a name can be left out (--files 0)")
         );
     }
     Ok((File::from(own), true))

@@ -174,6 +174,9 @@ pub(crate) fn survey(target: Target<'_>, contents: &mut Contents, findings: &mut
             _ => SignalOwner::default(),
         };
         let id = files.open_file(one, first, kind, owner, contents);
+        if first == at && files.stores_content_of(id) {
+            locks::check_readable(one, findings);
+        }
         let descriptor = Descriptor { fd: one.fd, file: id, close_on_exec: one.info.close_on_exec() };
         files.descriptors.entry(one.pid).or_default().push(descriptor);
     }
@@ -284,6 +287,15 @@ impl Files {
         }
     }
 
+    /// Whether the content of an open file goes into the image.
+    fn stores_content_of(&self, id: u32) -> bool {
+        let file = usize::try_from(id).ok().and_then(|id| self.open.get(id));
+        matches!(
+            file.and_then(|file| file.kind.as_ref()),
+            Some(open_file::Kind::Regular(regular)) if regular.content.is_some()
+        )
+    }
+
     /// Adds what epoll and inotify instances and fanotify groups watch: what they refer to as open files by id.
     fn watches(
         &mut self,
@@ -303,7 +315,7 @@ impl Files {
                 continue;
             };
             let proc = target.of(one, own)?;
-            let around = Surroundings { proc, all, still: target.still, file_at: &file_at };
+            let around = Surroundings { proc, all, file_at: &file_at };
             let record = match &self.open[file].kind {
                 Some(open_file::Kind::Epoll(_)) => {
                     Ok(open_file::Kind::Epoll(epoll::record(one, all, &file_at, findings)?))

@@ -95,6 +95,9 @@ pub struct Summary {
     /// Addresses of sockets of other programs, to which the program sends datagrams (the system log): it is connected to them again when
     /// it is resumed.
     pub outside_sockets: Vec<String>,
+    /// Processes, by id and name, in a group or session of the target's that are not below it any more, because their parent ended: they
+    /// are not in the image, and keep the ids of those groups and sessions.
+    pub strays: Vec<String>,
     /// From the first interruption to the last release.
     pub paused: Duration,
     /// From the call of [`capture`] to the durable image.

@@ -5,7 +5,7 @@
 
 mod others;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rewake_linux::attributes;
 use rewake_linux::kcmp::Shared;
@@ -24,6 +24,9 @@ const SURVEYS: u32 = 5;
 /// How often a tree is looked at in which something seems to be in the way, and how long we wait between.
 const LOOKS: u32 = 4;
 const BETWEEN: Duration = Duration::from_millis(5);
+/// For how long what may pass by itself is waited for, and how long between two looks.
+const PASSING: Duration = Duration::from_millis(500);
+const BETWEEN_PASSING: Duration = Duration::from_millis(20);
 
 const LATER: &str = "capture the program at a time when it does not use this";
 
@@ -47,12 +50,15 @@ pub(crate) fn open(pid: i32) -> Result<Proc> {
 /// When the target is gone or the look itself fails, again and again.
 pub(crate) fn look(options: &Options) -> Result<Vec<Obstacle>> {
     let look = || look_once(options).map(Findings::into_obstacles);
+    let begin = Instant::now();
     let mut found = look();
-    for _ in 1..LOOKS {
-        if found.as_ref().is_ok_and(Vec::is_empty) {
+    for number in 1.. {
+        let passing = |found: &Vec<Obstacle>| found.iter().all(|obstacle| obstacle.passing);
+        let waits = found.as_ref().is_ok_and(passing) && begin.elapsed() < PASSING;
+        if found.as_ref().is_ok_and(Vec::is_empty) || number >= LOOKS && !waits {
             break;
         }
-        std::thread::sleep(BETWEEN);
+        std::thread::sleep(if waits { BETWEEN_PASSING } else { BETWEEN });
         found = match (found, look()) {
             (Ok(mut found), Ok(again)) => {
                 found.retain(|obstacle| again.contains(obstacle));

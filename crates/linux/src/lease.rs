@@ -4,6 +4,7 @@
 //! fcntl(2) with these commands takes and returns plain numbers; the descriptor is borrowed for the call.
 #![allow(unsafe_code, reason = "rustix offers no leases")]
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -50,6 +51,27 @@ pub fn is_exclusive(file: impl AsFd) -> bool {
     unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_GETLEASE) == libc::F_WRLCK }
 }
 
+/// Device (that of the file system) and inode of all files on which somebody has a lease that ends when they are opened.
+///
+/// # Errors
+/// When `/proc/locks` cannot be read.
+pub fn exclusive() -> io::Result<HashSet<(u64, u64)>> {
+    Ok(std::fs::read_to_string("/proc/locks")?.lines().filter_map(exclusive_lease).collect())
+}
+
+/// `3: LEASE  ACTIVE    WRITE 4711 fe:03:1234 0 EOF`; what waits for another one has an arrow before its kind.
+fn exclusive_lease(line: &str) -> Option<(u64, u64)> {
+    let mut words = line.split_ascii_whitespace().skip(1);
+    let (kind, state, access, _, file) =
+        (words.next()?, words.next()?, words.next()?, words.next()?, words.next()?);
+    let mut parts = file.split(':');
+    let (major, minor) = (parts.next()?, parts.next()?);
+    let device = libc::makedev(u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?);
+    let inode = parts.next()?.parse().ok()?;
+    (kind == "LEASE" && access == "WRITE" && matches!(state, "ACTIVE" | "BREAKING" | "BREAKER"))
+        .then_some((device, inode))
+}
+
 fn control(fd: i32, command: i32, argument: i32) -> io::Result<()> {
     // SAFETY: numbers only; the caller borrows the descriptor.
     if unsafe { libc::fcntl(fd, command, argument) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
@@ -60,6 +82,17 @@ mod tests {
     use std::fs::File;
 
     use super::*;
+
+    #[test]
+    fn exclusive_leases_are_listed() {
+        let line = "3: LEASE  ACTIVE    WRITE 4711 fe:03:1234 0 EOF";
+        assert_eq!(exclusive_lease(line), Some((libc::makedev(0xfe, 3), 1234)));
+        for other in
+            ["2: POSIX  ADVISORY  WRITE 1 00:1c:66 0 EOF", "3: LEASE  ACTIVE    READ  1 fe:03:1 0 EOF", "4:"]
+        {
+            assert_eq!(exclusive_lease(other), None);
+        }
+    }
 
     #[test]
     fn a_writer_is_noticed() {

@@ -245,7 +245,9 @@ impl RestoreError {
             Self::Unreachable { .. } => {
                 "start the program that has this address (a system log, for example), or resume with --outside-sockets dead-end: then it is as if that program had ended"
             }
-            Self::PidTaken { .. } => "end that process or wait for its end, then resume again",
+            Self::PidTaken { .. } => {
+                "end that process or wait for its end, then resume again; or resume with other ids outside (--pids namespace)"
+            }
             Self::IpcTaken { .. } => {
                 "resume in an IPC namespace of its own (--ipc namespace); or remove that object, if nobody needs it (ipcrm, for POSIX queues rm in /dev/mqueue), then resume again"
             }

@@ -105,7 +105,14 @@ fn notes(summary: &Summary) -> Vec<String> {
             plain(name.as_bytes())
         )
     });
-    note(summary.files_for_writing).into_iter().chain(requests).chain(outside).collect()
+    let strays = summary.strays.iter().map(|name| {
+        format!(
+            "process {} is in a group or session of the program, but not below it any more (its parent has ended): it is not in the \
+             image; capture a process above both, or let the program wait for it",
+            plain(name.as_bytes())
+        )
+    });
+    note(summary.files_for_writing).into_iter().chain(requests).chain(outside).chain(strays).collect()
 }
 
 fn note(files_for_writing: usize) -> Option<String> {
@@ -150,6 +157,7 @@ mod tests {
             files_stored: 2,
             aio_contexts: 1,
             outside_sockets: vec!["/dev/log".to_owned()],
+            strays: Vec::new(),
             paused: Duration::from_micros(12_340),
             total: Duration::from_millis(190),
         };

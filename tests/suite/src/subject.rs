@@ -162,6 +162,17 @@ impl Subject {
     /// # Errors
     /// Fails unless it has died of SIGKILL.
     pub fn expect_killed(&mut self) -> Result<()> {
+        self.expect_killed_alone()?;
+        // Those below it are ours now, and keep their ids until somebody waits for them.
+        process::reap_all(&process::children(std::process::id()));
+        Ok(())
+    }
+
+    /// The same where something that was below it lives on.
+    ///
+    /// # Errors
+    /// Fails unless it has died of SIGKILL.
+    pub fn expect_killed_alone(&mut self) -> Result<()> {
         let status =
             process::wait(&mut self.running.child, PATIENCE).context("the program outlived --kill")?;
         ensure!(
@@ -169,8 +180,6 @@ impl Subject {
             "--kill, but the program ended with {}",
             process::describe(status)
         );
-        // Those below it are ours now, and keep their ids until somebody waits for them.
-        process::reap_all(&process::children(std::process::id()));
         Ok(())
     }
 

@@ -53,7 +53,7 @@ pub(super) fn record(one: &Seen, around: Surroundings<'_>) -> Result<Fanotify, R
         let reason = "others wait for its permission to open files (fanotify), which it cannot give while it stands still";
         return refuse(reason, "let the program remove these marks first");
     }
-    nothing_waits(around, one)?;
+    nothing_waits(around.proc, one)?;
     let mounts = mount_points(around.proc);
     // The kernel tells the newest first.
     let marks = marked.into_iter().rev().map(|mark| mark.record(&mounts, around));

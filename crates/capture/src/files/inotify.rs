@@ -20,7 +20,7 @@ struct Watched {
 }
 
 pub(super) fn record(one: &Seen, around: Surroundings<'_>) -> Result<Inotify, Refusal> {
-    nothing_waits(around, one)?;
+    nothing_waits(around.proc, one)?;
     let mut watches = Vec::new();
     for Watched { wd, mask, target } in watches_of(&one.info) {
         let Some(Place { identity, deleted, file }) = around.find(&target) else {

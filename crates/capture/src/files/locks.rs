@@ -2,6 +2,7 @@
 
 use rewake_image::records::{FileLock, file_lock};
 use rewake_linux::proc::{Lock, LockKind};
+use rustix::fs::OFlags;
 
 use super::Seen;
 use crate::findings::Findings;
@@ -61,6 +62,18 @@ pub(super) fn survey(seen: &[Seen], firsts: &[usize], findings: &mut Findings) -
         }
     }
     known.into_iter().map(|(_, pid, lock)| (pid, lock)).collect()
+}
+
+/// Refuses a file whose content is wanted and that can be read by nobody: its lease ends when it is opened, and its descriptor only writes.
+pub(super) fn check_readable(one: &Seen, findings: &mut Findings) {
+    let leased = one.info.locks.iter().any(|lock| lock.kind == LockKind::Lease && lock.write);
+    if leased && one.flags() & OFlags::ACCMODE == OFlags::WRONLY {
+        findings.add(
+            one.name(),
+            "to read it for the image would break the program's lease on it, and the program has it open for writing only",
+            "let the program give the lease up first; a file that has a name can be left out (--files 0)",
+        );
+    }
 }
 
 fn record(fd: i32, kind: file_lock::Type, lock: &Lock) -> FileLock {

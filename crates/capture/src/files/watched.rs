@@ -8,7 +8,6 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirEntryExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rewake_image::records::FileIdentity;
 use rewake_linux::attributes;
@@ -20,9 +19,6 @@ use super::Seen;
 use super::epoll::device;
 use crate::findings::Refusal;
 
-/// How often, and how long apart, an instance is looked at before its events are taken to stay.
-const LOOKS: u32 = 25;
-const PAUSE: Duration = Duration::from_millis(20);
 /// Names that a search looks at.
 const MOST_NAMES: usize = 50_000;
 
@@ -73,8 +69,6 @@ pub(super) struct Place {
 pub(super) struct Surroundings<'a> {
     pub(super) proc: &'a Proc,
     pub(super) all: &'a [Seen],
-    /// Nobody can read events now.
-    pub(super) still: bool,
     /// The open file behind each descriptor.
     pub(super) file_at: &'a HashMap<(i32, i32), u32>,
 }
@@ -221,18 +215,12 @@ fn mount_point(line: &str) -> Option<MountPoint> {
     })
 }
 
-/// Refuses an instance with events that stay queued for a moment: they can neither be looked at nor put back.
-pub(super) fn nothing_waits(around: Surroundings<'_>, one: &Seen) -> Result<(), Refusal> {
-    let mut waiting = 0;
-    for look in 0..if around.still { 1 } else { LOOKS } {
-        if look > 0 {
-            std::thread::sleep(PAUSE);
-        }
-        let own = attributes::duplicate(around.proc.id(), one.fd);
-        waiting = own.and_then(|own| Ok(rustix::io::ioctl_fionread(own)?)).unwrap_or(0);
-        if waiting == 0 {
-            return Ok(());
-        }
+/// Refuses an instance with queued events: they can neither be looked at nor put back. Whoever asks may ask again in a moment.
+pub(super) fn nothing_waits(proc: &Proc, one: &Seen) -> Result<(), Refusal> {
+    let own = attributes::duplicate(proc.id(), one.fd);
+    let waiting = own.and_then(|own| Ok(rustix::io::ioctl_fionread(own)?)).unwrap_or(0);
+    if waiting == 0 {
+        return Ok(());
     }
     let reason =
         format!("{waiting} bytes of events are queued that the program has not read, and cannot be kept");

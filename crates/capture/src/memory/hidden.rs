@@ -82,7 +82,13 @@ fn has_no_name(mapping: &Mapping) -> bool {
 fn is_nowhere(top: &Path, mapping: &Mapping) -> io::Result<bool> {
     let (mut folders, mut seen) = (vec![top.to_owned()], 0);
     while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder)? {
+        let entries = match std::fs::read_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !could_have_linked(&folder) => {
+                continue;
+            }
+            entries => entries?,
+        };
+        for entry in entries {
             let entry = entry?;
             let stat = entry.metadata()?;
             seen += 1;
@@ -99,6 +105,14 @@ fn is_nowhere(top: &Path, mapping: &Mapping) -> io::Result<bool> {
         }
     }
     Ok(true)
+}
+
+/// Whether this user, whose the file is, may ever have given it a name in a folder; nobody else but root links files of others.
+fn could_have_linked(folder: &Path) -> bool {
+    use rustix::fs::{Access, access};
+    let own = rustix::process::getuid().as_raw();
+    access(folder, Access::WRITE_OK | Access::EXEC_OK).is_ok()
+        || std::fs::symlink_metadata(folder).map_or(true, |stat| stat.uid() == own)
 }
 
 impl Memory {

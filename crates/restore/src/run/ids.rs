@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use rewake_linux::proc::Proc;
+use rewake_linux::proc::{Proc, Stat};
 use rewake_linux::program::Assembled;
 use rewake_linux::seed::SharedStage;
 
@@ -54,11 +54,25 @@ pub(super) fn clone_seed(
     }
 }
 
+/// A process whose group or session has this id.
+fn member_of(id: i32) -> Option<Stat> {
+    let all = rewake_linux::proc::processes().ok()?;
+    let mut stats = all.into_iter().filter_map(|pid| Proc::open(pid).and_then(|proc| proc.stat()).ok());
+    stats.find(|stat| !matches!(stat.state, 'Z' | 'X') && (stat.pgrp == id || stat.session == id))
+}
+
 /// Who has an id, for people, and whether it is only a zombie (or gone already). It may be a thread's, or that of a group or
 /// session whose leader is gone.
 pub(super) fn owner_of(pid: i32) -> (String, bool) {
     let Ok(stat) = Proc::open(pid).and_then(|proc| proc.stat()) else {
-        return (format!("{pid} (a process that just ended, or the name of a group or session)"), true);
+        return match member_of(pid) {
+            Some(stat) => {
+                let name = String::from_utf8_lossy(&stat.comm);
+                let kind = if stat.session == pid { "session" } else { "group" };
+                (format!("the {kind} that process {} ({name}, parent {}) is in", stat.pid, stat.ppid), false)
+            }
+            None => (format!("{pid} (a process that just ended)"), true),
+        };
     };
     let name = String::from_utf8_lossy(&stat.comm).into_owned();
     let state = stat.state;

@@ -18,9 +18,35 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
     report.test("a member that waits in the kernel (state D) is named in time, and all go on", || {
         device(workshop)
     });
+    report.test(
+        "a process that left the tree keeps its group: named by the capture and by the resume",
+        || escaped(workshop),
+    );
     report.test(&format!("SIGKILL to the root of a tree at {SHOTS} instants of its capture"), || {
         root_killed(workshop)
     });
+}
+
+/// It is not below the program any more when its parent has ended.
+fn escaped(workshop: &Workshop) -> Result<()> {
+    let program = workshop.compile("escaped", &[])?;
+    let mut subject = Subject::start(&program, &[], workshop.folder("escaped")?)?;
+    let root = subject.pid();
+    let escaped = process::children(std::process::id()).into_iter().find(|pid| *pid != root);
+    let escaped = escaped.context("the process that left is not this one's child")?;
+    let mut command = save_command(workshop, root, &subject.image());
+    command.arg("--kill");
+    let saved = process::run(command, &subject.folder, "save")?;
+    saved.expect_code("save", 0)?;
+    saved.expect_words("save", &[&format!("process {escaped} (escaped)"), "not below it any more"])?;
+    subject.expect_killed_alone()?;
+    let resumed = subject.resume(workshop)?;
+    resumed.expect_code("resume", 125)?;
+    resumed.expect_words("resume", &[&format!("group that process {escaped}"), "--pids namespace"])?;
+    std::fs::write(subject.folder.join("over"), "")?;
+    process::nothing_left(&[], SOON)?;
+    subject.resume_and_pass(workshop, &[])?;
+    process::nothing_left(&[], SOON)
 }
 
 /// One that asks a file system which never answers cannot be stopped.

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -14,6 +14,8 @@ use crate::subject::{Subject, save_command};
 use crate::workshop::Workshop;
 
 const SOON: Duration = Duration::from_secs(5);
+/// What may pass by itself is waited for, but not for long.
+const REFUSED_WITHIN: Duration = Duration::from_secs(4);
 
 /// Standard streams that no stream of `resume` can take the place of, and a word of the refusal.
 const STANDARD_INPUT: &[(&str, &[&str])] = &[
@@ -119,8 +121,10 @@ pub(super) fn start(workshop: &Workshop, name: &str, program: &str, arguments: &
 
 /// The checkpoint into `image` fails as it should; the target passes its check afterwards.
 pub(super) fn fails(workshop: &Workshop, mut subject: Subject, image: &Path, words: &[&str]) -> Result<()> {
+    let begun = Instant::now();
     let ended = process::run(save_command(workshop, subject.pid(), image), &subject.folder, "save")?;
     ended.expect_code("save", 1)?;
+    ensure!(begun.elapsed() < REFUSED_WITHIN, "refused after {:?}", begun.elapsed());
     if !words.is_empty() {
         ended.expect_words("save", words)?;
     }

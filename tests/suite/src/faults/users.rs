@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rewake_image::Image;
@@ -35,6 +35,16 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
                 held_file(workshop, kind)
             });
     }
+    report.test(
+        "a leased file that only its lease's holder may read is refused by name, and the lease lasts",
+        || {
+            unreadable(workshop, "writes-only", "1", "open for writing only")?;
+            unreadable(workshop, "mapped", "3", "would break a lease")
+        },
+    );
+    report.test("a removed semaphore, and a folder beside it that the user may not look into", || {
+        shut_folder(workshop)
+    });
     report.test("a hostile image gives nobody what only the binary may", || hostile(workshop, CHOOSES_IDS));
     report.test("nor one what the binary may besides choosing ids", || {
         hostile(workshop, READS_EVERYTHING)?;
@@ -167,6 +177,43 @@ fn held_file(workshop: &Workshop, kind: &str) -> Result<()> {
         save(&subject, &[])?;
         subject.pass()?;
     }
+    process::nothing_left(&[], SOON)
+}
+
+fn unreadable(workshop: &Workshop, kind: &str, level: &str, words: &str) -> Result<()> {
+    let user = workshop.as_user()?;
+    let program = user.compile("held_files", &[])?;
+    let mut subject = Subject::start_in(&user, &program, &[kind], user.folder("held-file")?)?;
+    let begun = Instant::now();
+    let mut command = user.command(["save", "--files", level, "-p"]);
+    command.arg(subject.pid().to_string()).arg("-d").arg(subject.image());
+    let refused = process::run(command, &subject.folder, "save")?;
+    refused.expect_code("save", 1)?;
+    refused.expect_words("save", &[words, "give the lease up first"])?;
+    ensure!(begun.elapsed() < SOON, "refused after {:?}", begun.elapsed());
+    subject.pass()?;
+    process::nothing_left(&[], SOON)
+}
+
+/// A folder of somebody else's in `/dev/shm`, while the test lasts.
+struct Shut(PathBuf);
+
+impl Drop for Shut {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+fn shut_folder(workshop: &Workshop) -> Result<()> {
+    let user = workshop.as_user()?;
+    let shut = Shut(PathBuf::from(format!("/dev/shm/rewake-test-shut-{}", std::process::id())));
+    fs::create_dir(&shut.0).context("a folder in /dev/shm")?;
+    fs::set_permissions(&shut.0, fs::Permissions::from_mode(0o700))?;
+    let program = user.compile("posix_ipc", &[])?;
+    let mut subject =
+        Subject::start_in(&user, &program, &["sem-unlinked"], user.folder("removed-semaphore")?)?;
+    subject.save_and_kill(&user)?;
+    subject.resume_and_pass(&user, &[])?;
     process::nothing_left(&[], SOON)
 }
 
