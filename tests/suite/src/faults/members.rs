@@ -18,10 +18,10 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
     report.test("a member that waits in the kernel (state D) is named in time, and all go on", || {
         device(workshop)
     });
-    report.test(
-        "a process that left the tree keeps its group: named by the capture and by the resume",
-        || escaped(workshop),
-    );
+    report
+        .test("a process that left the tree keeps its group: named by the capture and by the resume", || {
+            escaped(workshop)
+        });
     report.test(&format!("SIGKILL to the root of a tree at {SHOTS} instants of its capture"), || {
         root_killed(workshop)
     });
