@@ -11,7 +11,7 @@ use crate::api::{callbacks, sections, words};
 use crate::lead::{BUSY, FACTS, MAILBOX, PLACE_BITS, REQUEST, afterwards, lead};
 use crate::mailbox::{Mailbox, NOTHING};
 use crate::stand::{self, Since, Slot};
-use crate::{SIGSTAND, again, answer, api, mark, raw, settings, timer, writer};
+use crate::{SIGSTAND, again, answer, api, later, mark, raw, settings, timer, writer};
 
 /// Flag of the kernel's for handlers that say themselves how to return.
 const SA_RESTORER: u64 = 0x0400_0000;
@@ -175,10 +175,7 @@ impl Request {
     }
 
     /// Whether the calling thread leads a checkpoint now; else somebody else will, or nobody.
-    ///
-    /// # Safety
-    /// The kernel's `info` of the signal that asked.
-    unsafe fn begins(&self, info: *const libc::siginfo_t) -> bool {
+    fn begins(&self) -> bool {
         let no = |error: i32| {
             if self.here {
                 words::own().outcome.store(-error, Ordering::Relaxed);
@@ -204,8 +201,7 @@ impl Request {
         loop {
             if BUSY.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire).is_err() {
                 if !self.here && !self.at_interval {
-                    // SAFETY: the caller's.
-                    unsafe { ask_again(info) };
+                    later::remember(self.token);
                 }
                 return no(libc::EBUSY);
             }
@@ -227,28 +223,10 @@ impl Request {
     }
 }
 
-/// Sends the signal to this process once more: it comes when the checkpoint is over that is being made, or to a thread that does not
-/// stand still yet and soon will.
-///
-/// # Safety
-/// The kernel's `info`.
-unsafe fn ask_again(info: *const libc::siginfo_t) {
-    let (process, signal) = (raw::word(raw::getpid()), raw::word(settings::signal()));
-    // SAFETY: what the kernel gave for this very signal. Nobody may send others than queued ones as they came.
-    unsafe {
-        if info.cast::<i32>().add(2).read() == libc::SI_QUEUE {
-            raw::call(libc::SYS_rt_sigqueueinfo, [process, signal, info as u64, 0, 0, 0]);
-        } else {
-            raw::call(libc::SYS_kill, [process, signal, 0, 0, 0, 0]);
-        }
-    }
-}
-
 extern "C" fn on_signal(_: i32, info: *const libc::siginfo_t, context: *mut libc::ucontext_t) {
     // SAFETY: the kernel gave it.
     let request = unsafe { Request::of(info) };
-    // SAFETY: as above.
-    if !unsafe { request.begins(info) } {
+    if !request.begins() {
         // SAFETY: as above.
         unsafe { again::restart(context, NOTHING, raw::now()) };
         return;

@@ -11,7 +11,7 @@ use crate::api::{sections, words};
 use crate::copy::Stacks;
 use crate::mailbox::{MOST, Mailbox};
 use crate::stand::{CARRIED_OUT, GO, LISTED, NOTE_SIGNALS, ORDER, ORDERS, STANDING, Slot, WALK, standing};
-use crate::{SIGSTAND, again, answer, entry, pending, raw, stand, timer, writer};
+use crate::{SIGSTAND, again, answer, entry, later, pending, raw, stand, timer, writer};
 
 /// A checkpoint is being made.
 pub static BUSY: AtomicU32 = AtomicU32::new(0);
@@ -457,5 +457,6 @@ pub fn afterwards(slot: &Slot, leads: bool, since: stand::Since) {
         timer::start();
         BUSY.store(0, Ordering::Release);
         raw::futex_wake(&BUSY);
+        later::send_again();
     }
 }

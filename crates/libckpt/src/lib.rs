@@ -22,6 +22,7 @@ pub mod ceilings;
 pub mod copy;
 pub mod entry;
 pub mod ids;
+pub mod later;
 pub mod lead;
 pub mod mailbox;
 pub mod mark;

@@ -144,6 +144,7 @@ pub fn put_right(slot: &Slot, leads: bool, since: Since) {
     }
     crate::mark::set(crate::settings::signal());
     crate::writer::nobody();
+    crate::later::forget();
     disperse();
     BACK.store(0, Ordering::Release);
     LIFE.fetch_add(1, Ordering::AcqRel);
