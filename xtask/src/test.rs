@@ -65,6 +65,8 @@ fn unit() -> Result<Totals> {
 fn cargo_test() -> Result<Totals> {
     // Where waiting journals are known: a command that runs beside the tests would carry theirs out.
     let state = rewake_suite::workshop::target().join("suite/state");
+    // Made by a command it would be for its user alone, and all folders above it that are not there yet.
+    std::fs::create_dir_all(&state).with_context(|| format!("making {}", state.display()))?;
     let mut child = cargo(&["test", "--workspace", "--no-fail-fast"])
         .env("XDG_STATE_HOME", state)
         .stdout(Stdio::piped())
