@@ -27,6 +27,7 @@ fn stream(choice: u8, length: u16, file: &[u8]) -> PageStream {
     let checksum = |part: &&[u8]| if sound { rewake_image::hostile::checksum(part) } else { 7 };
     let stored = parts.iter().map(|part| u32::try_from(part.len()).expect("32 bits"));
     PageStream {
+        spare: Vec::new(),
         compression,
         block_size: 1 << 20,
         stream_length,

@@ -78,7 +78,8 @@ static void own(void) {
 }
 
 static int comm[2], task, thread_folder;
-static pid_t tids[2];
+static volatile pid_t tids[2];
+static volatile unsigned long rounds[2];
 static pthread_barrier_t barrier;
 static volatile int over;
 
@@ -91,7 +92,10 @@ static void *thread(void *argument) {
     comm[number] = TRY(open("/proc/thread-self/comm", number ? O_RDWR : O_RDONLY));
     if (number) thread_folder = TRY(open("/proc/thread-self", O_RDONLY | O_DIRECTORY));
     pthread_barrier_wait(&barrier);
-    while (!over) usleep(1000);
+    while (!over) {
+        probe_note_tid(&tids[number], &rounds[number]);
+        usleep(1000);
+    }
     return NULL;
 }
 
@@ -109,6 +113,7 @@ static void threads(void) {
     CHECK(read(comm[0], expected, 3) == 3, "set-up");
     probe_ready();
     probe_wait();
+    for (int i = 0; i < 2; i++) probe_noted(&rounds[i]);
     CHECK(position(cloexec) == 3 && !strcmp(content(cloexec), "ker-0\n"), "name of the first thread");
     CHECK(position(comm[0]) == 9 && fcntl(cloexec, F_GETFD) == FD_CLOEXEC && fcntl(comm[0], F_GETFD) == 0, "duplicates");
     CHECK(!strcmp(content(comm[1]), "worker-1\n"), "name of the second thread");

@@ -31,10 +31,14 @@ static volatile sig_atomic_t taken, taken_by;
 static void on_signal(int signal, siginfo_t *info, void *context) { (void)context; (void)info; taken = signal; taken_by = probe_gettid(); }
 
 static volatile pid_t thread_id;
+static volatile unsigned long rounds;
 static volatile int over;
 static void *thread(void *none) {
     thread_id = probe_gettid();
-    while (!over) usleep(1000);
+    while (!over) {
+        probe_note_tid(&thread_id, &rounds);
+        usleep(1000);
+    }
     return none;
 }
 
@@ -55,6 +59,7 @@ static void signals(void) {
     TRY(fcntl(group[0], F_SETOWN_EX, &to_group));
     probe_ready();
     probe_wait();
+    probe_noted(&rounds);
     CHECK(taken == 0, "signal %d nobody caused", taken);
     TRY(fcntl(ends[0], F_GETOWN_EX, &now));
     CHECK(now.type == F_OWNER_TID && now.pid == thread_id && fcntl(ends[0], F_GETSIG) == SIGRTMIN + 4, "owner %d of type %d", now.pid, now.type);

@@ -7,8 +7,13 @@
 #define sigev_notify_thread_id _sigev_un._tid
 #endif
 
+/* The signal before it is libckpt's. */
+#define FIRST (SIGRTMIN + 1)
+
 static volatile int stop, counts[65], last_value[65], last_overrun[65];
 static volatile pid_t last_thread[65];
+/* Whether the first thread was told. */
+static volatile int told_first[65];
 static pthread_barrier_t barrier;
 static volatile pid_t second_tid;
 
@@ -17,6 +22,7 @@ static void on_timer(int signal, siginfo_t *info, void *context) {
     last_value[signal] = info->si_value.sival_int;
     last_overrun[signal] = info->si_overrun;
     last_thread[signal] = probe_gettid();
+    told_first[signal] = probe_gettid() == getpid();
     if (info->si_code != SI_TIMER) last_value[signal] = -1;
     /* Last: who waits for the count, in another thread, finds the rest there. */
     counts[signal]++;
@@ -69,8 +75,8 @@ static void take_signals(void) {
     struct sigaction action = {.sa_sigaction = on_timer, .sa_flags = SA_SIGINFO | SA_RESTART};
     sigemptyset(&blocked);
     for (int i = 0; i < 6; i++) {
-        TRY(sigaction(SIGRTMIN + i, &action, NULL));
-        sigaddset(&blocked, SIGRTMIN + i);
+        TRY(sigaction(FIRST + i, &action, NULL));
+        sigaddset(&blocked, FIRST + i);
     }
     TRY(sigaction(SIGALRM, &action, NULL));
 }
@@ -83,11 +89,11 @@ static void make_timers(pthread_t thread) {
     disarmed = make(CLOCK_MONOTONIC, SIGEV_SIGNAL, SIGALRM, 42, 0);
     clockid_t of_second;
     PTRY(pthread_getcpuclockid(thread, &of_second));
-    cpu = make(CLOCK_PROCESS_CPUTIME_ID, SIGEV_SIGNAL, SIGRTMIN + 2, 43, 0);
-    thread_cpu = make(of_second, SIGEV_SIGNAL, SIGRTMIN + 3, 44, 0);
-    to_thread = make(CLOCK_MONOTONIC, SIGEV_SIGNAL | SIGEV_THREAD_ID, SIGRTMIN + 1, 45, second_tid);
-    often = make(CLOCK_MONOTONIC, SIGEV_SIGNAL | SIGEV_THREAD_ID, SIGRTMIN, 46, probe_tid);
-    soon = make(CLOCK_MONOTONIC, SIGEV_SIGNAL | SIGEV_THREAD_ID, SIGRTMIN + 4, 47, probe_tid);
+    cpu = make(CLOCK_PROCESS_CPUTIME_ID, SIGEV_SIGNAL, FIRST + 2, 43, 0);
+    thread_cpu = make(of_second, SIGEV_SIGNAL, FIRST + 3, 44, 0);
+    to_thread = make(CLOCK_MONOTONIC, SIGEV_SIGNAL | SIGEV_THREAD_ID, FIRST + 1, 45, second_tid);
+    often = make(CLOCK_MONOTONIC, SIGEV_SIGNAL | SIGEV_THREAD_ID, FIRST, 46, probe_tid);
+    soon = make(CLOCK_MONOTONIC, SIGEV_SIGNAL | SIGEV_THREAD_ID, FIRST + 4, 47, probe_tid);
     set(far, 1000, 0.5);
     set(none, 2000, 0);
     set(cpu, 500, 7.25);
@@ -112,26 +118,36 @@ static void check_timers(double started) {
     CHECK(counts[SIGALRM] == 1 && last_value[SIGALRM] == 42, "timer %d: %d signals, value %d", disarmed, counts[SIGALRM], last_value[SIGALRM]);
 }
 
+/* It is the second thread's time that is counted, while this one sleeps. */
+static void check_processor_time(void) {
+    double before = seconds(get(thread_cpu).it_value), spent = 0;
+    for (int i = 0; i < 200 && spent < 0.01; i++) {
+        usleep(50000);
+        spent = before - seconds(get(thread_cpu).it_value);
+    }
+    CHECK(spent >= 0.01, "timer %d counted %.3f s of a thread that computes", thread_cpu, spent);
+}
+
 static void check_pending(void) {
-    CHECK(counts[SIGRTMIN] == 0 && counts[SIGRTMIN + 4] == 0, "signals came while blocked");
+    CHECK(counts[FIRST] == 0 && counts[FIRST + 4] == 0, "signals came while blocked");
     PTRY(pthread_sigmask(SIG_UNBLOCK, &blocked, NULL));
-    CHECK(counts[SIGRTMIN] >= 1 && last_value[SIGRTMIN] == 46, "the pending signal of timer %d is gone (%d, value %d)", often, counts[SIGRTMIN], last_value[SIGRTMIN]);
-    CHECK(counts[SIGRTMIN + 4] == 1 && last_value[SIGRTMIN + 4] == 47, "the pending signal of timer %d came %d times", soon, counts[SIGRTMIN + 4]);
+    CHECK(counts[FIRST] >= 1 && last_value[FIRST] == 46, "the pending signal of timer %d is gone (%d, value %d)", often, counts[FIRST], last_value[FIRST]);
+    CHECK(counts[FIRST + 4] == 1 && last_value[FIRST + 4] == 47, "the pending signal of timer %d came %d times", soon, counts[FIRST + 4]);
 }
 
 static void check_signals(double started) {
-    while ((counts[SIGRTMIN + 1] == 0 || counts[SIGRTMIN + 4] == 0) && probe_now() - started - probe_gap < 5) { }
+    while ((counts[FIRST + 1] == 0 || counts[FIRST + 4] == 0) && probe_now() - started - probe_gap < 5) { }
     double awake = probe_now() - started - probe_gap;
-    CHECK(counts[SIGRTMIN + 1] == 1 && last_value[SIGRTMIN + 1] == 45, "timer %d: %d signals, value %d", to_thread, counts[SIGRTMIN + 1], last_value[SIGRTMIN + 1]);
-    CHECK(last_thread[SIGRTMIN + 1] == second_tid, "timer %d told thread %d", to_thread, last_thread[SIGRTMIN + 1]);
-    CHECK(counts[SIGRTMIN + 4] == 1 && last_thread[SIGRTMIN + 4] == probe_tid, "timer %d: %d signals", soon, counts[SIGRTMIN + 4]);
+    CHECK(counts[FIRST + 1] == 1 && last_value[FIRST + 1] == 45, "timer %d: %d signals, value %d", to_thread, counts[FIRST + 1], last_value[FIRST + 1]);
+    CHECK(!told_first[FIRST + 1] && (probe_other_ids || last_thread[FIRST + 1] == second_tid), "timer %d told thread %d", to_thread, last_thread[FIRST + 1]);
+    CHECK(counts[FIRST + 4] == 1 && told_first[FIRST + 4] && (probe_other_ids || last_thread[FIRST + 4] == probe_tid), "timer %d: %d signals", soon, counts[FIRST + 4]);
     if (!pending) CHECK(awake > 0.7 - probe_gap - 0.05 && awake < 1.2, "0.7 s were %.3f s (stood still %.3f s)", awake, probe_gap);
-    int before = counts[SIGRTMIN];
+    int before = counts[FIRST];
     double begun = probe_now();
     while (probe_now() - begun < 0.2) { }
-    int more = counts[SIGRTMIN] - before;
+    int more = counts[FIRST] - before;
     CHECK(more >= 2 && more <= 12, "%d signals of 10", more);
-    CHECK(last_overrun[SIGRTMIN] < 30, "overrun of %d", last_overrun[SIGRTMIN]);
+    CHECK(last_overrun[FIRST] < 30, "overrun of %d", last_overrun[FIRST]);
 }
 
 int main(int argc, char **argv) {
@@ -147,7 +163,7 @@ int main(int argc, char **argv) {
     if (pending) {
         double begun = probe_now();
         while (probe_now() - begun < 0.06) { }
-        CHECK(counts[SIGRTMIN] == 0, "the signal was not blocked");
+        CHECK(counts[FIRST] == 0, "the signal was not blocked");
     }
     double started = probe_now();
     probe_ready();
@@ -155,6 +171,7 @@ int main(int argc, char **argv) {
     check_timers(started);
     if (pending) check_pending();
     check_signals(started);
+    check_processor_time();
     stop = 1;
     PTRY(pthread_join(thread, NULL));
     return probe_pass();

@@ -28,6 +28,7 @@
 #define PAGE 4096UL
 
 static const char *probe_go;
+/* Of the first thread. */
 static pid_t probe_pid, probe_tid;
 static double probe_gap;
 /* Whoever wakes us without any right gives us other ids (REWAKE_OTHER_IDS is set then). */
@@ -97,6 +98,18 @@ static inline void probe_wait(void) {
         last = now;
     }
     CHECK(probe_other_ids || getpid() == probe_pid, "pid was %d, is %d", probe_pid, getpid());
+    probe_pid = probe_tid = getpid();
+}
+
+/* Notes the id of the calling thread, again and again: it is the same for ever but where ids are others. */
+static inline void probe_note_tid(volatile pid_t *tid, volatile unsigned long *times) {
+    if (probe_other_ids) *tid = probe_gettid();
+    ++*times;
+}
+
+/* Waits until a thread has noted its id since the call. */
+static inline void probe_noted(const volatile unsigned long *times) {
+    for (unsigned long before = *times; *times < before + 2;) usleep(1000);
 }
 
 static inline int probe_pass(void) {

@@ -1,5 +1,6 @@
 /* What belongs to the process: working folder, umask, limits, name, scheduling, dumpable, ids; parent death signal, child subreaper,
-   oom score, core dump filter. */
+   oom score, core dump filter.
+   argument: untraceable (not dumpable: then no other process may look into this one, be it a copy of it), traceable. */
 #include "probe.h"
 #include <sched.h>
 #include <sys/prctl.h>
@@ -40,7 +41,8 @@ int main(int argc, char **argv) {
     TRY(prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0));
     put("/proc/self/oom_score_adj", "321");
     put("/proc/self/coredump_filter", "0x25");
-    TRY(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0));
+    int dumpable = argc < 3 || strcmp(argv[2], "untraceable");
+    if (!dumpable) TRY(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0));
     TRY(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
     TRY(setpriority(PRIO_PROCESS, 0, 5));
     struct sched_param parameter = {0};
@@ -50,7 +52,7 @@ int main(int argc, char **argv) {
     (void)group, (void)session;
     probe_ready();
     probe_wait();
-    CHECK(getpid() == pid && probe_gettid() == probe_tid, "ids are %d/%d, were %d/%d", getpid(), probe_gettid(), pid, probe_tid);
+    CHECK((probe_other_ids || getpid() == pid) && probe_gettid() == probe_tid, "ids are %d/%d, were %d/%d", getpid(), probe_gettid(), pid, probe_tid);
     CHECK(getuid() == user && geteuid() == user, "user id is %d", getuid());
     CHECK(getcwd(folder_now, sizeof folder_now) && !strcmp(folder, folder_now), "working folder is %s", folder_now);
     mode_t mask = umask(0);
@@ -70,7 +72,7 @@ int main(int argc, char **argv) {
     CHECK(reaper == 1, "no child subreaper");
     expect("/proc/self/oom_score_adj", "321\n");
     expect("/proc/self/coredump_filter", "00000025\n");
-    CHECK(prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) == 0, "dumpable");
+    CHECK(prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) == dumpable, "dumpable");
     CHECK(prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1, "no_new_privs");
     CHECK(getpriority(PRIO_PROCESS, 0) == 5, "nice is %d", getpriority(PRIO_PROCESS, 0));
     CHECK(sched_getscheduler(0) == SCHED_BATCH, "scheduling policy");

@@ -60,6 +60,7 @@ static void *second(void *nothing) {
     is_lost(own, "a/b");
     pthread_barrier_wait(&barrier);
     while (!stop) { }
+    if (probe_other_ids) snprintf(own, sizeof own, "/proc/self/task/%d/cwd", probe_gettid());
     is_lost(own, "a/b");
     TRY(chdir(".."));
     CHECK(same(".", "/proc/self/cwd/a"), "what it was in is something else");

@@ -59,6 +59,8 @@ int main(int argc, char **argv) {
     }
     value.sival_int = 9;
     TRY(sigqueue(getpid(), SIGRTMAX, value));
+    /* One of each: the thread's own is taken first. */
+    TRY(kill(getpid(), SIGUSR1));
     PTRY(pthread_kill(pthread_self(), SIGUSR1));
     value.sival_int = 300;
     PTRY(pthread_sigqueue(pthread_self(), SIGRTMIN + 4, value));
@@ -73,6 +75,7 @@ int main(int argc, char **argv) {
     for (int i = 0; i < 5; i++) expect("process", SIGRTMIN + 3, SI_QUEUE, 100 + i);
     expect("process", SIGRTMAX, SI_QUEUE, 9);
     expect("main thread", SIGUSR1, SI_TKILL, 0);
+    expect("process", SIGUSR1, SI_USER, 0);
     expect("main thread", SIGRTMIN + 4, SI_QUEUE, 300);
     stop = 1;
     PTRY(pthread_join(thread, NULL));

@@ -45,8 +45,12 @@ pub struct Figures {
     pub save: Figure,
     /// The whole command, the program killed.
     pub save_and_kill: Figure,
-    /// From the start of `resume` until the program's first instruction, by its own clock.
+    /// From the start of `resume` until the program's first instruction, by its own clock; the image on the disk.
     pub awake: Figure,
+    /// The same, the image in the page cache.
+    pub awake_cached: Figure,
+    /// Reading the image from the page cache into new memory, by one thread.
+    pub fresh_read: Figure,
     /// Size of the image.
     pub image_bytes: u64,
 }
@@ -86,6 +90,8 @@ struct Samples {
     save: Vec<Duration>,
     save_and_kill: Vec<Duration>,
     awake: Vec<Duration>,
+    awake_cached: Vec<Duration>,
+    fresh_read: Vec<Duration>,
     image_bytes: u64,
 }
 
@@ -119,6 +125,8 @@ fn measure(workshop: &Workshop, megabytes: usize, runs: usize) -> Result<Figures
         save: figure(samples.save),
         save_and_kill: figure(samples.save_and_kill),
         awake: figure(samples.awake),
+        awake_cached: figure(samples.awake_cached),
+        fresh_read: figure(samples.fresh_read),
         image_bytes: samples.image_bytes,
     })
 }
@@ -175,14 +183,38 @@ fn left_running(workshop: &Workshop, mut subject: Subject, samples: &mut Samples
 fn killed(workshop: &Workshop, mut subject: Subject, samples: &mut Samples) -> Result<()> {
     samples.save_and_kill.push(timed_save(workshop, &subject, &["--kill"])?);
     subject.wait_for_end()?;
+    samples.awake.push(woken(workshop, &subject, &[])?);
+    // Now it is in the page cache, all of it, as whoever looks at it again sees.
+    samples.fresh_read.push(fresh_read(&subject.image())?);
+    subject.rewind()?;
+    samples.awake_cached.push(woken(workshop, &subject, &["--on-changed", "as-is"])?);
+    Ok(())
+}
+
+/// Wakes the program and lets it end: the time until its first instruction.
+fn woken(workshop: &Workshop, subject: &Subject, options: &[&str]) -> Result<Duration> {
+    let mut command = subject.resume_command(workshop);
+    command.args(options);
     let begun = now();
-    let running = Running::start(subject.resume_command(workshop), &subject.folder, "resume")?;
+    let running = Running::start(command, &subject.folder, "resume")?;
     std::thread::sleep(CALM);
     subject.go()?;
     running.finish(PATIENCE)?.expect_code("resume", 0)?;
-    let (_, end) = gap(&subject)?;
-    samples.awake.push(span(begun, end));
-    Ok(())
+    let (_, end) = gap(subject)?;
+    Ok(span(begun, end))
+}
+
+/// Reads the files of an image into memory that was not there before.
+fn fresh_read(image: &Path) -> Result<Duration> {
+    let mut took = Duration::ZERO;
+    for entry in fs::read_dir(image).context("reading the image's folder")? {
+        let path = entry?.path();
+        fs::read(&path).context("reading a file into the cache")?;
+        let begun = Instant::now();
+        black_box(fs::read(&path).context("reading a file")?);
+        took += begun.elapsed();
+    }
+    Ok(took)
 }
 
 fn span(begin: i128, end: i128) -> Duration {
@@ -198,7 +230,11 @@ fn gap(subject: &Subject) -> Result<(i128, i128)> {
     Ok((begin.parse()?, end.parse()?))
 }
 
-fn bytes_of(image: &Path) -> Result<u64> {
+/// Bytes of all files of an image.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn bytes_of(image: &Path) -> Result<u64> {
     let mut bytes = 0;
     for entry in fs::read_dir(image).context("reading the image's folder")? {
         bytes += entry?.metadata()?.len();

@@ -9,13 +9,15 @@ type Measurement = (&'static str, fn(&Figures) -> Figure);
 pub fn render(all: &[Figures], runs: usize) -> String {
     let mut rows = vec![vec![format!("ms, median / worst of {runs}")]];
     rows[0].extend(all.iter().map(|size| format!("{} MB", size.megabytes)));
-    let measurements: [Measurement; 6] = [
+    let measurements: [Measurement; 8] = [
         ("memcpy of that size", |size| size.memcpy),
         ("durable sequential write of that size", |size| size.durable_write),
         ("pause, by the program's own clock", |size| size.pause),
         ("checkpoint, left running: whole command", |size| size.save),
         ("checkpoint, killed: whole command", |size| size.save_and_kill),
-        ("resume: until the first instruction", |size| size.awake),
+        ("resume from the disk: until the first instruction", |size| size.awake),
+        ("resume from the page cache: the same", |size| size.awake_cached),
+        ("one thread reads the image into new memory", |size| size.fresh_read),
     ];
     for (name, pick) in measurements {
         let mut row = vec![name.to_owned()];
@@ -66,10 +68,12 @@ mod tests {
             save: figure,
             save_and_kill: figure,
             awake: figure,
+            awake_cached: figure,
+            fresh_read: figure,
             image_bytes: 4711,
         };
         let text = render(&[size], 7);
-        assert_eq!(text.matches("1.2 / 2.5").count(), 6, "{text}");
+        assert_eq!(text.matches("1.2 / 2.5").count(), 8, "{text}");
         assert!(text.contains("16 MB") && text.contains("4711"), "{text}");
     }
 }

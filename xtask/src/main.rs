@@ -2,6 +2,7 @@
 
 mod bench;
 mod bench_idle;
+mod bench_original;
 mod bench_table;
 mod demo;
 mod fuzz;
@@ -73,6 +74,9 @@ enum Task {
         /// Measure what libckpt costs a program while nobody asks for a checkpoint
         #[arg(long, conflicts_with = "sizes")]
         idle: bool,
+        /// Measure the table of 2003 again: matrix multiplications and everyday programs
+        #[arg(long, conflicts_with_all = ["sizes", "idle"])]
+        original: bool,
         /// Print JSON instead of a table
         #[arg(long)]
         json: bool,
@@ -87,6 +91,8 @@ enum Group {
     Capabilities,
     /// Signals at random instants, full disks, broken images
     Faults,
+    /// The library inside of programs: storms, sandboxes, bad input
+    Inside,
     /// python3, perl, sqlite3, OpenBLAS
     Real,
 }
@@ -99,6 +105,7 @@ fn main() -> ExitCode {
         Task::Completions { folder } => generate("completions", &folder),
         Task::Lib { out } => library::run(&out),
         Task::Fuzz { minutes, targets } => fuzz::run(minutes, &targets),
+        Task::Bench { original: true, runs, json, .. } => bench_original::run(runs, json).map(|()| true),
         Task::Bench { idle: true, runs, json, .. } => bench_idle::run(runs, json).map(|()| true),
         Task::Bench { sizes, runs, json, .. } => bench::run(&sizes, runs, json).map(|()| true),
     };

@@ -19,6 +19,7 @@ const NEEDS: &[Need] = &[
         package: "libopenblas-dev",
         present: || compiles("#include <cblas.h>\nint main(void){return 0;}", "-lopenblas"),
     },
+    Need { package: "libjemalloc2", present: || rewake_suite::library::jemalloc().is_some() },
     Need { package: "musl-tools", present: || runs("musl-gcc", "--version") },
     Need { package: "python3", present: || runs("python3", "--version") },
     Need { package: "perl", present: || runs("perl", "-v") },

@@ -26,6 +26,7 @@ pub fn run(group: Option<Group>, only: Option<&str>) -> Result<bool> {
     for (one, suite) in [
         (Group::Capabilities, Suite::Capabilities),
         (Group::Faults, Suite::Faults),
+        (Group::Inside, Suite::Inside),
         (Group::Real, Suite::Real),
     ] {
         if wanted(one) {

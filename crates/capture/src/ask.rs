@@ -9,11 +9,13 @@ mod settings;
 mod undo;
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 
 use rewake_image::records::{Process, Thread, Vma};
 use rewake_linux::proc::{Mapping, Proc};
 use rewake_linux::program::{Accept, CallRef, DataRef, Program, Sysno, TrackRef, Value};
 use rewake_linux::remote::{Outcome, RemoteError, RemoteStage};
+use rewake_linux::{attributes, userfault};
 
 use self::contexts::Contexts;
 use self::policies::Modes;
@@ -204,6 +206,7 @@ impl Frozen {
             let mut thread = threads::outside(&self.proc, ids, threads::State::of(pid, stopped)?)?;
             thread.credentials.take_if(|own| Some(&*own) == process.credentials.as_ref());
             thread.remaining_ns = self.time_left.get(tid).copied();
+            self.tell_begun(*tid, &mut thread);
             questions.tell_thread(*tid, &outcome, &mut thread, &mut findings);
             threads::settle_own_fs(&self.proc, *tid, &mut thread, &mut owners, &mut findings)?;
             filters.read(pid, stopped, &mut thread, &mut findings)?;
@@ -230,6 +233,44 @@ impl Frozen {
         };
         let (program, track, policies) = ask_policies(tid, starts);
         Ok(policies.tell(&self.run(&program, &[(track, tid)], maps)?))
+    }
+
+    /// A userfaultfd object of the target's memory, of which it keeps nothing; `None` where it may not make one.
+    ///
+    /// # Errors
+    /// When the target was killed meanwhile.
+    pub(crate) fn userfault(&mut self) -> Result<Option<OwnedFd>> {
+        let pid = self.proc.id();
+        let Some(&tid) = self.threads.keys().next() else { return Ok(None) };
+        let maps = self.proc.maps().during("read maps", pid, "process")?;
+        let mut program = Program::new();
+        let track = program.track(format!("thread {tid}"));
+        for fd in self.left_over()? {
+            program.call(track, Sysno::close, [Value::from(fd)]);
+        }
+        let made = program.call(track, Sysno::userfaultfd, [Value::from(userfault::FLAGS)]).done();
+        let status = [Value::from(made), Value::from(libc::F_SETFL), Value::from(userfault::STATUS)];
+        program.call(track, Sysno::fcntl, status);
+        let outcome = self.walk(&program, &[(track, tid)], &maps)?;
+        let Ok(fd) = i32::try_from(outcome.result(made)) else { return Ok(None) };
+        if outcome.failure().is_some() {
+            return Ok(None);
+        }
+        let own = attributes::duplicate(pid, fd);
+        let mut program = Program::new();
+        let track = program.track(format!("thread {tid}"));
+        program.call(track, Sysno::close, [Value::from(fd)]);
+        self.run(&program, &[(track, tid)], &maps)?;
+        Ok(own.ok())
+    }
+
+    /// Descriptors that were left behind when somebody who asked for them was killed.
+    fn left_over(&self) -> Result<Vec<i32>> {
+        let pid = self.proc.id();
+        let fds = self.proc.fds().during("list descriptors", pid, "fd")?;
+        let flags = |fd: i32| self.proc.fdinfo(fd).map_or(0, |info| info.flags);
+        let ours = fds.iter().filter(|one| userfault::is_left_over(&one.link.target, flags(one.fd)));
+        Ok(ours.map(|one| one.fd).collect())
     }
 
     /// Runs a program in the target, all of whose entries must succeed, and puts everything back.

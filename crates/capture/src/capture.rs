@@ -13,11 +13,13 @@ use rewake_linux::mqueue::Journal;
 use rewake_linux::proc::Proc;
 use rewake_linux::twin;
 
+use crate::ahead::{Ahead, HOLD_MOST};
 use crate::error::{CaptureError, During, Result};
+use crate::family::Told;
 use crate::guardian::Guardian;
 use crate::pages::Part;
 use crate::still::StandingStill;
-use crate::{Options, Progress, Summary, commit, kin, preflight};
+use crate::{Mode, Options, Progress, Summary, commit, kin, preflight};
 
 /// What a killed program may need to be gone when its guardian cannot tell any more.
 const DYING: Duration = Duration::from_millis(200);
@@ -48,15 +50,16 @@ impl Phases<'_> {
 
 /// See [`crate::capture`]. What may be over in a moment is waited for, while the target runs.
 pub(crate) fn run(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Summary> {
-    let begin = Instant::now();
-    let lived = !kin::has_left(options.pid);
+    let mut attempt =
+        Attempt { begin: Instant::now(), lived: !kin::has_left(options.pid), mappings_in_advance: true };
     let mut wait = FIRST_WAIT;
     loop {
-        match attempt(options, begin, lived, progress) {
+        match attempt.make(options, progress) {
             Err(error) if error.is_passing() && wait <= LONGEST_WAIT => {
                 tracing::debug!(%error, ?wait, "tried again");
                 std::thread::sleep(wait);
                 wait *= 2;
+                attempt.mappings_in_advance = false;
             }
             done => return done,
         }
@@ -74,56 +77,109 @@ fn unless_ended<T>(pid: i32, lived: bool, done: Result<T>) -> Result<T> {
     })
 }
 
-fn attempt(
-    options: &Options,
+/// One of them.
+#[derive(Clone, Copy)]
+struct Attempt {
+    /// When the first one began.
     begin: Instant,
+    /// The target was there then.
     lived: bool,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Summary> {
-    let pid = options.pid;
-    let mut phases = Phases { progress, current: None };
-    phases.begin("preflight");
-    let mut obstacles = unless_ended(pid, lived, preflight::look(options))?;
-    if !obstacles.is_empty() {
+    /// Mappings are looked at before the target stands still, where that can be trusted.
+    mappings_in_advance: bool,
+}
+
+impl Attempt {
+    fn make(self, options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Summary> {
+        let pid = options.pid;
+        let mut phases = Phases { progress, current: None };
+        phases.begin("preflight");
+        self.look(options)?;
+        let manifest = manifest(options)?;
+        let pending = commit::create(pid, &options.dir)?;
+        let dir = pending.target().to_owned();
+        fork::ignore(&[libc::SIGXFSZ]).during("signal", pid, "SIGXFSZ")?;
+        // Ctrl-Z takes effect when the target is released: declared before the guardian, these are let through after it is gone.
+        let mut stops = Some(StopsBlocked::new().during("sigprocmask", pid, "stop signals")?);
+        let journal = Journal::new().during("create", pid, "journal of message queues")?;
+        let mut guardian = Guardian::start(pid, &pending, &journal, options.freeze_timeout)?;
+
+        let writer = PageWriter::create(&pending, options.compression)
+            .map_err(|error| commit::image_error("create", pid, error))?;
+        let ahead = self.go_ahead(options, &writer, &mut guardian, &mut phases)?;
+        let told = self.freeze(pid, &mut guardian, &mut phases)?;
+        let written =
+            look_and_write(options, (manifest, told), writer, ahead, &journal, &mut guardian, &mut phases);
+        // What goes wrong with a target that was let go meanwhile goes wrong because of that.
+        let Written { image, paused, files_for_writing, strays } =
+            written.map_err(|error| guardian.let_go_because().unwrap_or(error))?;
+        if paused.is_some() {
+            drop(stops.take());
+        }
+
+        phases.begin("commit");
+        let arm = || if options.kill { guardian.arm() } else { Ok(()) };
+        let bytes = commit::commit(pid, pending, &image, arm)? + image.stream.file_length;
+        let paused = match paused {
+            Some(paused) => paused,
+            None => {
+                phases.begin("kill");
+                kill(pid, &dir, &mut guardian)?
+            }
+        };
+        guardian.dismiss();
+        phases.end();
+        let total = self.begin.elapsed();
+        Ok(Summary { files_for_writing, strays, bytes, paused, total, ..summary(dir, &image) })
+    }
+
+    /// What can be told of the target before it is touched.
+    fn look(self, options: &Options) -> Result<()> {
+        let mut obstacles = unless_ended(options.pid, self.lived, preflight::look(options))?;
+        if obstacles.is_empty() {
+            return Ok(());
+        }
         // These were waited for.
         obstacles.iter_mut().for_each(|obstacle| obstacle.passing = false);
-        return Err(CaptureError::Refused(obstacles));
-    }
-    let manifest = manifest(options)?;
-    let pending = commit::create(pid, &options.dir)?;
-    let dir = pending.target().to_owned();
-    fork::ignore(&[libc::SIGXFSZ]).during("signal", pid, "SIGXFSZ")?;
-    // Ctrl-Z takes effect when the target is released: declared before the guardian, these are let through after it is gone.
-    let mut stops = Some(StopsBlocked::new().during("sigprocmask", pid, "stop signals")?);
-    let journal = Journal::new().during("create", pid, "journal of message queues")?;
-    let mut guardian = Guardian::start(pid, &pending, &journal, options.freeze_timeout)?;
-
-    phases.begin("freeze");
-    let told = unless_ended(pid, lived, guardian.freeze())?;
-    let written = StandingStill::look(options, told, &journal, &mut || guardian.queues(), &mut |phase| {
-        phases.begin(phase)
-    })
-    .and_then(|frozen| write_pages(options, manifest, frozen, &pending, &mut guardian, &mut phases));
-    // What goes wrong with a target that was let go meanwhile goes wrong because of that.
-    let Written { image, paused, files_for_writing, strays } =
-        written.map_err(|error| guardian.let_go_because().unwrap_or(error))?;
-    if paused.is_some() {
-        drop(stops.take());
+        Err(CaptureError::Refused(obstacles))
     }
 
-    phases.begin("commit");
-    let arm = || if options.kill { guardian.arm() } else { Ok(()) };
-    let bytes = commit::commit(pid, pending, &image, arm)? + image.stream.file_length;
-    let paused = match paused {
-        Some(paused) => paused,
-        None => {
-            phases.begin("kill");
-            kill(pid, &dir, &mut guardian)?
+    /// What can be copied before the target stands still. One that is to be killed misses nothing while it does.
+    fn go_ahead(
+        self,
+        options: &Options,
+        writer: &PageWriter,
+        guardian: &mut Guardian,
+        phases: &mut Phases<'_>,
+    ) -> Result<Option<Ahead>> {
+        if options.kill || options.mode == Mode::Stop {
+            return Ok(None);
         }
-    };
-    guardian.dismiss();
-    phases.end();
-    Ok(Summary { files_for_writing, strays, bytes, paused, total: begin.elapsed(), ..summary(dir, &image) })
+        phases.begin("pre-copy");
+        let ahead = Ahead::copy(options, self.mappings_in_advance, writer, guardian, phases.progress);
+        unless_ended(options.pid, self.lived, ahead)
+    }
+
+    fn freeze(self, pid: i32, guardian: &mut Guardian, phases: &mut Phases<'_>) -> Result<Told> {
+        phases.begin("freeze");
+        unless_ended(pid, self.lived, guardian.freeze())
+    }
+}
+
+/// Looks at the target that stands still, and writes what is not written yet. It goes on as soon as nothing of it is needed any more.
+fn look_and_write(
+    options: &Options,
+    (manifest, told): (Manifest, Told),
+    writer: PageWriter,
+    mut ahead: Option<Ahead>,
+    journal: &Journal,
+    guardian: &mut Guardian,
+    phases: &mut Phases<'_>,
+) -> Result<Written> {
+    let tracked = ahead.as_ref().map(|ahead| &ahead.pages);
+    let mut begin = |phase| phases.begin(phase);
+    let frozen = StandingStill::look(options, told, journal, &mut || guardian.queues(), &mut begin, tracked)?;
+    let room = ahead.as_mut().map(|ahead| std::mem::take(&mut ahead.room));
+    write_pages(options, manifest, frozen, (writer, room, ahead), guardian, phases)
 }
 
 /// What the image itself tells.
@@ -183,32 +239,32 @@ struct Written {
     strays: Vec<String>,
 }
 
-/// Writes the pages and, unless the target is to be killed, lets it go on at once.
+/// Writes the pages and, unless the target is to be killed, lets it go on at once: before that, if all that is left fits into memory.
 fn write_pages(
     options: &Options,
     mut manifest: Manifest,
-    frozen: StandingStill,
-    pending: &PendingImage,
+    mut frozen: StandingStill,
+    (writer, room, mut ahead): (PageWriter, Option<Vec<u8>>, Option<Ahead>),
     guardian: &mut Guardian,
     phases: &mut Phases<'_>,
 ) -> Result<Written> {
     let pid = options.pid;
+    let mut settled = None;
+    if let Some(room) = room.filter(|_| frozen.plan.rest() <= HOLD_MOST) {
+        phases.begin("hold");
+        frozen.plan.hold(pid, room)?;
+        settled = Some(settle(options, &frozen, ahead.take(), guardian, phases)?);
+    }
     phases.begin("pages");
     let total = frozen.plan.total;
-    let writer = PageWriter::create(pending, options.compression)
-        .map_err(|error| commit::image_error("create", pid, error))?;
     writer.reserve(total).map_err(|error| commit::image_error("write", pid, error))?;
-    (phases.progress)(Progress::Pages { done: 0, total });
+    let before = total - frozen.plan.rest();
+    (phases.progress)(Progress::Pages { done: before, total });
     let progress = &mut phases.progress;
-    frozen.plan.write(pid, &writer, &mut |done| progress(Progress::Pages { done, total }))?;
-    let vdsos = frozen.vdsos()?;
-    frozen.nothing_moved()?;
-    let paused = if options.kill {
-        guardian.confirm()?;
-        None
-    } else {
-        phases.begin("thaw");
-        Some(guardian.release(false)?)
+    frozen.plan.write(pid, &writer, &mut |done| progress(Progress::Pages { done: before + done, total }))?;
+    let (vdsos, paused) = match settled {
+        Some(settled) => settled,
+        None => settle(options, &frozen, ahead, guardian, phases)?,
     };
     let stream = writer.finish().map_err(|error| commit::image_error("write", pid, error))?;
     let files_for_writing = frozen.files_for_writing();
@@ -217,6 +273,27 @@ fn write_pages(
     let strays =
         strays.map(|stat| format!("{} ({})", stat.pid, String::from_utf8_lossy(&stat.comm))).collect();
     Ok(Written { image: frozen.into_image(manifest, stream, vdsos), paused, files_for_writing, strays })
+}
+
+/// The last that is asked of a target that stands still: then it goes on, unless it is to be killed. Its longest pause, when that is over.
+fn settle(
+    options: &Options,
+    frozen: &StandingStill,
+    ahead: Option<Ahead>,
+    guardian: &mut Guardian,
+    phases: &mut Phases<'_>,
+) -> Result<(Vec<Vec<u8>>, Option<Duration>)> {
+    let vdsos = frozen.vdsos()?;
+    frozen.nothing_moved()?;
+    if options.kill {
+        guardian.confirm()?;
+        return Ok((vdsos, None));
+    }
+    phases.begin("thaw");
+    let paused = guardian.release(false)?;
+    ahead.as_ref().map_or(Ok(()), Ahead::settle)?;
+    let before = ahead.map_or(Duration::ZERO, |ahead| ahead.paused);
+    Ok((vdsos, Some(paused.max(before))))
 }
 
 /// Writes the pages of a process that this one is a copy of, and lets it go as soon as nothing of it is needed any more; the image, how
@@ -255,6 +332,7 @@ pub(crate) fn manifest(options: &Options) -> Result<Manifest> {
     let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Ok(Manifest {
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        lineage: options.lineage.clone(),
         created_unix_ns: u64::try_from(created.as_nanos()).unwrap_or(0),
         host: Some(records::Host {
             hostname: host.hostname,

@@ -3,6 +3,7 @@
 mod queues;
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use rewake_image::records::{Process, SeccompFilter, SemaphoreSet};
@@ -12,8 +13,10 @@ use crate::error::{CaptureError, Result};
 use crate::findings::Findings;
 use crate::freeze::{Frozen, Running};
 use crate::ipc::{self, Objects, Ties};
+use crate::pages::can_be_tracked;
 use crate::seccomp::Filters;
 use crate::spaces::Ids;
+use crate::waiting::Begun;
 use crate::{kin, preflight, relations, threads};
 
 /// Between looks at processes that end.
@@ -188,6 +191,32 @@ impl Family {
         objects.sets.extend(others.into_iter().filter(given));
         objects.sets.sort_by_key(|set| set.object.map(|object| object.id));
         Ok(objects)
+    }
+
+    /// The waits with a time-out that this stop has interrupted, of the first process.
+    pub(crate) fn interrupted(&self) -> BTreeMap<i32, Begun> {
+        self.members.get(&self.root).map(Frozen::interrupted).unwrap_or_default()
+    }
+
+    /// What an earlier stop of the first process has interrupted.
+    pub(crate) fn remember(&mut self, begun: BTreeMap<i32, Begun>) {
+        if let Some(root) = self.members.get_mut(&self.root) {
+            root.begun = begun;
+        }
+    }
+
+    /// The means to be told which pages are written to, of a tree of one process; `None` where its kernel or its program does not allow it.
+    ///
+    /// # Errors
+    /// When it was killed meanwhile.
+    pub(crate) fn userfault(&mut self) -> Result<Option<(i32, OwnedFd)>> {
+        let alone = self.members.len() == 1;
+        match self.members.iter_mut().next() {
+            Some((pid, frozen)) if alone && can_be_tracked(&frozen.proc) => {
+                Ok(frozen.userfault()?.map(|fd| (*pid, fd)))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// A thread of a process that lives.

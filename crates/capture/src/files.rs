@@ -28,7 +28,7 @@ use rewake_image::records::{
 use rewake_linux::attributes::{self, SignalOwner};
 use rewake_linux::kcmp;
 use rewake_linux::proc::{Fd, FdInfo, Link, Proc};
-use rewake_linux::twin;
+use rewake_linux::{twin, userfault};
 use rustix::fs::OFlags;
 
 use self::kind::Kind;
@@ -200,6 +200,7 @@ fn look(proc: &Proc, seen: &mut Vec<Seen>) -> Result<()> {
             continue;
         }
         match proc.fdinfo(fd) {
+            Ok(info) if userfault::is_left_over(&link.target, info.flags) => {}
             Ok(info) => {
                 link.find_other_name(&[&cwd]);
                 seen.push(Seen { pid, fd, link, info, in_flight: false });
@@ -219,28 +220,47 @@ fn descriptions(seen: &[Seen]) -> Result<Vec<usize>> {
     let mut by_inode: HashMap<(u64, u64), Vec<usize>> = HashMap::new();
     for (at, one) in seen.iter().enumerate() {
         let known = by_inode.entry(one.inode()).or_default();
-        let mut failure = None;
-        let found = known.binary_search_by(|&candidate| {
-            let other = &seen[candidate];
-            kcmp::same_file(other.pid, other.fd, one.pid, one.fd).unwrap_or_else(|error| {
-                failure = Some(error);
-                Ordering::Less
-            })
-        });
-        match (failure, found) {
-            (None, Ok(place)) => firsts.push(known[place]),
-            (None, Err(place)) => {
+        match place_among(seen, known, one) {
+            Ok(Ok(place)) => firsts.push(known[place]),
+            Ok(Err(place)) => {
                 known.insert(place, at);
                 firsts.push(at);
             }
             // One of them was closed meanwhile: the target runs.
-            (Some(error), _) if matches!(error.raw_os_error(), Some(libc::EBADF | libc::ESRCH)) => {
-                firsts.push(at)
-            }
-            (Some(error), _) => return Err(error).during("kcmp", one.pid, one.name()),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EBADF | libc::ESRCH)) => firsts.push(at),
+            Err(error) => return Err(error).during("kcmp", one.pid, one.name()),
         }
     }
     Ok(firsts)
+}
+
+/// Where among those known (places in `seen`) the one with the same open file description is, or where this one belongs.
+fn place_among(
+    seen: &[Seen],
+    known: &[usize],
+    one: &Seen,
+) -> std::io::Result<std::result::Result<usize, usize>> {
+    let mut failure = None;
+    let found = known.binary_search_by(|&candidate| {
+        let other = &seen[candidate];
+        kcmp::same_file(other.pid, other.fd, one.pid, one.fd).unwrap_or_else(|error| {
+            failure = Some(error);
+            Ordering::Less
+        })
+    });
+    match failure {
+        // Nobody may compare: a copy of the process, which has all its descriptors, asks of each.
+        Some(error) if kcmp::is_refused(&error) && twin::is_of(one.pid) => {
+            for (place, candidate) in known.iter().enumerate() {
+                if kcmp::same_in_copy(seen[*candidate].fd, one.fd)? {
+                    return Ok(Ok(place));
+                }
+            }
+            Ok(Err(known.len()))
+        }
+        Some(error) => Err(error),
+        None => Ok(found),
+    }
 }
 
 /// Who gets signals about an open file; asked of a duplicate of the descriptor, since `/proc` does not tell.

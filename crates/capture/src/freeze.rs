@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use rewake_image::records::Thread;
 use rewake_linux::arch::x86_64::restart;
 use rewake_linux::kcmp::{self, Shared};
 use rewake_linux::proc::{MappingKind, Proc};
@@ -12,7 +13,7 @@ use rewake_linux::ptrace::{self, Detached, Event, Poll, PtraceError, StopReason,
 
 use crate::error::{CaptureError, During, Result};
 use crate::findings::Findings;
-use crate::waiting::{Before, monotonic};
+use crate::waiting::{Before, Begun, monotonic};
 use crate::{kin, preflight};
 
 /// Between looks at threads that have not stopped yet: at first, and at most.
@@ -39,6 +40,8 @@ pub(crate) struct Frozen {
     step_out_until: Instant,
     /// By thread id, the nanoseconds that were left of an interrupted call's time-out, where that is known.
     pub(crate) time_left: BTreeMap<i32, u64>,
+    /// By thread id, waits that an earlier stop interrupted.
+    pub(crate) begun: BTreeMap<i32, Begun>,
     /// When that was so, in nanoseconds of `CLOCK_MONOTONIC`.
     asked: u64,
     /// The signal that stopped the process, if it is stopped by job control. It stays so whoever lets it go.
@@ -94,6 +97,7 @@ impl Running {
             begin,
             step_out_until: (begin + STEPPING_OUT).max(Instant::now() + STEPPING_OUT_LATER),
             time_left: BTreeMap::new(),
+            begun: BTreeMap::new(),
             asked: before.asked(),
             stopped_by: None,
             leader_ended: false,
@@ -108,6 +112,24 @@ impl Running {
 }
 
 impl Frozen {
+    /// The waits with a time-out that this stop has interrupted.
+    pub(crate) fn interrupted(&self) -> BTreeMap<i32, Begun> {
+        let begun = self.threads.iter().filter_map(|(tid, thread)| {
+            let left = self.time_left.get(tid).copied();
+            Some((*tid, Begun::of(thread.registers().ok()?, left, self.asked)?))
+        });
+        begun.collect()
+    }
+
+    /// Puts into the record of a thread what it waits for, if that was interrupted before.
+    pub(crate) fn tell_begun(&self, tid: i32, thread: &mut Thread) {
+        let begun = self.begun.get(&tid).and_then(|begun| begun.go_on(&thread.registers, self.asked));
+        if let Some((registers, left)) = begun {
+            thread.registers = registers;
+            thread.remaining_ns = left;
+        }
+    }
+
     /// Stops threads that are not stopped yet; false when there was none.
     fn stop_new_threads(&mut self, deadline: Instant) -> Result<bool> {
         let pid = self.proc.id();

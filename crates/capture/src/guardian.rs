@@ -11,6 +11,7 @@
 mod keeper;
 mod protocol;
 
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -55,6 +56,17 @@ impl Guardian {
                 let served = catch_unwind(AssertUnwindSafe(|| keeper.serve(pending, journal)));
                 fork::leave(i32::from(served.is_err()))
             }
+        }
+    }
+
+    /// Takes from the target the means to be told which pages it writes to; the process, and how long it stood still for that.
+    ///
+    /// # Errors
+    /// As [`Guardian::freeze`].
+    pub(crate) fn track(&mut self) -> Result<(Option<(i32, OwnedFd)>, Duration)> {
+        match self.request(Request::Track)? {
+            Reply::Tracked(means, paused) => Ok((means, paused)),
+            _ => Err(self.lost("track", "an answer to another question".into())),
         }
     }
 

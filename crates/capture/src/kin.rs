@@ -115,12 +115,13 @@ pub(crate) fn is_outsider(family: &[i32], pid: i32) -> bool {
     true
 }
 
-/// Living processes outside of `family` in a group or session that is named after one of it: they were below it once.
+/// Living processes outside of `family` (its root first) in a group or session that is named after one of it: they were below it once.
+/// Those that were born to it since are below it.
 pub(crate) fn strays(family: &[i32]) -> Vec<Stat> {
     let all = proc::processes().unwrap_or_default();
-    let outside = all.into_iter().filter(|pid| !family.contains(pid)).filter_map(|pid| stat(pid).ok());
     let of_family = |stat: &Stat| family.contains(&stat.pgrp) || family.contains(&stat.session);
-    outside.filter(|stat| of_family(stat) && !matches!(stat.state, 'Z' | 'X')).collect()
+    let those = all.into_iter().filter_map(|pid| stat(pid).ok()).filter(of_family);
+    those.filter(|stat| !matches!(stat.state, 'Z' | 'X') && is_outsider(family, stat.pid)).collect()
 }
 
 /// The groups and the sessions that processes outside of `family` are in.

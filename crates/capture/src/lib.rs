@@ -3,6 +3,7 @@
 //! [`capture`] runs the phases in order: preflight, freeze, ask, memory, files, pages, thaw, commit. It leaves the target as it was,
 //! whatever fails and whoever is killed meanwhile: the process that holds the target is not the caller but its guardian.
 
+mod ahead;
 mod ask;
 mod capture;
 mod commit;
@@ -50,10 +51,14 @@ pub struct Options {
     pub file_level: u8,
     /// How pages are stored.
     pub compression: Compression,
+    /// How the target is kept from standing still for long.
+    pub mode: Mode,
     /// How long to wait for a thread to come to rest before giving up.
     pub freeze_timeout: Duration,
     /// Addresses in private memory that need not be kept, where they also carry the advice `MADV_DONTDUMP`.
     pub excluded: Vec<Range<u64>>,
+    /// What images of this program's lives have in common; nothing if nobody says.
+    pub lineage: Vec<u8>,
 }
 
 impl Options {
@@ -66,10 +71,25 @@ impl Options {
             kill: false,
             file_level: 1,
             compression: Compression::None,
+            mode: Mode::Auto,
             freeze_timeout: Duration::from_secs(10),
             excluded: Vec::new(),
+            lineage: Vec::new(),
         }
     }
+}
+
+/// How memory is saved of a target that goes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// What harms no target: that it stands still, for now.
+    #[default]
+    Auto,
+    /// It stands still until all of its memory is written.
+    Stop,
+    /// Memory is copied while it runs; it stands still for what it wrote to in the meantime. Meanwhile mremap(2) of several mappings that
+    /// lie one behind the other fails (EFAULT), of which one was made in that time.
+    PreCopy,
 }
 
 /// What was captured.

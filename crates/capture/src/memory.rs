@@ -7,6 +7,7 @@ mod guards;
 mod hidden;
 mod shared;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -22,6 +23,7 @@ use crate::error::{During, Result};
 use crate::files::identity;
 use crate::findings::Findings;
 use crate::ipc;
+use crate::pages::Earlier;
 
 pub(crate) use self::shared::{MappedPart, SharedObject};
 
@@ -63,24 +65,34 @@ pub(crate) struct Memory {
     /// Places in `files` by path, device and inode.
     known: HashMap<(Vec<u8>, u64, u64), usize>,
     known_objects: shared::Known,
+    /// The process whose memory is write-protected for us.
+    tracked: Option<i32>,
     /// Mappings shared of files without a name, whose content goes into the image, by device and inode.
     nameless: (shared::Known, Vec<Mapping>),
 }
 
 /// Looks at every mapping of the target's processes; `family` are all of them, also those that share their memory with one of these.
+/// Writes to the memory of `tracked` are told to us, and its mappings may be known.
 ///
 /// # Errors
 /// When the target is gone or may not be looked at; what cannot be captured goes to `findings`.
 pub(crate) fn survey(
     procs: &[Proc],
     family: &[i32],
+    tracked: Option<&Earlier>,
     contents: &mut Contents,
     findings: &mut Findings,
 ) -> Result<Memory> {
-    let mut memory = Memory::default();
+    let mut memory = Memory { tracked: tracked.map(Earlier::pid), ..Memory::default() };
     for proc in procs {
         findings.turn_to(proc.id());
-        let space = memory.space(proc, contents, findings)?;
+        let known = tracked.filter(|earlier| earlier.pid() == proc.id());
+        let known = known.map(|earlier| earlier.mappings(proc)).transpose()?.flatten();
+        let text = match known {
+            Some(known) => Cow::Borrowed(known),
+            None => proc.read("smaps").during("read smaps", proc.id(), "mappings")?.into(),
+        };
+        let space = memory.space(proc, &text, contents, findings)?;
         memory.spaces.push(space);
     }
     check_shared(family, &memory, findings);
@@ -172,7 +184,7 @@ fn name(mapping: &Mapping) -> String {
 }
 
 /// Ways to be mapped that are not supported.
-fn refused_flags(flags: VmFlags) -> Option<&'static str> {
+fn refused_flags(flags: VmFlags, ours: bool) -> Option<&'static str> {
     const REFUSED: &[(VmFlags, &str)] = &[
         (VmFlags::UFFD_MISSING, "memory served by userfaultfd"),
         (VmFlags::UFFD_WRITE_PROTECT, "memory served by userfaultfd"),
@@ -180,7 +192,8 @@ fn refused_flags(flags: VmFlags) -> Option<&'static str> {
         (VmFlags::SHADOW_STACK, "shadow stacks"),
         (VmFlags::SYNC, "synchronous mappings (MAP_SYNC)"),
     ];
-    REFUSED.iter().find(|(flag, _)| flags.contains(*flag)).map(|(_, what)| *what)
+    let counts = |flag: VmFlags| !(ours && flag == VmFlags::UFFD_WRITE_PROTECT);
+    REFUSED.iter().find(|(flag, _)| flags.contains(*flag) && counts(*flag)).map(|(_, what)| *what)
 }
 
 /// Huge pages (hugetlb) of 2 to this power bytes; 0: ordinary ones.
@@ -209,17 +222,22 @@ fn advice(flags: VmFlags) -> Vec<u32> {
 
 impl Memory {
     /// Looks at the mappings of one process.
-    fn space(&mut self, proc: &Proc, contents: &mut Contents, findings: &mut Findings) -> Result<Space> {
+    fn space(
+        &mut self,
+        proc: &Proc,
+        smaps: &[u8],
+        contents: &mut Contents,
+        findings: &mut Findings,
+    ) -> Result<Space> {
         let mut space = Space { pid: proc.id(), ..Space::default() };
-        let text = proc.read("smaps").during("read smaps", proc.id(), "mappings")?;
-        if uses_protection_keys(&text) {
+        if uses_protection_keys(smaps) {
             findings.add(
                 "protection keys",
                 "memory with protection keys (pkey_mprotect) is not supported yet",
                 LATER,
             );
         }
-        for mapping in proc::parse_smaps(&text).during("read smaps", proc.id(), "mappings")? {
+        for mapping in proc::parse_smaps(smaps).during("read smaps", proc.id(), "mappings")? {
             if mapping.kind() == MappingKind::Vsyscall || twin::hides_mapping(proc.id(), mapping.start.get())
             {
                 continue;
@@ -244,7 +262,7 @@ impl Memory {
         contents: &mut Contents,
     ) -> Result<(), Refusal> {
         let flags = mapping.flags;
-        if let Some(what) = refused_flags(flags) {
+        if let Some(what) = refused_flags(flags, self.tracked == Some(proc.id())) {
             return Err((format!("{what} are not supported yet"), LATER));
         }
         let (backing, object, content) = self.backing(proc, mapping, contents)?;
@@ -462,7 +480,7 @@ mod tests {
         let proc = Proc::own().unwrap();
         let mut findings = Findings::new(proc.id());
         let own = [proc.id()];
-        let memory = survey(&[proc], &own, &mut Contents::default(), &mut findings).unwrap();
+        let memory = survey(&[proc], &own, None, &mut Contents::default(), &mut findings).unwrap();
         assert_eq!(findings.into_obstacles(), []);
         let space = &memory.spaces[0];
         assert_eq!(space.vmas.len(), space.contents.len());

@@ -3,6 +3,8 @@
 //!
 //! The phases are those of a capture from outside, without guardian, tracing and rights: [`Company`] stands for what holds the threads.
 
+mod folders;
+
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -14,7 +16,6 @@ use rewake_linux::program::{Program, TrackRef};
 use rewake_linux::remote::Outcome;
 
 use crate::ask::{Questions, ask_policies, check_outcome};
-use crate::capture::has_ended;
 use crate::error::{CaptureError, During, Result};
 use crate::family::Told;
 use crate::findings::Findings;
@@ -80,6 +81,8 @@ pub trait Company {
     /// # Errors
     /// When the program is too large, or the threads do not answer.
     fn run(&mut self, program: &Program, tracks: &[(TrackRef, i32)]) -> io::Result<Outcome>;
+    /// How long they have stood still by now.
+    fn since_stop(&self) -> Duration;
     /// Lets all threads go on; how long they stood still.
     ///
     /// # Errors
@@ -109,9 +112,30 @@ pub fn capture(
     let pid = options.pid;
     carry_out(options, pending, ceilings, company).map_err(|error| {
         // What goes wrong with a process that has ended goes wrong because of that.
-        let ended = Proc::open_living(pid).map_or_else(|error| error.is_gone(), |proc| has_ended(&proc));
-        if ended { CaptureError::failed("capture", pid, "process", "it ended meanwhile") } else { error }
+        if is_over(pid) {
+            CaptureError::failed("capture", pid, "process", "it ended meanwhile")
+        } else {
+            error
+        }
     })
+}
+
+/// Whether a process has ended, or is about to: its threads lose their memory and files before anybody is told of its end.
+#[must_use]
+pub fn is_over(pid: i32) -> bool {
+    /// `PF_EXITING`
+    const EXITING: u32 = 4;
+    let Ok(proc) = Proc::open_living(pid) else {
+        // Where there is no /proc it lives all the same.
+        let pid = rustix::process::Pid::from_raw(pid);
+        return pid.is_none_or(|pid| rustix::process::test_kill_process(pid).is_err());
+    };
+    let ends = |tid: i32| {
+        let stat = proc.thread(tid).and_then(|thread| thread.stat());
+        let gone = |stat: rewake_linux::proc::Stat| "ZX".contains(stat.state) || stat.flags & EXITING != 0;
+        stat.map_or_else(|error| error.is_gone(), gone)
+    };
+    proc.threads().map_or_else(|error| error.is_gone(), |all| all.into_iter().all(ends))
 }
 
 fn carry_out(
@@ -120,12 +144,13 @@ fn carry_out(
     ceilings: &[Ceiling],
     company: &mut dyn Company,
 ) -> Result<Summary> {
-    let begin = Instant::now();
+    // All is counted from when the first thread stood still.
+    let (begin, before) = (Instant::now(), company.since_stop());
     let pid = options.pid;
     let manifest = crate::capture::manifest(options)?;
     let journal = Journal::new().during("create", pid, "journal of message queues")?;
     let told = ask(company)?;
-    let frozen = StandingStill::look(options, told, &journal, &mut || Err(queues(pid)), &mut |_| {})?;
+    let frozen = StandingStill::look(options, told, &journal, &mut || Err(queues(pid)), &mut |_| {}, None)?;
     frozen.within(pid, ceilings)?;
     let mut let_go = || company.let_go().during("thaw", pid, "process");
     let (image, paused, files_for_writing) =
@@ -133,7 +158,7 @@ fn carry_out(
     let dir = pending.target().to_owned();
     let bytes = commit::commit(pid, pending, &image, || Ok(()))? + image.stream.file_length;
     let told = crate::capture::summary(dir, &image);
-    Ok(Summary { files_for_writing, bytes, paused, total: begin.elapsed(), ..told })
+    Ok(Summary { files_for_writing, bytes, paused, total: before + begin.elapsed(), ..told })
 }
 
 fn queues(pid: i32) -> CaptureError {
@@ -146,6 +171,7 @@ fn ask(company: &mut dyn Company) -> Result<Told> {
     let pid = company.pid();
     let proc = preflight::open(pid)?;
     let ids = Ids::of(&proc)?;
+    folders::learn(company)?;
     let mut findings = Findings::new(pid);
     preflight::check_state(&proc, &mut findings)?;
     check_alone(&proc, &mut findings)?;
@@ -223,11 +249,17 @@ fn pending_signal(siginfo: &[u8]) -> PendingSignal {
     PendingSignal { siginfo: siginfo.to_vec() }
 }
 
+/// What the copies call themselves that write images.
+const COPY: &[u8] = b"rewake-ckpt";
+
 /// One process, all of whose threads stand here.
 fn check_alone(proc: &Proc, findings: &mut Findings) -> Result<()> {
     let own = i32::try_from(std::process::id()).unwrap_or_default();
     let children = proc.children().during("list children", proc.id(), "children")?;
-    if let Some(child) = children.into_iter().find(|child| *child != own) {
+    // Copies that write the images before are its children where it is the first process of a container.
+    let copies =
+        |child: &i32| Proc::open(*child).and_then(|child| child.comm()).is_ok_and(|name| name == COPY);
+    if let Some(child) = children.into_iter().find(|child| *child != own && !copies(child)) {
         let reason = format!("it has a child, process {child}; families are not supported from inside yet");
         findings.add("children", reason, SUPPORTED_OUTSIDE);
     }

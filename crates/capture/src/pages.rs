@@ -1,35 +1,28 @@
-//! Which memory is read, where it comes to lie in the page stream, and the threads that carry it there.
+//! Which memory is read, where it comes to lie in the page stream.
 
+mod carry;
+mod earlier;
 mod private;
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc;
 
-use rewake_image::pages::{BLOCK_SIZE, BLOCK_SIZE_U64, block_count};
 use rewake_image::records::{Extent, FileContent, SharedMemory};
-use rewake_image::{AlignedBuffer, PageWriter};
 use rewake_linux::addr::{PAGE_SIZE, RemoteAddr, page_up};
 use rewake_linux::hugetlb;
-use rewake_linux::memory::ProcessMemory;
 use rewake_linux::pagemap;
 use rewake_linux::proc::Proc;
 use rustix::fs::OFlags;
 
 use crate::contents::{Contents, Opened};
-use crate::error::{CaptureError, During, Result};
+use crate::error::{During, Result};
 use crate::ipc;
 use crate::ipc::contents::Segments;
 use crate::memory::{MappedPart, Memory, SharedObject};
 
+pub(crate) use carry::Part;
+pub(crate) use earlier::{Earlier, can_be_tracked};
 use private::Common;
-
-/// Threads that read memory and write blocks.
-const WORKERS: usize = 2;
 
 /// Shared objects and files that are kept open, if the others can be read in another way.
 const MOST_OPEN: usize = 256;
@@ -45,8 +38,16 @@ pub(crate) struct Plan {
     pub(crate) contents: Vec<FileContent>,
     /// Length of the stream, in bytes.
     pub(crate) total: u64,
+    /// Where this plan's part of the stream begins, with a block: what is before was carried earlier.
+    begin: u64,
+    /// What was carried earlier and is not what it was any more.
+    pub(crate) spare: Vec<Extent>,
+    /// The target runs: what cannot be read has gone meanwhile, and will not be asked for.
+    running: bool,
     sources: Vec<Source>,
     objects: Vec<Object>,
+    /// The bytes from `begin` on, when they were read in advance.
+    held: Option<Vec<u8>>,
 }
 
 /// A file that is read from.
@@ -55,17 +56,6 @@ struct Object {
     file: File,
     /// What is read behind this is zero: the rest of its last page.
     size: u64,
-}
-
-/// What of the stream is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Part {
-    /// All of it.
-    All,
-    /// Blocks with something in them that must be read before the target goes on.
-    Urgent,
-    /// The others.
-    Rest,
 }
 
 /// A run of the stream and where its bytes are.
@@ -95,11 +85,13 @@ pub(crate) fn plan(
     memory: &Memory,
     contents: &Contents,
     segments: &mut Segments<'_>,
+    earlier: Option<&Earlier>,
 ) -> Result<Plan> {
-    let mut plan = Plan::default();
+    let begin = earlier.map_or(0, Earlier::stream);
+    let mut plan = Plan { total: begin, begin, ..Plan::default() };
     let mut common = Common::of(procs.len());
     for (proc, space) in procs.iter().zip(&memory.spaces) {
-        plan.add_space(proc, space, &mut common)?;
+        plan.add_space(proc, space, earlier.filter(|earlier| earlier.pid() == proc.id()), &mut common)?;
     }
     let parts = memory.mapped_parts();
     let root = procs.first().map_or(0, Proc::id);
@@ -127,6 +119,9 @@ pub(crate) fn plan(
             Opened::Held(file) => plan.add_content(root, record, file, false)?,
             Opened::Mappings => plan.add_shown(root, memory, record)?,
         }
+    }
+    if begin > 0 {
+        plan.spare = plan.unused();
     }
     Ok(plan)
 }
@@ -270,194 +265,31 @@ impl Plan {
         Ok(())
     }
 
-    /// Bytes `stream..stream + into.len()` of the stream.
-    fn read(&self, memories: &mut Memories, mut stream: u64, mut into: &mut [u8]) -> Result<()> {
-        let mut at = self.sources.partition_point(|source| source.stream + source.len <= stream);
-        while !into.is_empty() {
-            let source = self.sources[at];
-            let skip = stream - source.stream;
-            let len = usize::try_from(source.len - skip).unwrap_or(usize::MAX).min(into.len());
-            let (part, rest) = into.split_at_mut(len);
-            match source.place {
-                Place::Memory(pid, address) => {
-                    memories
-                        .of(pid)?
-                        .read_exact_at(address + skip, part)
-                        .map_err(|error| unreadable(pid, address + skip, len, error.source))?;
-                }
-                Place::Object(object, offset) => {
-                    self.objects[object].read(part, offset + skip).during(
-                        "read",
-                        memories.root,
-                        format!("file or shared memory, {len} bytes at offset {:#x}", offset + skip),
-                    )?;
-                }
+    /// The parts of what was carried earlier that are in no extent.
+    fn unused(&self) -> Vec<Extent> {
+        let private = self.private.iter().flatten().map(|extent| (extent.stream_offset, extent.length));
+        let mut used: Vec<(u64, u64)> = private.filter(|(stream, _)| *stream < self.begin).collect();
+        used.sort_unstable();
+        let mut unused = Vec::new();
+        let mut at = 0;
+        for (stream, length) in used.into_iter().chain([(self.begin, 0)]) {
+            if stream > at {
+                unused.push(Extent { address: 0, length: stream - at, stream_offset: at });
             }
-            into = rest;
-            stream += u64::try_from(len).expect("a length fits into 64 bits");
-            at += 1;
+            at = stream + length;
         }
-        Ok(())
+        unused
     }
 
-    /// Reads all memory and hands it to `writer`, from two threads; `progress` hears the bytes done so far, in this thread.
-    ///
-    /// # Errors
-    /// The first failure of a read or a write.
-    pub(crate) fn write(&self, pid: i32, writer: &PageWriter, progress: &mut dyn FnMut(u64)) -> Result<()> {
-        let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
-        let (done, news) = mpsc::channel();
-        std::thread::scope(|scope| {
-            let workers = WORKERS.min(usize::try_from(block_count(self.total)).unwrap_or(WORKERS));
-            for _ in 0..workers {
-                let (done, next, stop) = (done.clone(), &next, &stop);
-                scope.spawn(move || {
-                    let result = self.work(pid, writer, next, stop, &done);
-                    if result.is_err() {
-                        stop.store(true, Ordering::Relaxed);
-                    }
-                    let _front_gone = done.send(result.map(|()| 0));
-                });
-            }
-            drop(done);
-            let mut written = 0;
-            let mut first_error = Ok(());
-            for news in news {
-                match news {
-                    Ok(bytes) => {
-                        written += bytes;
-                        progress(written);
-                    }
-                    Err(error) if first_error.is_ok() => first_error = Err(error),
-                    Err(_) => {}
-                }
-            }
-            first_error
-        })
+    /// Bytes that are to be read yet.
+    pub(crate) fn rest(&self) -> u64 {
+        self.total - self.begin
     }
-
-    /// The same from this thread alone, where there can be no other: all, only what must be read before the target goes on, or the rest,
-    /// from the snapshot of its memory.
-    ///
-    /// # Errors
-    /// The first failure of a read or a write.
-    pub(crate) fn write_alone(&self, pid: i32, writer: &PageWriter, part: Part) -> Result<()> {
-        let mut memories = Memories { root: pid, open: HashMap::new(), snapshot: part == Part::Rest };
-        let mut buffer = AlignedBuffer::new(BLOCK_SIZE);
-        for index in 0..block_count(self.total) {
-            if part == Part::All || (part == Part::Urgent) == self.is_urgent(index) {
-                self.carry(&mut memories, writer, index, &mut buffer)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether there is anything in a block that must be read before the target goes on.
-    fn is_urgent(&self, index: u64) -> bool {
-        let start = index * BLOCK_SIZE_U64;
-        let first = self.sources.partition_point(|source| source.stream + source.len <= start);
-        let within = self.sources[first..].iter().take_while(|source| source.stream < start + BLOCK_SIZE_U64);
-        within.into_iter().any(|source| source.urgent)
-    }
-
-    /// Reads one block and hands it to `writer`; its length.
-    fn carry(
-        &self,
-        memories: &mut Memories,
-        writer: &PageWriter,
-        index: u64,
-        buffer: &mut AlignedBuffer,
-    ) -> Result<u64> {
-        let start = index * BLOCK_SIZE_U64;
-        let len = BLOCK_SIZE_U64.min(self.total - start);
-        let block = &mut buffer.as_mut_slice()[..usize::try_from(len).expect("a block fits into memory")];
-        self.read(memories, start, block)?;
-        let pid = memories.root;
-        writer.block(index, block).map_err(|error| crate::commit::image_error("write", pid, error))?;
-        Ok(len)
-    }
-
-    fn work(
-        &self,
-        pid: i32,
-        writer: &PageWriter,
-        next: &AtomicU64,
-        stop: &AtomicBool,
-        done: &mpsc::Sender<Result<u64>>,
-    ) -> Result<()> {
-        let mut memories = Memories { root: pid, open: HashMap::new(), snapshot: false };
-        let mut buffer = AlignedBuffer::new(BLOCK_SIZE);
-        while !stop.load(Ordering::Relaxed) {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            if index >= block_count(self.total) {
-                break;
-            }
-            let len = self.carry(&mut memories, writer, index, &mut buffer)?;
-            let _front_gone = done.send(Ok(len));
-        }
-        Ok(())
-    }
-}
-
-/// The memories of processes, each opened when it is first read.
-struct Memories {
-    root: i32,
-    open: HashMap<i32, ProcessMemory>,
-    /// As they were when there were copies made of them.
-    snapshot: bool,
-}
-
-impl Memories {
-    fn of(&mut self, pid: i32) -> Result<&ProcessMemory> {
-        let open = if self.snapshot { ProcessMemory::snapshot } else { ProcessMemory::open };
-        Ok(match self.open.entry(pid) {
-            Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => entry.insert(
-                open(pid).map_err(|error| CaptureError::failed("open", pid, "memory", error.source))?,
-            ),
-        })
-    }
-}
-
-impl Object {
-    fn read(&self, into: &mut [u8], offset: u64) -> std::io::Result<()> {
-        let there = usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX);
-        let (file, rest) = into.split_at_mut(there.min(into.len()));
-        self.file.read_exact_at(file, offset)?;
-        rest.fill(0);
-        Ok(())
-    }
-}
-
-fn unreadable(pid: i32, address: RemoteAddr, len: usize, source: std::io::Error) -> CaptureError {
-    CaptureError::failed("read", pid, format!("memory, {len} bytes at {address}"), source)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn own(sources: &[&[u8]]) -> (Plan, Memories) {
-        let mut plan = Plan::default();
-        let root = rustix::process::getpid().as_raw_nonzero().get();
-        for source in sources {
-            let address = u64::try_from(source.as_ptr().addr()).unwrap();
-            plan.push(u64::try_from(source.len()).unwrap(), Place::Memory(root, RemoteAddr::new(address)));
-        }
-        (plan, Memories { root, open: HashMap::new(), snapshot: false })
-    }
-
-    #[test]
-    fn blocks_cut_across_runs() {
-        let (a, b, c) = (vec![1u8; 5000], vec![2u8; 3], vec![3u8; 9000]);
-        let (plan, mut memories) = own(&[&a, &b, &c]);
-        let whole = [a.as_slice(), &b, &c].concat();
-        for (start, len) in [(0, 14003), (0, 1), (4999, 2), (5000, 3), (5001, 9002), (14002, 1)] {
-            let mut part = vec![0; len];
-            plan.read(&mut memories, u64::try_from(start).unwrap(), &mut part).unwrap();
-            assert!(part == whole[start..start + len], "{len} bytes at {start}");
-        }
-    }
 
     #[test]
     fn runs_of_objects_are_found_where_they_are_mapped() {
@@ -472,13 +304,5 @@ mod tests {
         for lacking in [0x1000..0x4000, 0x3000..0x4000, 0x4000..0x6000] {
             assert_eq!(found(lacking), None);
         }
-    }
-
-    #[test]
-    fn memory_that_cannot_be_read_is_named() {
-        let (mut plan, mut memories) = own(&[]);
-        plan.push(4096, Place::Memory(memories.root, RemoteAddr::new(0x1000)));
-        let error = plan.read(&mut memories, 0, &mut [0; 4096]).unwrap_err();
-        assert!(error.to_string().contains("memory, 4096 bytes at 0x1000"), "{error}");
     }
 }

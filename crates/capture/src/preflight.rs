@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rewake_linux::attributes;
 use rewake_linux::kcmp::Shared;
 use rewake_linux::proc::{Proc, Stat, Status};
+use rewake_linux::twin;
 
 use crate::Options;
 use crate::contents::Contents;
@@ -139,7 +140,7 @@ fn look_at_tree(options: &Options, findings: &mut Findings) -> Result<()> {
 fn survey(options: &Options, procs: &[Proc], family: &[i32], findings: &mut Findings) -> Result<()> {
     let mut contents = Contents::new(options.file_level);
     files::survey(Target { procs, family, still: false }, &mut contents, findings)?;
-    memory::survey(procs, family, &mut contents, findings).map(|_| ())
+    memory::survey(procs, family, None, &mut contents, findings).map(|_| ())
 }
 
 /// Everything that can be told of one process of the tree.
@@ -362,7 +363,10 @@ fn check_threads(proc: &Proc, findings: &mut Findings) -> Result<()> {
         if matches!(status.state, b'Z' | b'X') {
             continue;
         }
-        check_thread(tid, &status, findings);
+        // A copy asks nobody from outside.
+        if !twin::is_of(pid) {
+            check_thread(tid, &status, findings);
+        }
         if has_shadow_stack(&text) {
             findings.add_thread(
                 tid,

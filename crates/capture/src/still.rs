@@ -9,6 +9,7 @@ use rewake_linux::mqueue::Journal;
 use rewake_linux::proc::Proc;
 use rewake_linux::twin;
 
+use crate::ahead::passing;
 use crate::capture::has_ended;
 use crate::contents::{Contents, MAPPED, Source};
 use crate::error::{CaptureError, During, Result};
@@ -19,7 +20,7 @@ use crate::ipc;
 use crate::ipc::contents::Segments;
 use crate::memory::{self, Memory, Space};
 use crate::own::{Ceiling, Counted};
-use crate::pages::{self, Plan};
+use crate::pages::{self, Earlier, Plan};
 use crate::spaces::Ids;
 use crate::{Options, preflight};
 
@@ -37,6 +38,13 @@ pub(crate) struct StandingStill {
     queues: Vec<PosixQueue>,
 }
 
+/// Whether memory may be written to without a trace in the page tables.
+fn past_the_tables(files: &Files, processes: &[Process]) -> bool {
+    let direct = libc::O_DIRECT.cast_unsigned();
+    files.open.iter().any(|file| file.flags & direct != 0)
+        || processes.iter().any(|process| !process.aio_contexts.is_empty())
+}
+
 impl StandingStill {
     /// Looks at everything that the guardian has not told; `phase` hears what is being looked at.
     ///
@@ -48,6 +56,7 @@ impl StandingStill {
         journal: &Journal,
         queues: AskQueues<'_>,
         phase: &mut dyn FnMut(&'static str),
+        earlier: Option<&Earlier>,
     ) -> Result<Self> {
         let mut family = told.pids.clone();
         // A copy of one of them has what that one has, and is no outsider.
@@ -67,7 +76,7 @@ impl StandingStill {
         let target = Target { procs: &with_files, family: &family, still: true };
         let mut files = files::survey(target, &mut contents, &mut findings)?;
         phase("memory");
-        let mut memory = memory::survey(&with_memory, &family, &mut contents, &mut findings)?;
+        let mut memory = memory::survey(&with_memory, &family, earlier, &mut contents, &mut findings)?;
         if let Some(space) = memory.spaces.first_mut() {
             space.excluded.clone_from(&options.excluded);
             space.excluded.sort_unstable_by_key(|range| range.start);
@@ -84,7 +93,14 @@ impl StandingStill {
         }
         ipc::check_attached(&told.ipc, &memory.attachments(), &mut findings);
         let mut segments = Segments::read(options.pid, &told.ipc, &memory)?;
-        let plan = pages::plan(&with_memory, &memory, &contents, &mut segments)?;
+        if earlier.is_some() && past_the_tables(&files, &told.processes) {
+            return Err(passing(
+                options.pid,
+                "memory",
+                "it began to be written to past its page tables (O_DIRECT, AIO) while it was copied",
+            ));
+        }
+        let plan = pages::plan(&with_memory, &memory, &contents, &mut segments, earlier)?;
         findings.into_result()?;
         let ids = Ids::of_all(living.iter().map(Proc::id))?;
         for (pid, process) in told.pids.iter().zip(&mut told.processes) {
@@ -155,10 +171,16 @@ impl StandingStill {
     }
 
     /// The image, but for what is written already: its page stream.
-    pub(crate) fn into_image(self, mut manifest: Manifest, stream: PageStream, vdsos: Vec<Vec<u8>>) -> Image {
+    pub(crate) fn into_image(
+        self,
+        mut manifest: Manifest,
+        mut stream: PageStream,
+        vdsos: Vec<Vec<u8>>,
+    ) -> Image {
         let Self { told, plan, memory, mut files, pipes, queues, .. } = self;
         let Told { mut processes, pids, filters, ipc } = told;
         manifest.own_ipc = ipc.own;
+        stream.spare = plan.spare;
         for (pid, process) in pids.iter().zip(&mut processes) {
             process.descriptors = files.descriptors.remove(pid).unwrap_or_default();
             process.locks = files.locks.remove(pid).unwrap_or_default();

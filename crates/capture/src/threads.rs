@@ -96,9 +96,9 @@ pub(crate) fn outside(proc: &Proc, ids: &Ids, state: State) -> Result<Thread> {
 /// # Errors
 /// When the kernel does not tell.
 pub(crate) fn shares(what: Shared, proc: &Proc, tid: i32) -> Result<bool> {
-    match kcmp::compare(what, proc.living(), tid) {
+    match kcmp::shared_with_thread(what, proc.living(), tid) {
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(true),
-        order => Ok(order.during("kcmp", proc.id(), format!("thread {tid}"))?.is_eq()),
+        shared => shared.during("kcmp", proc.id(), format!("thread {tid}")),
     }
 }
 

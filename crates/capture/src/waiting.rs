@@ -23,6 +23,8 @@ const FUTEX_COMMAND: u64 = 0x7f;
 const FUTEX_WAIT: u64 = 0;
 const NANOSECONDS: u64 = 1_000_000_000;
 const NANOSECONDS_PER_MS: u64 = 1_000_000;
+/// What a thread is in that goes on with a wait. Made without a wait to go on with, it fails.
+const RESTART: u64 = libc::SYS_restart_syscall.cast_unsigned();
 /// How often two clocks are looked at until there is no wait between the looks, and what counts as none.
 const LOOKS: u32 = 8;
 const AT_ONCE: u64 = 2 * NANOSECONDS_PER_MS;
@@ -99,6 +101,34 @@ impl Before {
         }
         let fell_asleep = before.accounted_ns.checked_add_signed(self.clocks.lag(cpu)?)?;
         self.asked.checked_sub(fell_asleep)
+    }
+}
+
+/// A wait with a time-out that an earlier stop interrupted. From then on the thread is in restart_syscall, which tells nothing of the
+/// call that it goes on with, and which nobody but this kernel can go on with.
+#[derive(Clone, Debug)]
+pub(crate) struct Begun {
+    registers: Registers,
+    /// When the time-out comes, in nanoseconds of `CLOCK_MONOTONIC`, where that is known.
+    until: Option<u64>,
+}
+
+impl Begun {
+    /// Of a thread that was stopped with these registers, when at `asked` this much time was left.
+    pub(crate) fn of(registers: Registers, left: Option<u64>, asked: u64) -> Option<Self> {
+        let until = left.map(|left| asked.saturating_add(left));
+        let waits = Interruption::of(&registers) == Interruption::RestartBlock;
+        (waits && registers.orig_rax() != RESTART).then_some(Self { registers, until })
+    }
+
+    /// The registers with the call that was interrupted, and the time that is left at `asked`, if these are of a thread that has been
+    /// in it ever since.
+    pub(crate) fn go_on(&self, registers: &[u64], asked: u64) -> Option<(Vec<u64>, Option<u64>)> {
+        let mut now = self.registers;
+        now.set_orig_rax(RESTART);
+        let same = now.words().as_slice() == registers;
+        let left = self.until.map(|until| until.saturating_sub(asked));
+        same.then(|| (self.registers.words().to_vec(), left))
     }
 }
 

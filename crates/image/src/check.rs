@@ -30,6 +30,8 @@ pub use tree::MAX_PROCESSES;
 
 /// Longest path, in bytes, as in Linux.
 pub const MAX_PATH: usize = 4096;
+/// Most bytes of `Manifest.lineage`.
+const MAX_LINEAGE: usize = 64;
 /// Highest `Manifest.file_level`.
 const MAX_FILE_LEVEL: u32 = 3;
 
@@ -85,6 +87,12 @@ fn manifest(manifest: &Manifest) -> Result<(), ImageError> {
         "Manifest",
         "file level {} is above {MAX_FILE_LEVEL}",
         manifest.file_level
+    );
+    ensure!(
+        manifest.lineage.len() <= MAX_LINEAGE,
+        "Manifest",
+        "a lineage of {} bytes is longer than {MAX_LINEAGE}",
+        manifest.lineage.len()
     );
     let Some(cpu) = &manifest.cpu else {
         return Err(invalid("Manifest", "no cpu".to_owned()));

@@ -100,6 +100,7 @@ pub fn with_fitting_stream(mut image: Image) -> Image {
     }
     let blocks = end.div_ceil(BLOCK_SIZE_U64).min(BLOCKS);
     image.stream = PageStream {
+        spare: Vec::new(),
         compression: Compression::None.into(),
         block_size: u32::try_from(BLOCK_SIZE).unwrap_or(0),
         stream_length: end,

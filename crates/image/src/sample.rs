@@ -62,6 +62,7 @@ pub fn image() -> Image {
         unix_sockets: Vec::new(),
         unix_names: Vec::new(),
         stream: PageStream {
+            spare: Vec::new(),
             compression: Compression::None.into(),
             block_size: 1 << 20,
             stream_length: 6 * PAGE,

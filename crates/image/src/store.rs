@@ -113,6 +113,12 @@ pub fn list(store: &Path) -> Result<Vec<StoredImage>, ImageError> {
 /// # Errors
 /// [`ImageError::NoCompleteImage`], or [`ImageError::Io`].
 pub fn latest(store: &Path) -> Result<PathBuf, ImageError> {
+    // There may be many images: only where this one does not do are the others looked at.
+    if let Some(linked) = linked(store)
+        && matches!(look(&linked), ImageState::Complete(_))
+    {
+        return Ok(linked);
+    }
     let images = list(store)?;
     let complete = || images.iter().rev().filter(|image| image.facts().is_some());
     let found = complete().find(|image| image.latest).or_else(|| complete().next());
@@ -128,6 +134,23 @@ pub fn latest(store: &Path) -> Result<PathBuf, ImageError> {
 /// As [`latest`].
 pub fn resolve(path: &Path) -> Result<PathBuf, ImageError> {
     if is_image(path) { Ok(path.to_owned()) } else { latest(path) }
+}
+
+/// The image in the store that the link `latest` leads to, complete or not, if there is one.
+#[must_use]
+pub fn linked(store: &Path) -> Option<PathBuf> {
+    let name = latest_link(store).filter(|name| !dir::is_temporary(name))?;
+    let path = store.join(name);
+    (path.symlink_metadata().is_ok_and(|data| data.is_dir()) && is_image(&path)).then_some(path)
+}
+
+/// Why an image cannot be resumed, as far as its records tell.
+#[must_use]
+pub fn broken(image: &Path) -> Option<String> {
+    match look(image) {
+        ImageState::Complete(_) => None,
+        ImageState::Broken { reason } => Some(reason),
+    }
 }
 
 /// The name in the store that the link leads to; a link to elsewhere does not count.

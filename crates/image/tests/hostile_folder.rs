@@ -43,6 +43,7 @@ fn stream(claims: &Claims, file: &[u8]) -> PageStream {
     let length = |block: &&[u8]| u32::try_from(block.len()).unwrap();
     let (stream_more, file_more, checksums_more, lengths_more) = claims.more;
     let mut stream = PageStream {
+        spare: Vec::new(),
         compression: claims.compression.into(),
         block_size: u32::try_from(BLOCK_SIZE).unwrap(),
         stream_length: (claims.stream_pages * PAGE_SIZE).wrapping_add_signed(stream_more),

@@ -185,6 +185,7 @@ fn garbage_with_a_right_checksum_does_not_panic() {
             std::fs::write(folder.path().join(PAGES_FILE), garbage).unwrap();
             let stored = u32::try_from(length).unwrap();
             let stream = PageStream {
+                spare: Vec::new(),
                 compression: compression.into(),
                 block_size: 1 << 20,
                 stream_length: 1 << 20,

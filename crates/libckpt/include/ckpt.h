@@ -38,6 +38,7 @@ extern "C" {
  *   -ENOTSUP    the program has something that cannot be captured; ckpt_error() names it
  *   -EDEADLK    called by a callback, or by a thread that has disabled checkpoints
  *   -ECANCELED  checkpointing is switched off
+ *   -ECHILD     called in a child made by vfork, _Fork or a direct system call, or in one made by fork whose parent lives
  *   -ENOSYS     the library is not active in this program
  *   others      of the call that failed: -ENOSPC, -EACCES, -ENOMEM...
  *

@@ -15,6 +15,8 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 /// 1: this copy acts.
 static ACTS: AtomicU32 = AtomicU32::new(0);
+/// 1: the program does not carry it.
+static PRELOADED: AtomicU32 = AtomicU32::new(0);
 
 /// How `c/cmain.c` calls itself in a note.
 const NAME: &[u8] = b"Rewake\0";
@@ -78,6 +80,7 @@ pub fn find_out() -> Copy {
         );
     }
     ACTS.store(1, Ordering::Relaxed);
+    PRELOADED.store((!headers.linked_in).into(), Ordering::Relaxed);
     Copy::Acts
 }
 
@@ -85,6 +88,12 @@ pub fn find_out() -> Copy {
 #[must_use]
 pub fn acts() -> bool {
     ACTS.load(Ordering::Relaxed) != 0
+}
+
+/// Whether it acts in a program that was not linked with it.
+#[must_use]
+pub fn is_preloaded() -> bool {
+    PRELOADED.load(Ordering::Relaxed) != 0
 }
 
 const STATIC: &str = "it is linked statically: link it dynamically, or without the library";

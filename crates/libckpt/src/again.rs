@@ -9,9 +9,9 @@
 
 use core::arch::global_asm;
 
-use crate::lead::number;
-use crate::mailbox::{Doing, NOTHING};
-use crate::raw;
+use crate::gather::number;
+use crate::mailbox::Doing;
+use crate::{pending, raw};
 
 /// Places in the registers of a signal frame.
 const R10: usize = libc::REG_R10 as usize;
@@ -47,7 +47,39 @@ const AS_THEY_ARE: &[i64] = &[
     libc::SYS_connect,
     libc::SYS_read,
     libc::SYS_write,
+    libc::SYS_readv,
+    libc::SYS_writev,
+    libc::SYS_sendmmsg,
+    libc::SYS_futex_waitv,
+    FUTEX_WAIT,
+    IO_PGETEVENTS,
 ];
+
+/// Of all these, those that a handler always ends, whatever it was set with (signal(7)).
+const ENDED_BY_HANDLERS: &[i64] = &[
+    libc::SYS_pause,
+    libc::SYS_rt_sigsuspend,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_select,
+    libc::SYS_pselect6,
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_nanosleep,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_semop,
+    libc::SYS_semtimedop,
+    libc::SYS_msgrcv,
+    libc::SYS_msgsnd,
+    libc::SYS_io_getevents,
+    IO_PGETEVENTS,
+];
+
+/// Not in libc.
+const IO_PGETEVENTS: i64 = 333;
+const FUTEX_WAIT: i64 = 455;
 
 const EINTR: i64 = -4;
 const MILLISECOND: u64 = 1_000_000;
@@ -137,14 +169,14 @@ pub fn doing(tid: i32) -> Doing {
     // SAFETY: a string and a buffer of ours; the text ends with a zero byte, as not all of it is filled.
     unsafe {
         let args = [raw::word(libc::AT_FDCWD), path.as_ptr() as u64, flags, 0, 0, 0];
-        let Ok(file @ 0..) = i32::try_from(raw::call(libc::SYS_openat, args)) else { return NOTHING };
+        let Ok(file @ 0..) = i32::try_from(raw::call(libc::SYS_openat, args)) else { return Doing::NOTHING };
         let args = [raw::word(file), text.as_mut_ptr() as u64, 255, 0, 0, 0];
         let read = raw::call(libc::SYS_read, args);
         raw::close(file);
         if read <= 0 {
-            return NOTHING;
+            return Doing::NOTHING;
         }
-        parse(&text).unwrap_or(NOTHING)
+        parse(&text).unwrap_or(Doing::NOTHING)
     }
 }
 
@@ -231,6 +263,12 @@ pub unsafe fn restart(context: *mut libc::ucontext_t, doing: Doing, stood: u64) 
     // SAFETY: the thread has just executed what lies before its instruction pointer.
     let shown = || unsafe { system_call_before(registers[RIP] as *const u8, registers[RSP] as *const u64) };
     let Some(number) = Some(doing.number).filter(|_| seen).or_else(shown) else { return };
+    // A signal that has come meanwhile is delivered before the call is made again, and would not end it.
+    // SAFETY: the caller's; a set of signals begins with those there are.
+    let mask = unsafe { (&raw const (*context).uc_sigmask).cast::<u64>().read() };
+    if ENDED_BY_HANDLERS.contains(&number) && pending::will_be_handled(mask) {
+        return;
+    }
     // Counted up to the checkpoint, whenever the thread goes on; from then on anew.
     let left = |whole: u64| {
         // SAFETY: this thread's own words.

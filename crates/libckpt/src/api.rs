@@ -16,8 +16,9 @@ pub mod words;
 use core::ffi::{c_char, c_int, c_void};
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use crate::lead::{BUSY, FACTS, PLACE_BITS};
-use crate::{raw, settings};
+use crate::gather::PLACE_BITS;
+use crate::lead::BUSY;
+use crate::{home, raw, settings};
 use callbacks::{After, Before};
 use words::{Words, own};
 
@@ -64,10 +65,6 @@ extern "C" fn child() {
     for word in [&TURN, &BUSY] {
         word.store(0, Ordering::Release);
     }
-    let fd = FACTS.orders_in.swap(-1, Ordering::Relaxed);
-    if fd >= 0 {
-        raw::close(fd);
-    }
     sections::in_child();
     callbacks::in_child();
     excluded::in_child();
@@ -82,11 +79,23 @@ pub(crate) fn fail(error: i32, why: &str) -> c_int {
 /// Makes a checkpoint; 0 after it, 1 in another life, a negative error number if there is none.
 fn here(why: u64) -> c_int {
     let words = own();
+    if home::is_away() {
+        return fail(
+            libc::ECHILD,
+            "a child made by vfork, _Fork or a direct system call makes no checkpoints",
+        );
+    }
     if words.inside.load(Ordering::Relaxed) != 0 {
         return fail(libc::EDEADLK, "called by a callback: the checkpoint is in the making");
     }
     if words.sections.load(Ordering::Relaxed) != 0 {
         return fail(libc::EDEADLK, "this thread has disabled checkpoints (ckpt_disable)");
+    }
+    if home::maker_lives() {
+        return fail(
+            libc::ECHILD,
+            "a child of the program makes no checkpoints as long as its parent lives; families are not supported from inside yet",
+        );
     }
     prepare();
     words.inside.store(1, Ordering::Relaxed);
@@ -126,6 +135,18 @@ fn ask(words: &Words, why: u64) -> c_int {
 pub(crate) fn signal_myself(why: u64) {
     let ours = 1u64 << (settings::signal() - 1);
     let mut before = 0u64;
+    let mask = |how: c_int, new: &u64, old: *mut u64| {
+        let args = [raw::word(how), core::ptr::from_ref(new) as u64, old as u64, SET, 0, 0];
+        // SAFETY: sets of ours.
+        unsafe { raw::call(libc::SYS_rt_sigprocmask, args) };
+    };
+    mask(libc::SIG_UNBLOCK, &ours, &raw mut before);
+    queue_for_myself(why);
+    mask(libc::SIG_SETMASK, &before, core::ptr::null_mut());
+}
+
+/// Sends the signal to the calling thread, which takes it when it may.
+pub(crate) fn queue_for_myself(why: u64) {
     // siginfo_t: signal, error, code, padding, then pid, uid, value.
     let mut info = [0u64; 16];
     info[0] = u64::from(settings::signal().unsigned_abs());
@@ -140,15 +161,8 @@ pub(crate) fn signal_myself(why: u64) {
         0,
         0,
     ];
-    let mask = |how: c_int, new: &u64, old: *mut u64| {
-        let args = [raw::word(how), core::ptr::from_ref(new) as u64, old as u64, SET, 0, 0];
-        // SAFETY: sets of ours.
-        unsafe { raw::call(libc::SYS_rt_sigprocmask, args) };
-    };
-    mask(libc::SIG_UNBLOCK, &ours, &raw mut before);
     // SAFETY: a siginfo_t of ours.
     unsafe { raw::call(libc::SYS_rt_tgsigqueueinfo, own) };
-    mask(libc::SIG_SETMASK, &before, core::ptr::null_mut());
 }
 
 /// For a request that callbacks have to be called for.

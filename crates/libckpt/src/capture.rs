@@ -7,7 +7,6 @@
 
 use std::fs::File;
 use std::io;
-use std::mem::ManuallyDrop;
 use std::os::fd::FromRawFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::atomic::Ordering;
@@ -16,17 +15,20 @@ use std::time::Duration;
 use rewake_capture::own::{Ceiling, Company, Counted, StandingThread};
 use rewake_capture::{CaptureError, Options, Summary};
 use rewake_linux::addr::RemoteAddr;
+use rewake_linux::cgroup;
 use rewake_linux::program::{Accept, Program, TrackRef};
 use rewake_linux::remote::Outcome;
 use rewake_linux::twin::{self, Twin};
 
 use crate::answer::{Asker, BEGUN};
 use crate::copy::Stacks;
-use crate::lead::{FACTS, GO_ORDER, MAILBOX, OUTCOME, STACKS, WALK_ORDER};
-use crate::mailbox::{MOST_SIGNALS, Mailbox, Walk};
-use crate::snapshot::{self, Snapshot};
+use crate::lead::{FACTS, FAILED_ORDER, GO_ORDER, MAILBOX, STACKS, WALK_ORDER};
+use crate::mailbox::{Mailbox, Walk};
+use crate::snapshot;
 use crate::stand::{BY_OTHERS, STANDING, woken};
-use crate::{ceilings, mark, raw, settings, store, writer};
+use crate::{
+    ceilings, complaint, entry, helper, lead, lineage, mark, raw, remedy, settings, store, voice, writer,
+};
 
 /// Code and stack segment of 64-bit programs, and flags: interrupts on, everything else off.
 const CODE: u64 = 0x33;
@@ -39,47 +41,102 @@ const LENGTH: usize = 480;
 const HEADER: usize = 512;
 const STORE_REMEDY: &str =
     "make the folder writable, or name another store (directory in .ckptrc, or CKPT_DIRECTORY)";
-/// Most bytes of what is told of a failure.
-const MOST_TEXT: usize = 480;
 /// Between two looks whether the process is still there.
 const LOOK: u64 = 100_000_000;
 
-/// Begins in the copy, on its own stack.
+/// What the kernel takes as the worst there is when memory is short.
+const FIRST_TO_GO: &[u8] = b"1000";
+
+/// Bytes of the copy's stack.
+const OWN_STACK: usize = 16 << 20;
+
+/// Begins in the copy, on a stack that is small, since the process had it too; nothing that is mapped here is locked in memory.
 pub extern "C" fn run(mailbox: u64) -> ! {
+    be_nobody();
+    match raw::map(OWN_STACK, libc::MAP_PRIVATE | libc::MAP_NORESERVE) {
+        // SAFETY: new memory, which nobody else knows.
+        Some(stack) => unsafe { helper::on_stack(stack as u64 + OWN_STACK as u64, run_there, mailbox) },
+        None => voice::say(b"libckpt: no checkpoint: there is no memory for it"),
+    }
+    end(1)
+}
+
+/// Whatever goes wrong here, no handler of the program's runs, and no core is dumped that would be taken for the program's. What is made
+/// here can be used by whom it belongs to, whatever the program's umask. Where memory comes to its end this is ended before the program.
+fn be_nobody() {
+    let score = raw::open(b"/proc/self/oom_score_adj\0", libc::O_WRONLY);
+    if score >= 0 {
+        raw::write(score, FIRST_TO_GO);
+        raw::close(score);
+    }
+    let default = entry::Action::default();
+    let _valid = entry::set_action(libc::SIGABRT, Some(&default));
+    let none = [0u64; 2];
+    // SAFETY: two numbers of ours.
+    unsafe {
+        let core = u64::from(libc::RLIMIT_CORE);
+        raw::call(libc::SYS_prlimit64, [0, core, none.as_ptr() as u64, 0, 0, 0]);
+        let others = 0o077;
+        let mask = raw::call(libc::SYS_umask, [others, 0, 0, 0, 0, 0]).cast_unsigned();
+        raw::call(libc::SYS_umask, [mask & others, 0, 0, 0, 0, 0]);
+    }
+}
+
+fn end(status: u64) -> ! {
+    // SAFETY: it never returns.
+    unsafe { raw::call(libc::SYS_exit_group, [status, 0, 0, 0, 0, 0]) };
+    unreachable!("the process has ended")
+}
+
+extern "C" fn run_there(mailbox: u64) {
+    std::panic::set_hook(Box::new(|error| {
+        voice::write(format!("libckpt: no checkpoint: {error}\n").as_bytes());
+    }));
     writer::take_name();
+    // Nothing may be done before that has the arena change: what the keeper has is what the image has.
     let snapshot = if settings::forks() { snapshot::keep() } else { None };
-    writer::introduce(&Mailbox::at(mailbox), snapshot.as_ref().map(|snapshot| snapshot.keeper));
+    let (memory, keeper) = snapshot.map(|snapshot| (snapshot.memory, snapshot.keeper)).unzip();
+    let memory = memory.filter(|_| may_be_there_twice());
+    let shared = Mailbox::at(mailbox);
+    let answer = shared.answer();
+    answer.begin();
+    writer::introduce(&shared, keeper);
     let asker = Asker::of(FACTS.token.load(Ordering::Relaxed));
     if let Some(asker) = &asker {
         asker.say(BEGUN);
     }
-    let result = checkpoint(mailbox, snapshot);
+    let result = checkpoint(mailbox, memory, keeper);
     if FACTS.here.load(Ordering::Relaxed) != 0 {
-        tell(&result);
+        let (number, text) =
+            result.as_ref().map_or_else(|error| (number_of(error), told(error)), |_| (0, String::new()));
+        answer.give(number, text.as_bytes());
     }
-    report(&result, asker.as_ref());
-    // SAFETY: it never returns.
-    unsafe { raw::call(libc::SYS_exit_group, [result.is_err().into(), 0, 0, 0, 0, 0]) };
-    unreachable!("the process has ended")
+    shared.complaint().store(report(&result, asker.as_ref()), Ordering::Release);
+    if result.is_err() {
+        let _gone_already = order(FAILED_ORDER);
+    }
+    end(u64::from(result.is_err()))
+}
+
+/// Whether the program's memory may be there twice: where its control groups leave no room for that the kernel would end the program, and
+/// so it stands still instead, until its memory is written. Asked by who writes, when the keeper is there: it changes nothing yet.
+fn may_be_there_twice() -> bool {
+    let pid = FACTS.pid.load(Ordering::Relaxed);
+    let (Some(left), Some(own)) = (cgroup::memory_left(pid), cgroup::anonymous_memory(pid)) else {
+        return true;
+    };
+    if own > left && settings::verbose() {
+        let (own, left) = (own.div_ceil(1_000_000), left / 1_000_000);
+        let text = format!(
+            "libckpt: mode stop instead of fork: {own} MB cannot be there twice, the limit of the control group leaves {left} MB"
+        );
+        voice::say(text.as_bytes());
+    }
+    own <= left
 }
 
 fn told(error: &CaptureError) -> String {
-    error.remedy().map_or_else(|| error.to_string(), |remedy| format!("{error}\n  {remedy}"))
-}
-
-/// Tells the thread that waits for it what came of the checkpoint.
-fn tell(outcome: &Result<Summary, CaptureError>) {
-    let (number, mut text) = match outcome {
-        Ok(_) => (0, String::new()),
-        Err(error) => (number_of(error), told(error)),
-    };
-    text.truncate(text.floor_char_boundary(MOST_TEXT));
-    let mut answer = vec![OUTCOME];
-    answer.extend(number.to_le_bytes());
-    answer.extend(text.as_bytes());
-    let pipe = raw::word(FACTS.orders_out.load(Ordering::Relaxed));
-    // SAFETY: bytes of ours. Should nobody read it there is nobody to tell.
-    unsafe { raw::call(libc::SYS_write, [pipe, answer.as_ptr() as u64, answer.len() as u64, 0, 0, 0]) };
+    error.remedy().map_or_else(|| error.to_string(), |remedy| format!("{error}\n  {}", remedy::here(&remedy)))
 }
 
 /// The error number that says it best.
@@ -100,8 +157,8 @@ fn number_of(error: &CaptureError) -> i32 {
     libc::EIO
 }
 
-/// Tells whoever asked, or everybody, what came of it.
-fn report(result: &Result<Summary, CaptureError>, asker: Option<&Asker>) {
+/// Tells whoever asked, or everybody, what came of it; in short what everybody was told of what is in the way.
+fn report(result: &Result<Summary, CaptureError>, asker: Option<&Asker>) -> u64 {
     let pid = FACTS.pid.load(Ordering::Relaxed);
     match result {
         Ok(made) => {
@@ -113,41 +170,54 @@ fn report(result: &Result<Summary, CaptureError>, asker: Option<&Asker>) {
             let _ = asker.is_some_and(|asker| asker.say(&[head.as_bytes(), path].concat()));
             if settings::verbose() {
                 let (path, mb) = (path.escape_ascii(), bytes.div_ceil(1_000_000));
-                eprintln!(
+                let text = format!(
                     "libckpt: saved pid {pid} to {path}: {threads} threads, {mb} MB, paused {:.1} ms, total {:.0} ms",
                     made.paused.as_secs_f64() * 1e3,
                     made.total.as_secs_f64() * 1e3
                 );
+                voice::say(text.as_bytes());
             }
+            0
         }
         Err(error) => {
             let line = |text: String| text.replace('\n', " ");
-            let (cause, advice) = (line(error.to_string()), line(error.remedy().unwrap_or_default()));
+            let (cause, advice) =
+                (line(error.to_string()), line(remedy::here(&error.remedy().unwrap_or_default())));
             let text = format!("failed\n{cause}\n{advice}\n.");
             let heard = asker.is_some_and(|asker| asker.say(text.as_bytes()))
                 || FACTS.here.load(Ordering::Relaxed) != 0;
-            if !heard || settings::verbose() {
-                eprintln!("libckpt: {}", told(error));
+            let told = format!("libckpt: {}\n", told(error));
+            let short = complaint::short(told.as_bytes());
+            let known = lead::at_interval() && complaint::is_known(short);
+            if (!heard || settings::verbose()) && !known {
+                voice::write(told.as_bytes());
             }
+            short
         }
     }
 }
 
-fn checkpoint(mailbox: u64, snapshot: Option<Snapshot>) -> Result<Summary, CaptureError> {
+/// Tells the process what to do.
+fn order(order: u8) -> io::Result<()> {
+    let pipe = raw::word(FACTS.orders_out.load(Ordering::Relaxed));
+    // SAFETY: one byte of ours.
+    match unsafe { raw::call(libc::SYS_write, [pipe, &raw const order as u64, 1, 0, 0, 0]) } {
+        1 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(i32::try_from(-error).unwrap_or(libc::EIO))),
+    }
+}
+
+fn checkpoint(mailbox: u64, snapshot: Option<File>, keeper: Option<i32>) -> Result<Summary, CaptureError> {
     let pid = FACTS.pid.load(Ordering::Relaxed);
     // SAFETY: opened by the process for its copy.
-    let (memory, orders) = unsafe {
-        let memory = File::from_raw_fd(FACTS.memory.load(Ordering::Relaxed));
-        (memory, ManuallyDrop::new(File::from_raw_fd(FACTS.orders_out.load(Ordering::Relaxed))))
-    };
+    let memory = unsafe { File::from_raw_fd(FACTS.memory.load(Ordering::Relaxed)) };
     let descriptors = [&FACTS.memory, &FACTS.orders_in, &FACTS.orders_out];
-    let (snapshot, kin) = snapshot.map(|snapshot| (snapshot.memory, snapshot.keeper)).unzip();
     let twin = Twin {
         of: pid,
         memory,
         snapshot,
         // Those of earlier checkpoints, too.
-        kin: kin.into_iter().chain(writer::others()).collect(),
+        kin: keeper.into_iter().chain(writer::others()).collect(),
         descriptors: descriptors.map(|fd| fd.load(Ordering::Relaxed)).to_vec(),
         mappings: [Mailbox::at(mailbox).range(), Stacks::at(STACKS.load(Ordering::Relaxed)).range()]
             .into_iter()
@@ -155,7 +225,8 @@ fn checkpoint(mailbox: u64, snapshot: Option<Snapshot>) -> Result<Summary, Captu
             .collect(),
     };
     twin::is_copy_of(twin).expect("a copy is made once");
-    let mut standing = Standing::new(pid, Mailbox::at(MAILBOX.load(Ordering::Relaxed)), orders);
+    let mut standing = Standing::new(pid, Mailbox::at(MAILBOX.load(Ordering::Relaxed)));
+    standing.check_signals()?;
     let gone = |source| CaptureError::of("copy", pid, "process", source);
     standing.await_done(0).map_err(gone)?;
     if let Some(what) = crate::overrides::hidden_ipc() {
@@ -171,26 +242,29 @@ fn checkpoint(mailbox: u64, snapshot: Option<Snapshot>) -> Result<Summary, Captu
     if let Some(reason) = settings::too_long(&store) {
         return Err(failed("create")(io::Error::other(reason)));
     }
-    std::fs::create_dir_all(&store).map_err(failed("create"))?;
+    let new = store::New::make(&store).map_err(failed("create"))?;
     let numbering = store::numbering(&store);
     let dir = store::next(&store).map_err(failed("read"))?;
     let options = Options {
+        mode: rewake_capture::Mode::Stop,
         compression: settings::compression(),
         file_level: settings::level(),
         excluded: crate::api::excluded::ranges(),
+        lineage: lineage::own().to_vec(),
         ..Options::new(pid, dir)
     };
     let pending = rewake_capture::own::create(&options)?;
     drop(numbering);
     let summary = rewake_capture::own::capture(&options, pending, &ceilings(), &mut standing)?;
+    new.stay();
     store::point_to(&store, &summary.dir).map_err(failed("link"))?;
     if let Some(keep) = settings::keep()
-        && let Err(error) = store::prune(&store, &summary.dir, keep)
+        && let Err(error) = store::prune(&store, &summary.dir, keep, &lineage::own())
     {
-        eprintln!(
-            "libckpt: not all images that are too old could be removed from {}: {error}",
-            store.display()
-        );
+        let store = store.display();
+        let text =
+            format!("libckpt: not all images that are too old could be removed from {store}: {error}\n");
+        voice::write(text.as_bytes());
     }
     Ok(summary)
 }
@@ -211,14 +285,12 @@ fn ceilings() -> Vec<Ceiling> {
 struct Standing {
     pid: i32,
     mailbox: Mailbox,
-    /// Stays open for the outcome.
-    orders: ManuallyDrop<File>,
     threads: Vec<StandingThread>,
     pending: Vec<Vec<u8>>,
 }
 
 impl Standing {
-    fn new(pid: i32, mailbox: Mailbox, orders: ManuallyDrop<File>) -> Self {
+    fn new(pid: i32, mailbox: Mailbox) -> Self {
         let mut threads = Vec::new();
         let mut next = STANDING.load(Ordering::Acquire);
         while !next.is_null() {
@@ -234,24 +306,31 @@ impl Standing {
             });
             next = slot.next;
         }
-        Self { pid, mailbox, orders, threads, pending: pending(mailbox, 0) }
+        Self { pid, mailbox, threads, pending: pending(mailbox, 0) }
     }
 
     /// Waits until the process has done one thing more than these.
     fn await_done(&self, before: u32) -> io::Result<()> {
         while self.mailbox.done().load(Ordering::Acquire) == before {
             raw::futex_wait(self.mailbox.done(), before, Some(LOOK));
-            // SAFETY: no signal is sent.
-            if unsafe { raw::call(libc::SYS_kill, [raw::word(self.pid), 0, 0, 0, 0, 0]) } < 0 {
+            // Nobody may have waited for it yet.
+            if rewake_capture::own::is_over(self.pid) {
                 return Err(io::Error::other("the process is gone"));
             }
         }
         Ok(())
     }
 
-    fn order(&mut self, order: u8) -> io::Result<()> {
-        use std::io::Write as _;
-        self.orders.write_all(&[order])
+    /// All that are pending must have been noted.
+    fn check_signals(&self) -> Result<(), CaptureError> {
+        let (noted, room) = (self.mailbox.signals().load(Ordering::Acquire), self.mailbox.most_signals());
+        if usize::try_from(noted).is_ok_and(|noted| noted <= room) {
+            return Ok(());
+        }
+        let reason =
+            format!("more than {room} signals are pending, or there is little memory that may be locked");
+        Err(CaptureError::of("capture", self.pid, "signals", io::Error::other(reason))
+            .with_remedy("make the checkpoint when the program has taken them"))
     }
 }
 
@@ -298,20 +377,25 @@ impl Company for Standing {
             unsafe { self.mailbox.walk(at).write(walk) };
         }
         let before = self.mailbox.done().load(Ordering::Acquire);
-        self.order(WALK_ORDER)?;
+        order(WALK_ORDER)?;
         self.await_done(before)?;
         Ok(Outcome::new(assembled, shared.to_vec()))
     }
 
+    fn since_stop(&self) -> Duration {
+        Duration::from_nanos(raw::now() - FACTS.since.load(Ordering::Relaxed))
+    }
+
     fn let_go(&mut self) -> io::Result<Duration> {
-        self.order(GO_ORDER)?;
-        Ok(Duration::from_nanos(raw::now() - FACTS.since.load(Ordering::Relaxed)))
+        order(GO_ORDER)?;
+        Ok(self.since_stop())
     }
 }
 
 /// The signals noted for a thread, or for the process (0).
 fn pending(mailbox: Mailbox, tid: i32) -> Vec<Vec<u8>> {
-    let count = usize::try_from(mailbox.signals().load(Ordering::Acquire)).unwrap_or(0).min(MOST_SIGNALS);
+    let count =
+        usize::try_from(mailbox.signals().load(Ordering::Acquire)).unwrap_or(0).min(mailbox.most_signals());
     // SAFETY: written before the copy was made.
     let noted = (0..count).map(|at| unsafe { mailbox.signal(at).read() });
     noted.filter(|one| one.tid == i64::from(tid)).map(|one| one.info.to_vec()).collect()

@@ -9,9 +9,13 @@ use core::arch::global_asm;
 
 use crate::raw;
 
-/// Bytes of the copy's stack, and of that of the process between.
-const STACK: usize = 16 << 20;
+/// Bytes of the stacks: of the process between, of the copy when it begins, of the thread that leads, of the one that helps it. The
+/// program may have all memory locked that it maps: they are no larger than they must be.
 const BETWEEN: usize = 4096;
+const COPY: usize = 32 << 10;
+const LEADER: usize = 64 << 10;
+const HELPER: usize = 16 << 10;
+const ALL: usize = BETWEEN + COPY + LEADER + HELPER;
 
 unsafe extern "C" {
     fn rewake_ckpt_copy(between: *mut u8, stack: *mut u8, run: extern "C" fn(u64) -> !, told: u64) -> i64;
@@ -70,7 +74,7 @@ impl Stacks {
     /// Takes it.
     #[must_use]
     pub fn new() -> Option<Self> {
-        raw::map(STACK + BETWEEN, libc::MAP_PRIVATE | libc::MAP_NORESERVE).map(Self)
+        raw::map(ALL, libc::MAP_PRIVATE | libc::MAP_NORESERVE).map(Self)
     }
 
     /// Those that are at this address.
@@ -82,7 +86,19 @@ impl Stacks {
     /// Its addresses.
     #[must_use]
     pub fn range(&self) -> core::ops::Range<u64> {
-        self.0 as u64..self.0 as u64 + (STACK + BETWEEN) as u64
+        self.0 as u64..self.0 as u64 + ALL as u64
+    }
+
+    /// Where the stack of the thread that leads ends.
+    #[must_use]
+    pub fn leader(&self) -> u64 {
+        self.0 as u64 + (BETWEEN + COPY + LEADER) as u64
+    }
+
+    /// Where the stack of the one that helps it ends.
+    #[must_use]
+    pub fn helper(&self) -> u64 {
+        self.0 as u64 + ALL as u64
     }
 
     /// Gives it back.
@@ -91,7 +107,7 @@ impl Stacks {
     /// In the process the copy was made of, when it was made.
     pub unsafe fn unmap(self) {
         // SAFETY: the caller's.
-        unsafe { raw::unmap(self.0, STACK + BETWEEN) };
+        unsafe { raw::unmap(self.0, ALL) };
     }
 
     /// Makes the copy, which runs the function. An error number when there is none.
@@ -105,7 +121,7 @@ impl Stacks {
         // SAFETY: both tops are aligned and within the mapping; the process between runs on a stack nobody else uses, and is gone then.
         let between = unsafe {
             let between = self.0.add(BETWEEN);
-            rewake_ckpt_copy(between, between.add(STACK), run, told)
+            rewake_ckpt_copy(between, between.add(COPY), run, told)
         };
         if between < 0 {
             return Err(-between);

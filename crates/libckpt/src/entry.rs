@@ -8,10 +8,10 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::api::{callbacks, sections, words};
-use crate::lead::{BUSY, FACTS, MAILBOX, PLACE_BITS, REQUEST, afterwards, lead};
-use crate::mailbox::{Mailbox, NOTHING};
+use crate::lead::{BUSY, FACTS, afterwards, lead};
+use crate::mailbox::Doing;
 use crate::stand::{self, Since, Slot};
-use crate::{SIGSTAND, again, answer, api, later, mark, raw, settings, timer, writer};
+use crate::{SIGSTAND, again, answer, api, gather, home, later, mark, raw, settings, timer, writer};
 
 /// Flag of the kernel's for handlers that say themselves how to return.
 const SA_RESTORER: u64 = 0x0400_0000;
@@ -61,12 +61,50 @@ pub fn set_action(signal: i32, new: Option<&Action>) -> Result<Action, i64> {
     }
 }
 
-/// Takes the signal.
+/// Takes the signal. Whoever started the program may have had it blocked.
 pub fn install() {
     let signal = settings::signal();
     let _valid = set_action(signal, Some(&action(on_signal)));
     mark::set(signal);
     timer::start();
+    let (ours, mut before) = (1u64 << (settings::signal() - 1), 0u64);
+    let args = [raw::word(libc::SIG_UNBLOCK), &raw const ours as u64, &raw mut before as u64, 8, 0, 0];
+    // SAFETY: two sets of ours; this thread's own words.
+    unsafe {
+        raw::call(libc::SYS_rt_sigprocmask, args);
+        *again::blocks_ours() = before & ours;
+    }
+}
+
+/// Whoever asks now asks the program that this process is about to become.
+pub fn put_off() {
+    let ours = 1u64 << (settings::signal() - 1);
+    let args = [raw::word(libc::SIG_BLOCK), &raw const ours as u64, 0, 8, 0, 0];
+    // SAFETY: a set of ours.
+    unsafe { raw::call(libc::SYS_rt_sigprocmask, args) };
+}
+
+/// In a process that was made by fork(2), which may have been called in the midst of a checkpoint: that is none of its, nor are requests
+/// that wait for the end of it.
+pub fn forked() {
+    // Only what is not so already is written, since that is copied for the child.
+    if BUSY.load(Ordering::Acquire) != 0 {
+        BUSY.store(0, Ordering::Release);
+        give_back();
+    }
+    sections::in_child();
+    later::forget();
+}
+
+/// Makes threads end that are asked to, at once and without a word to libc: for those that others have started in a process that is to
+/// become another program.
+pub fn let_threads_end() {
+    let _valid = set_action(SIGSTAND, Some(&action(on_end)));
+}
+
+extern "C" fn on_end(_: i32, _: *const libc::siginfo_t, _: *mut libc::ucontext_t) {
+    // SAFETY: the thread is gone; what it held goes with the memory of this process.
+    unsafe { raw::call(libc::SYS_exit, [0; 6]) };
 }
 
 /// What libc does about [`SIGSTAND`], while it is ours.
@@ -74,7 +112,11 @@ static LIBCS: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
 
 /// Takes the signal by which threads are asked to stand still, for the time of a checkpoint.
 pub fn borrow() {
-    if let Ok(old) = set_action(SIGSTAND, Some(&action(on_request))) {
+    let ours = action(on_request);
+    // It is still ours when somebody did not come the last time.
+    if let Ok(old) = set_action(SIGSTAND, Some(&ours))
+        && old[0] != ours[0]
+    {
         for (place, word) in LIBCS.iter().zip(old) {
             place.store(word, Ordering::Relaxed);
         }
@@ -94,22 +136,21 @@ fn libcs() -> Action {
 extern "C" fn on_request(signal: i32, info: *const libc::siginfo_t, context: *mut libc::ucontext_t) {
     // SAFETY: the kernel gave both.
     let (value, code, sender) = unsafe { (told(info), info.cast::<i32>().add(2).read(), sender(info)) };
-    if code < 0 && sender == raw::getpid() && value >> PLACE_BITS == REQUEST >> PLACE_BITS {
+    if code < 0 && sender == raw::getpid() && gather::is_request(value) {
+        // SAFETY: as above.
+        let mut slot = unsafe { Slot::new(context) };
         // One that comes late was asked for a checkpoint that is over.
-        if BUSY.load(Ordering::Acquire) != 0 {
-            // SAFETY: as above.
-            let mut slot = unsafe { Slot::new(context) };
-            let at = usize::try_from(value & ((1 << PLACE_BITS) - 1)).unwrap_or(0);
-            // SAFETY: who leads noted it there before it asked.
-            slot.doing = unsafe { *Mailbox::at(MAILBOX.load(Ordering::Relaxed)).doing(at) };
-            let since = slot.stand(stand::wait);
-            afterwards(&slot, false, since);
-            // SAFETY: as above.
-            unsafe { again::restart(context, slot.doing, FACTS.since.load(Ordering::Relaxed)) };
-        } else {
-            // SAFETY: as above.
-            unsafe { again::restart(context, NOTHING, raw::now()) };
+        let mut since = raw::now();
+        if let Some(place) = gather::place(value)
+            && BUSY.load(Ordering::Acquire) != 0
+        {
+            slot.asked_at = place;
+            let stood = slot.stand(stand::wait);
+            since = FACTS.since.load(Ordering::Relaxed);
+            afterwards(&slot, false, stood);
         }
+        // SAFETY: as above.
+        unsafe { again::restart(context, slot.doing, since) };
         return;
     }
     let [handler, ..] = libcs();
@@ -137,6 +178,9 @@ unsafe fn sender(info: *const libc::siginfo_t) -> i32 {
     // SAFETY: the caller's.
     unsafe { info.cast::<i32>().add(4).read() }
 }
+
+/// How signals come that ask: by kill, sigqueue and tgkill, or the kernel itself.
+const ASKS: [i32; 4] = [0, -1, -6, 0x80];
 
 /// What a signal asks for.
 #[derive(Clone, Copy)]
@@ -218,19 +262,57 @@ impl Request {
         }
         FACTS.token.store(self.token, Ordering::Relaxed);
         FACTS.here.store(u32::from(self.here), Ordering::Relaxed);
+        FACTS.at_interval.store(u32::from(self.at_interval), Ordering::Relaxed);
         timer::stop();
         true
+    }
+}
+
+/// Most requests that are taken at a time.
+const MANY: usize = 1 << 16;
+
+/// Takes requests that have come by now: this checkpoint is what those wanted that nobody waits for. The kernel keeps each of them, so
+/// that a program of one thread would serve one after the other. Not inlined: there may be little room on the stack of who goes on.
+#[inline(never)]
+fn join_others() {
+    let (ours, now) = (1u64 << (settings::signal() - 1), [0u64; 2]);
+    let mut info = [0u64; 16];
+    for _ in 0..MANY {
+        let args = [&raw const ours as u64, info.as_mut_ptr() as u64, now.as_ptr() as u64, 8, 0, 0];
+        // SAFETY: a set, room for a siginfo_t, and a time of ours; then what the kernel wrote.
+        let (request, code) = unsafe {
+            if raw::call(libc::SYS_rt_sigtimedwait, args) <= 0 {
+                return;
+            }
+            let info = info.as_ptr().cast::<libc::siginfo_t>();
+            (Request::of(info), info.cast::<i32>().add(2).read())
+        };
+        if request.here {
+            // This thread's own, which waits for its outcome.
+            return api::queue_for_myself(api::HERE);
+        }
+        if ASKS.contains(&code) && !request.at_interval && request.token != 0 {
+            later::remember(request.token);
+        }
     }
 }
 
 extern "C" fn on_signal(_: i32, info: *const libc::siginfo_t, context: *mut libc::ucontext_t) {
     // SAFETY: the kernel gave it.
     let request = unsafe { Request::of(info) };
-    if !request.begins() {
+    // Others are timers of the program's, say, that use the number.
+    // SAFETY: as above.
+    if !request.at_interval && !ASKS.contains(&unsafe { info.cast::<i32>().add(2).read() }) {
         // SAFETY: as above.
-        unsafe { again::restart(context, NOTHING, raw::now()) };
+        return unsafe { again::restart(context, Doing::NOTHING, raw::now()) };
+    }
+    // A child may make an image by its own wish, but is not the program that others ask.
+    if !request.here && !home::is_here(request.token) || !request.begins() {
+        // SAFETY: as above.
+        unsafe { again::restart(context, Doing::NOTHING, raw::now()) };
         return;
     }
+    join_others();
     // SAFETY: as above.
     let mut slot = unsafe { Slot::new(context) };
     let since = slot.stand(lead);

@@ -1,13 +1,20 @@
-//! The ids of threads that libc has written into mutexes: in another life they are others.
+//! The ids of threads that libc has written into locks: in another life they are others.
 //!
-//! A held mutex keeps its owner's id. Which memory is a mutex nobody tells, so all memory that the program can write is looked through
-//! for words that can be nothing else: a lock, its owner (the id of one of the threads, as it was), a count of users, and a kind.
+//! Held robust mutexes are in a list that each thread has. Other locks keep their owner's id too, as far as they look at it: recursive
+//! and error-checking mutexes, priority-inheriting ones, and locks for many readers that a writer holds. Which memory is such a lock nobody
+//! tells, so all memory that the program can write is looked through for words that are one down to the last, or for somebody who wrote
+//! the id of a thread into just such words. Where ids are as small as everyday numbers (in containers) that is not sure enough: then an
+//! image with any such words is refused ([`doubtful`]).
 //!
 //! # Safety
 //! Unsafe here: memory that is mapped, present and writable, while no other thread runs; libc's list of robust mutexes, as the
 //! kernel reads it.
 
 #![allow(unsafe_code, reason = "see Safety above")]
+
+mod doubt;
+
+pub use doubt::doubtful;
 
 use rewake_linux::addr::RemoteAddr;
 use rewake_linux::pagemap::{PageMap, Query, Run};
@@ -18,17 +25,25 @@ use crate::stand::Slot;
 
 /// In a lock word: the id of the owner.
 const OWNER: u32 = 0x3fff_ffff;
-/// Kinds of mutexes, and those whose lock word holds the owner: robust and priority-inheriting ones.
-const KINDS: u32 = 0x1ff;
-const ROBUST: u32 = 0x10;
+/// Kinds of mutexes that look at their owner, whether they are for one process or for many.
+const RECURSIVE: u32 = 1;
+const CHECKING: u32 = 2;
+const TYPE: u32 = 3;
 const INHERITING: u32 = 0x20;
-/// More users or recursions no mutex has.
+const FOR_MANY: u32 = 0x80;
+/// More users or recursions no lock has.
 const MANY: u32 = 1 << 16;
-/// Words of a mutex that are looked at.
-const WORDS: usize = 5;
-/// Bytes of a mutex up to its links.
-const LEAST: u64 = 24;
+/// A lock that a writer holds: bits of its number of readers.
+const WRITTEN: u32 = 3;
+/// Words of a mutex and of a lock for many readers.
+const MUTEX: usize = 10;
+const WORDS: usize = 14;
 const LOCKED: core::ops::RangeInclusive<u32> = 1..=2;
+/// Ids below this are numbers of everyday. The kernel gives them out once only, at the start of a host or of a namespace.
+const SMALL: i32 = 300;
+
+/// What a word of a lock becomes.
+type Change = (usize, u32);
 
 /// Ids as they were and as they are now, in ascending order of the first.
 #[derive(Clone, Debug, Default)]
@@ -49,17 +64,48 @@ impl Ids {
         self.0.binary_search_by_key(&then, |(then, _)| *then).ok().map(|at| self.0[at].1)
     }
 
-    /// What lock and owner of a mutex become, if these are the first words of one that is held by a thread whose id changed.
+    /// What becomes of a lock, if these words are one that is held by a thread whose id changed.
     #[must_use]
-    pub fn changed(&self, [lock, count, owner, users, kind]: [u32; WORDS]) -> Option<(u32, u32)> {
+    pub fn changed(&self, words: &[u32; WORDS]) -> Option<[Change; 2]> {
+        self.mutex(words).or_else(|| self.written(words))
+    }
+
+    /// The same of those that numbers of somebody's may look like: not where the id stands twice beside a kind that is rare.
+    fn is_doubtful(&self, words: &[u32; WORDS]) -> bool {
+        let inheriting = words[4] & INHERITING != 0 && self.mutex(words).is_some();
+        !inheriting && self.changed(words).is_some()
+    }
+
+    /// `pthread_mutex_t`: lock, count, owner, users, kind, spins; links of robust ones only.
+    fn mutex(&self, words: &[u32; WORDS]) -> Option<[Change; 2]> {
+        let &[lock, count, owner, users, kind, ref rest @ ..] = words;
         let now = self.now(owner)?;
-        if kind & !KINDS != 0 || !(1..MANY).contains(&users) || count >= MANY {
-            return None;
-        }
-        if kind & (ROBUST | INHERITING) != 0 {
-            return (lock & OWNER == owner).then_some((lock & !OWNER | now, now));
-        }
-        LOCKED.contains(&lock).then_some((lock, now))
+        let is_one = (1..MANY).contains(&users) && rest[..MUTEX - 5].iter().all(|word| *word == 0);
+        let held = match kind & !FOR_MANY {
+            RECURSIVE => LOCKED.contains(&lock) && (1..MANY).contains(&count),
+            CHECKING => LOCKED.contains(&lock) && count == 0,
+            kind if kind & !TYPE == INHERITING => lock & OWNER == owner && count < MANY,
+            _ => false,
+        };
+        let lock = if kind & INHERITING == 0 { lock } else { lock & !OWNER | now };
+        (is_one && held).then_some([(0, lock), (2, now)])
+    }
+
+    /// `pthread_rwlock_t`: readers, writers, two futexes, padding, the writer, whether it is for many processes, padding, kind.
+    fn written(&self, words: &[u32; WORDS]) -> Option<[Change; 2]> {
+        /// In the number of writers: the lock is handed from one to the next.
+        const HANDED_OVER: u32 = 1 << 31;
+        let now = self.now(words[6])?;
+        let futex = |word: u32| word == 1 || word == 3;
+        let held = words[0] & WRITTEN == WRITTEN
+            && words[0] < MANY
+            && words[1] & !HANDED_OVER < MANY
+            && futex(words[2])
+            && futex(words[3])
+            && words[7] <= 1
+            && words[12] <= 2
+            && [4, 5, 8, 9, 10, 11].iter().all(|at| words[*at] == 0);
+        held.then_some([(6, now), (6, now)])
     }
 
     /// Puts all mutexes right that lie in memory this process can write.
@@ -92,21 +138,28 @@ impl Ids {
     /// # Safety
     /// It can be read and written, and nobody else does.
     pub unsafe fn look_through(&self, start: RemoteAddr, end: RemoteAddr) {
-        let (Some(&(lowest, _)), Some(&(highest, _))) = (self.0.first(), self.0.last()) else { return };
-        let mut at = start.get();
-        while at + LEAST <= end.get() {
-            let words = at as *mut u32;
-            // SAFETY: the caller's; mutexes are aligned to eight bytes.
-            unsafe {
-                let owner = words.add(2).read();
-                if (lowest..=highest).contains(&owner)
-                    && let Some((lock, owner)) = self.changed(words.cast::<[u32; WORDS]>().read())
-                {
-                    words.write(lock);
-                    words.add(2).write(owner);
-                }
+        let length = usize::try_from(end.get().saturating_sub(start.get())).unwrap_or(0);
+        // SAFETY: the caller's; mutexes are aligned to eight bytes, as pages are.
+        let words = unsafe { core::slice::from_raw_parts_mut(start.get() as *mut u32, length / 4) };
+        self.each(words, &mut |memory, words| {
+            for (at, word) in self.changed(words).iter().flatten() {
+                memory[*at] = *word;
             }
-            at += 8;
+        });
+    }
+
+    /// Calls for each place that may be a lock in some memory that begins with a multiple of eight bytes.
+    fn each(&self, memory: &mut [u32], found: &mut dyn FnMut(&mut [u32], &[u32; WORDS])) {
+        let (Some(&(lowest, _)), Some(&(highest, _))) = (self.0.first(), self.0.last()) else { return };
+        let ids = lowest..=highest;
+        for at in (0..memory.len().saturating_sub(MUTEX - 1)).step_by(2) {
+            let here = &memory[at..memory.len().min(at + WORDS)];
+            if ids.contains(&here[2]) || here.get(6).is_some_and(|word| ids.contains(word)) {
+                // What is behind the end is nothing that a lock has there.
+                let mut words = [u32::MAX; WORDS];
+                words[..here.len()].copy_from_slice(here);
+                found(&mut memory[at..], &words);
+            }
         }
     }
 }
@@ -158,43 +211,63 @@ pub unsafe fn put_robust_list_right(slot: &Slot) {
 mod tests {
     use super::*;
 
+    fn words(first: &[u32]) -> [u32; WORDS] {
+        std::array::from_fn(|at| first.get(at).copied().unwrap_or(0))
+    }
+
+    /// As glibc 2.36 writes them.
     #[test]
-    fn only_what_looks_like_a_held_mutex_is_changed() {
+    fn only_what_is_a_held_lock_is_changed() {
         let ids = Ids::new([(100, 200), (50, 60), (7, 7)].into_iter());
-        assert_eq!(ids.changed([1, 1, 100, 1, 1]), Some((1, 200)));
-        assert_eq!(ids.changed([2, 0, 50, 1, 2]), Some((2, 60)));
-        assert_eq!(ids.changed([0x8000_0000 | 100, 0, 100, 1, 0x10]), Some((0x8000_0000 | 200, 200)));
+        let changed = |first: &[u32]| ids.changed(&words(first));
+        assert_eq!(changed(&[1, 1, 100, 1, 1]), Some([(0, 1), (2, 200)]));
+        assert_eq!(changed(&[2, 3, 100, 2, 0x81]), Some([(0, 2), (2, 200)]));
+        assert_eq!(changed(&[2, 0, 50, 1, 2]), Some([(0, 2), (2, 60)]));
+        let waited_for = 0x8000_0000;
+        assert_eq!(changed(&[waited_for | 100, 1, 100, 1, 0x20]), Some([(0, waited_for | 200), (2, 200)]));
+        assert_eq!(changed(&[3, 0, 1, 1, 0, 0, 100]), Some([(6, 200); 2]));
+        assert_eq!(changed(&[11, 0, 3, 3, 0, 0, 50, 1, 0, 0, 0, 0, 2]), Some([(6, 60); 2]));
         for other in [
-            [0, 0, 100, 1, 0],
-            [1, 0, 101, 1, 0],
-            [1, 0, 7, 1, 0],
-            [1, 0, 100, 0, 0],
-            [1, 0, 100, 1, 0x1000],
-            [1, 0, 100, 1, 0x20],
-            [3, 0, 100, 1, 0],
+            // Not held, by somebody else, by somebody who is who he was, by nobody.
+            &[0, 0, 100, 1, 1][..],
+            &[1, 1, 101, 1, 1],
+            &[1, 1, 7, 1, 1],
+            &[1, 1, 100, 0, 1],
+            // These do not look at their owner.
+            &[1, 0, 100, 1, 0],
+            &[1, 0, 100, 1, 3],
+            // Robust ones are in a list.
+            &[100, 0, 100, 1, 0x10],
+            // Numbers of somebody's.
+            &[1, 0, 100, 3, 4],
+            &[1, 0, 100, 1, 1],
+            &[1, 1, 100, 1, 2],
+            &[1, 1, 100, 1, 1, 1],
+            &[1, 1, 100, 1, 1, 0, 0, 0, 0, 9],
+            &[2, 0, 1, 1, 0, 0, 100],
+            &[3, 0, 1, 1, 0, 0, 100, 2],
+            &[3, 0, 0, 1, 0, 0, 100],
+            &[3, 0, 1, 1, 0, 0, 100, 0, 0, 0, 0, 0, 3],
         ] {
-            assert_eq!(ids.changed(other), None, "{other:?}");
+            assert_eq!(changed(other), None, "{other:?}");
         }
     }
 
     #[test]
-    fn memory_is_looked_through() {
+    fn memory_is_looked_through_to_its_end() {
         let ids = Ids::new([(100, 200)].into_iter());
-        let mut memory = [0u64; 512];
-        let mutex = |memory: &mut [u64; 512], at: usize| {
-            memory[at] = 1 | 1 << 32;
-            memory[at + 1] = 100 | 1 << 32;
-            memory[at + 2] = 1;
-        };
-        mutex(&mut memory, 3);
-        mutex(&mut memory, 509);
-        memory[100] = 100;
+        let mut memory = [0u32; 1024];
+        for at in [6, 1024 - MUTEX] {
+            memory[at..at + 5].copy_from_slice(&[1, 1, 100, 1, 1]);
+        }
+        memory[300..307].copy_from_slice(&[3, 0, 1, 1, 0, 0, 100]);
+        memory[500] = 100;
         let before = memory;
         let range = memory.as_mut_ptr_range();
         // SAFETY: the array, which nobody else uses.
         unsafe { ids.look_through(RemoteAddr::new(range.start as u64), RemoteAddr::new(range.end as u64)) };
         for (at, (then, now)) in before.iter().zip(&memory).enumerate() {
-            let expected = if [4, 510].contains(&at) { 200 | 1 << 32 } else { *then };
+            let expected = if [8, 1024 - MUTEX + 2, 306].contains(&at) { 200 } else { *then };
             assert_eq!(*now, expected, "word {at}");
         }
     }

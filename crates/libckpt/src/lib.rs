@@ -7,7 +7,7 @@
 //!
 //! | where | may allocate, lock, use libc |
 //! |---|---|
-//! | handler: `entry`, `stand`, `lead`, `copy` | nothing of it: raw system calls only |
+//! | handler: `entry`, `stand`, `lead`, `gather`, `copy` | nothing of it: raw system calls only |
 //! | the copy: `capture` | its own memory ([`arena`]), no thread, no lock of the program's |
 //! | start and recovery: `start`, `recover` | its own memory |
 //! | what programs call: `api` | locks of its own, no memory |
@@ -19,23 +19,32 @@ pub mod api;
 pub mod arena;
 pub mod capture;
 pub mod ceilings;
-pub mod copy;
+pub mod complaint;
+mod copy;
 pub mod entry;
+pub mod exec;
+pub mod gather;
+pub mod helper;
+pub mod home;
 pub mod ids;
 pub mod later;
 pub mod lead;
+pub mod lineage;
 pub mod mailbox;
 pub mod mark;
 pub mod overrides;
 pub mod pending;
+pub mod positions;
 pub mod raw;
 pub mod recover;
+pub mod remedy;
 pub mod settings;
 pub mod snapshot;
 pub mod stand;
 pub mod start;
 pub mod store;
 pub mod timer;
+pub mod voice;
 pub mod writer;
 
 /// The signal that freezes: the first real-time signal that glibc leaves to programs.

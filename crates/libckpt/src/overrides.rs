@@ -168,19 +168,86 @@ pub unsafe extern "C" fn sigaction(
     0
 }
 
-/// libc's own functions, found when they are first wanted.
+/// libc's own functions that are called from here.
+const NAMES: &[&str] = &[
+    "sigsuspend\0",
+    "sigwait\0",
+    "sigwaitinfo\0",
+    "sigtimedwait\0",
+    "signalfd\0",
+    "ppoll\0",
+    "pselect\0",
+    "epoll_pwait\0",
+    "epoll_pwait2\0",
+    "poll\0",
+    "epoll_wait\0",
+    "nanosleep\0",
+    "clock_nanosleep\0",
+    "usleep\0",
+    "signal\0",
+    "bsd_signal\0",
+    "__sysv_signal\0",
+    "sigset\0",
+    "sighold\0",
+    "sigrelse\0",
+    "sigignore\0",
+    "siginterrupt\0",
+    "semget\0",
+    "msgget\0",
+    "execve\0",
+    "execveat\0",
+    "execvpe\0",
+    "fexecve\0",
+];
+
+static FOUND: [AtomicPtr<c_void>; NAMES.len()] =
+    [const { AtomicPtr::new(core::ptr::null_mut()) }; NAMES.len()];
+
+/// Finds all of them: later the lock of the loader may be held by a thread that stands still.
+pub fn find_all() {
+    for at in 0..NAMES.len() {
+        find(at);
+    }
+}
+
+fn find(at: usize) -> *mut c_void {
+    // SAFETY: a name with a zero byte at its end.
+    let found = unsafe { libc::dlsym(libc::RTLD_NEXT, NAMES[at].as_ptr().cast::<c_char>()) };
+    FOUND[at].store(found, Ordering::Relaxed);
+    found
+}
+
+/// libc's function of the name at this place. Others may call before the library has started.
+pub(crate) fn real(at: usize) -> *mut c_void {
+    let found = FOUND[at].load(Ordering::Relaxed);
+    if found.is_null() { find(at) } else { found }
+}
+
+/// Where a name stands in the list.
+pub(crate) const fn place(name: &str) -> usize {
+    let mut at = 0;
+    while at < NAMES.len() {
+        let (one, other) = (NAMES[at].as_bytes(), name.as_bytes());
+        let mut same = 0;
+        while same < one.len() && same < other.len() && one[same] == other[same] {
+            same += 1;
+        }
+        if same == one.len() && same == other.len() {
+            return at;
+        }
+        at += 1;
+    }
+    panic!("a name of the list")
+}
+
+/// libc's own function of a name.
 macro_rules! libcs {
     ($name:ident: fn($($type:ty),*) -> $result:ty) => {{
-        static FOUND: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());
-        let mut found = FOUND.load(Ordering::Relaxed);
-        if found.is_null() {
-            let name = concat!(stringify!($name), "\0").as_ptr().cast::<c_char>();
-            found = libc::dlsym(libc::RTLD_NEXT, name);
-            FOUND.store(found, Ordering::Relaxed);
-        }
-        core::mem::transmute::<*mut c_void, unsafe extern "C" fn($($type),*) -> $result>(found)
+        const AT: usize = $crate::overrides::place(concat!(stringify!($name), "\0"));
+        core::mem::transmute::<*mut core::ffi::c_void, unsafe extern "C" fn($($type),*) -> $result>($crate::overrides::real(AT))
     }};
 }
+pub(crate) use libcs;
 
 /// Functions that take a set they wait for, or block meanwhile: without our signal in it.
 macro_rules! without_ours {
@@ -288,3 +355,91 @@ pub unsafe extern "C" fn msgget(key: libc::key_t, flags: c_int) -> c_int {
     // SAFETY: the caller's; libc's function of this name has this type.
     unsafe { libcs!(msgget: fn(libc::key_t, c_int) -> c_int)(key, flags) }
 }
+
+/// Functions of old that set what is done about one signal.
+macro_rules! handler {
+    ($(#[$doc:meta])* $name:ident, $flags:expr) => {
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// As there.
+        #[cfg_attr(feature = "standalone", unsafe(no_mangle))]
+        pub unsafe extern "C" fn $name(signal: c_int, handler: usize) -> usize {
+            if signal == settings::signal() {
+                let flags = $flags as u32;
+                return usize::try_from(swap_wanted(Some([handler as u64, flags.into(), restorer(), 0]))[0]).unwrap_or(0);
+            }
+            // SAFETY: the caller's; libc's function of this name has this type.
+            unsafe { libcs!($name: fn(c_int, usize) -> usize)(signal, handler) }
+        }
+    };
+}
+
+handler!(/// See signal(2).
+    signal, libc::SA_RESTART);
+handler!(/// See bsd_signal(3).
+    bsd_signal, libc::SA_RESTART);
+handler!(/// See sysv_signal(3).
+    __sysv_signal, libc::SA_RESETHAND.cast_unsigned() | libc::SA_NODEFER.cast_unsigned());
+
+/// See sigset(3).
+///
+/// # Safety
+/// As there.
+#[cfg_attr(feature = "standalone", unsafe(no_mangle))]
+pub unsafe extern "C" fn sigset(signal: c_int, disposition: usize) -> usize {
+    const SIG_HOLD: usize = 2;
+    if signal != settings::signal() {
+        // SAFETY: the caller's; libc's function of this name has this type.
+        return unsafe { libcs!(sigset: fn(c_int, usize) -> usize)(signal, disposition) };
+    }
+    // SAFETY: this thread's own words.
+    let blocked = unsafe { again::blocks_ours() };
+    let was = *blocked != 0;
+    let hold = disposition == SIG_HOLD;
+    let new = (!hold).then_some([disposition as u64, 0, restorer(), 0]);
+    let [before, ..] = swap_wanted(new);
+    *blocked = if hold { ours() } else { 0 };
+    if was { SIG_HOLD } else { usize::try_from(before).unwrap_or(0) }
+}
+
+/// Functions of old that do one thing about one signal.
+macro_rules! about_one {
+    ($(#[$doc:meta])* $name:ident($signal:ident $(, $argument:ident: $type:ty)*) $ours:block) => {
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// As there.
+        #[cfg_attr(feature = "standalone", unsafe(no_mangle))]
+        pub unsafe extern "C" fn $name($signal: c_int $(, $argument: $type)*) -> c_int {
+            if $signal == settings::signal() {
+                $ours
+                return 0;
+            }
+            // SAFETY: the caller's; libc's function of this name has this type.
+            unsafe { libcs!($name: fn(c_int $(, $type)*) -> c_int)($signal $(, $argument)*) }
+        }
+    };
+}
+
+about_one!(/// See sighold(3).
+sighold(signal) {
+    // SAFETY: this thread's own words.
+    unsafe { *again::blocks_ours() = ours() };
+});
+about_one!(/// See sigrelse(3).
+sigrelse(signal) {
+    // SAFETY: this thread's own words.
+    unsafe { *again::blocks_ours() = 0 };
+});
+about_one!(/// See sigignore(3).
+sigignore(signal) {
+    swap_wanted(Some([libc::SIG_IGN as u64, 0, restorer(), 0]));
+});
+about_one!(/// See siginterrupt(3).
+siginterrupt(signal, flag: c_int) {
+    let [handler, flags, restorer, mask] = swap_wanted(None);
+    let restart = u64::from(libc::SA_RESTART.cast_unsigned());
+    let flags = if flag == 0 { flags | restart } else { flags & !restart };
+    swap_wanted(Some([handler, flags, restorer, mask]));
+});

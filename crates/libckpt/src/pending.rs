@@ -10,7 +10,7 @@
 use core::sync::atomic::Ordering;
 
 use crate::lead::MAILBOX;
-use crate::mailbox::{MOST_SIGNALS, Mailbox, Pending};
+use crate::mailbox::{Mailbox, Pending};
 use crate::{SIGSTAND, raw, settings};
 
 /// What is ours, and what libc asks of a thread.
@@ -23,27 +23,65 @@ const SET: u64 = 8;
 /// Whether signals are pending for the calling thread or its process.
 #[must_use]
 pub fn any() -> bool {
+    all() & !ours() != 0
+}
+
+fn all() -> u64 {
     let mut set = 0u64;
     // SAFETY: a set of ours.
     unsafe { raw::call(libc::SYS_rt_sigpending, [&raw mut set as u64, SET, 0, 0, 0, 0]) };
-    set & !ours() != 0
+    set
+}
+
+/// Whether a signal is pending that the calling thread will handle when its mask is this one: one of its own, or of the process if it is
+/// the first thread (any other may take those).
+#[must_use]
+pub fn will_be_handled(mask: u64) -> bool {
+    let deliverable = all() & !ours() & !mask;
+    if deliverable == 0 {
+        return false;
+    }
+    let own = if raw::gettid() == raw::getpid() { deliverable } else { deliverable & shown(b"SigPnd:") };
+    (1..=64).any(|signal| own & 1 << (signal - 1) != 0 && has_handler(signal))
+}
+
+fn has_handler(signal: i32) -> bool {
+    // struct sigaction of the kernel: handler, flags, restorer, mask.
+    let mut action = [0u64; 4];
+    // SAFETY: room for what the kernel writes.
+    unsafe {
+        raw::call(libc::SYS_rt_sigaction, [raw::word(signal), 0, action.as_mut_ptr() as u64, SET, 0, 0])
+    };
+    action[0] > libc::SIG_IGN as u64
 }
 
 /// Notes those of the calling thread.
 pub fn note(tid: i32) {
-    take(b"SigPnd:", tid);
+    let own = take(b"SigPnd:", tid);
+    queue_again(own, tid);
 }
 
-/// Notes those of the process.
-pub fn note_shared() {
-    take(b"ShdPnd:", 0);
+/// Notes those of the calling thread, and those of the process. A thread's own are taken first, and are queued again last: whoever takes
+/// one of the process's would be given the thread's of that number instead.
+pub fn note_all(tid: i32) {
+    let own = take(b"SigPnd:", tid);
+    let shared = take(b"ShdPnd:", 0);
+    queue_again(shared, 0);
+    queue_again(own, tid);
 }
 
-fn take(line: &[u8], tid: i32) {
+/// What was noted at once: from where in the mailbox, and how many.
+#[derive(Clone, Copy)]
+struct Noted {
+    begin: usize,
+    count: usize,
+}
+
+fn take(line: &[u8], tid: i32) -> Noted {
     let mailbox = Mailbox::at(MAILBOX.load(Ordering::Relaxed));
+    let most = mailbox.most_signals();
     let begin = usize::try_from(mailbox.signals().load(Ordering::Acquire)).unwrap_or(0);
-    let own = u64::from(tid.unsigned_abs());
-    let mut mine = 0usize;
+    let mut count = 0usize;
     loop {
         let set = shown(line) & !ours();
         if set == 0 {
@@ -51,8 +89,9 @@ fn take(line: &[u8], tid: i32) {
         }
         // The lowest first, as the kernel would.
         let one = set & set.wrapping_neg();
-        let at = usize::try_from(mailbox.signals().fetch_add(1, Ordering::AcqRel)).unwrap_or(MOST_SIGNALS);
-        if at >= MOST_SIGNALS {
+        let at = usize::try_from(mailbox.signals().fetch_add(1, Ordering::AcqRel)).unwrap_or(most);
+        if at >= most {
+            // Who writes the image sees that there are more than fit.
             break;
         }
         let time = [0u64; 2];
@@ -71,9 +110,16 @@ fn take(line: &[u8], tid: i32) {
             unsafe { (*mailbox.signal(at)).tid = -1 };
             break;
         }
-        mine += 1;
+        count += 1;
     }
-    let end = usize::try_from(mailbox.signals().load(Ordering::Acquire)).unwrap_or(0).min(MOST_SIGNALS);
+    Noted { begin, count }
+}
+
+fn queue_again(Noted { begin, count: mut mine }: Noted, tid: i32) {
+    let mailbox = Mailbox::at(MAILBOX.load(Ordering::Relaxed));
+    let own = u64::from(tid.unsigned_abs());
+    let end =
+        usize::try_from(mailbox.signals().load(Ordering::Acquire)).unwrap_or(0).min(mailbox.most_signals());
     for at in begin..end {
         if mine == 0 {
             return;
@@ -97,24 +143,67 @@ fn take(line: &[u8], tid: i32) {
     }
 }
 
-/// The set in a line of the calling thread's status.
+/// The set in a line of the calling thread's status, read in small pieces: there may be little room on this stack.
 fn shown(line: &[u8]) -> u64 {
-    let mut text = [0u8; 4096];
     let path = c"/proc/thread-self/status".as_ptr() as u64;
+    let mut finder = Finder { line, matched: Some(0), set: 0, found: false };
     // SAFETY: a string and a buffer of ours.
-    let read = unsafe {
+    unsafe {
         let args = [raw::word(libc::AT_FDCWD), path, raw::word(libc::O_CLOEXEC), 0, 0, 0];
         let Ok(file @ 0..) = i32::try_from(raw::call(libc::SYS_openat, args)) else { return 0 };
-        let args = [raw::word(file), text.as_mut_ptr() as u64, text.len() as u64, 0, 0, 0];
-        let read = raw::call(libc::SYS_read, args);
+        let mut text = [0u8; 128];
+        loop {
+            let args = [raw::word(file), text.as_mut_ptr() as u64, text.len() as u64, 0, 0, 0];
+            let Ok(read @ 1..) = usize::try_from(raw::call(libc::SYS_read, args)) else { break };
+            text[..read.min(text.len())].iter().for_each(|byte| finder.see(*byte));
+        }
         raw::close(file);
-        usize::try_from(read).unwrap_or(0).min(text.len())
-    };
-    for found in text[..read].split(|byte| *byte == b'\n') {
-        if let Some(digits) = found.strip_prefix(line) {
-            let digits = digits.iter().filter_map(|byte| char::from(*byte).to_digit(16));
-            return digits.fold(0, |sum, digit| sum << 4 | u64::from(digit));
+    }
+    finder.set
+}
+
+/// Finds a line by its beginning and reads the set in it.
+struct Finder<'a> {
+    line: &'a [u8],
+    /// How much of the beginning was seen in this line; `None` if it begins otherwise.
+    matched: Option<usize>,
+    set: u64,
+    found: bool,
+}
+
+impl Finder<'_> {
+    fn see(&mut self, byte: u8) {
+        match (byte, self.matched) {
+            (b'\n', _) => {
+                self.found |= self.matched == Some(self.line.len());
+                self.matched = if self.found { None } else { Some(0) };
+            }
+            (_, Some(at)) if at == self.line.len() => {
+                if let Some(digit) = char::from(byte).to_digit(16) {
+                    self.set = self.set << 4 | u64::from(digit);
+                }
+            }
+            (_, Some(at)) => self.matched = (self.line[at] == byte).then_some(at + 1),
+            (_, None) => {}
         }
     }
-    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_is_read_from_its_line() {
+        let read = |line: &[u8], text: &[u8]| {
+            let mut finder = Finder { line, matched: Some(0), set: 0, found: false };
+            text.iter().for_each(|byte| finder.see(*byte));
+            finder.set
+        };
+        let text = b"Name:\tSigPnd:\nSigQ:\t1/2\nSigPnd:\t0000000000000a00\nShdPnd:\t8000000000000001\nSigBlk:\tff\n";
+        assert_eq!(read(b"SigPnd:", text), 0xa00);
+        assert_eq!(read(b"ShdPnd:", text), 0x8000_0000_0000_0001);
+        assert_eq!(read(b"SigBlk:", text), 0xff);
+        assert_eq!(read(b"SigIgn:", text), 0);
+    }
 }

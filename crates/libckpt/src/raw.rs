@@ -44,6 +44,26 @@ pub fn map(len: usize, flags: i32) -> Option<*mut u8> {
     (at > 0).then_some(at as *mut u8)
 }
 
+/// Fresh memory that is shared with copies of this process, and not there before it is touched, even where the program locks all its
+/// memory in advance: the kernel fills what can be used when it is mapped, not shared memory that can be used only later.
+#[must_use]
+pub fn map_untouched(len: usize) -> Option<*mut u8> {
+    let flags = libc::MAP_ANONYMOUS | libc::MAP_SHARED | libc::MAP_NORESERVE;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping where the kernel likes.
+    unsafe {
+        let at = call(libc::SYS_mmap, [0, len as u64, word(libc::PROT_NONE), word(flags), u64::MAX, 0]);
+        if at <= 0 {
+            return None;
+        }
+        if call(libc::SYS_mprotect, [at.cast_unsigned(), len as u64, word(protection), 0, 0, 0]) != 0 {
+            unmap(at as *mut u8, len);
+            return None;
+        }
+        Some(at as *mut u8)
+    }
+}
+
 /// Gives memory back.
 ///
 /// # Safety
@@ -84,11 +104,6 @@ pub fn now() -> u64 {
         call(libc::SYS_clock_gettime, [word(libc::CLOCK_MONOTONIC), time.as_mut_ptr() as u64, 0, 0, 0, 0])
     };
     time[0] * 1_000_000_000 + time[1]
-}
-
-/// Writes to the standard error of the program, if it has one.
-pub fn say(text: &[u8]) {
-    write(2, text);
 }
 
 /// A number as an argument.

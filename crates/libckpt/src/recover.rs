@@ -6,55 +6,99 @@
 
 #![allow(unsafe_code, reason = "see Safety above")]
 
+mod before;
+mod choose;
+mod twins;
+
 use core::ffi::CStr;
 use core::sync::atomic::{AtomicU32, Ordering};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use rewake_image::{Image, build_id};
+use rewake_image::{Image, PageReader, RECORDS_FILE};
 use rewake_restore::{IpcPolicy, OnChanged, Options, OutsideSockets, Pids, RestoreError};
 
 use crate::ids::{self, Ids};
 use crate::lead::{FACTS, disperse};
 use crate::stand::{STANDING, Since, Slot, standing};
 use crate::start::TID_OFFSET;
-use crate::{raw, store};
+use crate::{entry, helper, raw, remedy};
 
 /// Status of a recovery that failed: never the program's own.
 pub const FAILED: u64 = 125;
+
+/// How often a later image is taken when one is removed meanwhile.
+const TRIES: u32 = 8;
 
 /// Threads that are back.
 static BACK: AtomicU32 = AtomicU32::new(0);
 /// Counts lives.
 static LIFE: AtomicU32 = AtomicU32::new(0);
 
-/// Becomes the program of the latest image, or of this one. Comes back never: what goes wrong ends this process.
-pub fn run(dir: Option<&CStr>) {
-    let place = dir.map_or_else(store::of_this_program, |dir| {
+/// What is to be recovered.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// Words before the wish: a script, say.
+    pub words: [Option<&'a CStr>; 2],
+    /// The image, or a store.
+    pub dir: Option<&'a CStr>,
+    /// A word too many.
+    pub more: Option<&'a CStr>,
+}
+
+/// Becomes the program of the latest image, or of the one that is named. Comes back never: what goes wrong ends this process. Where there are
+/// more words than that one, somebody wants what is not done.
+pub fn run(wanted: &Wanted<'_>) {
+    entry::put_off();
+    if let Some(more) = wanted.more {
+        let more = more.to_string_lossy();
+        fail(&format!(
+            "libckpt: =recover takes no more than a folder, not {more:?}\n  the recovered program has the arguments it was started with"
+        ));
+    }
+    let place = wanted.dir.map_or_else(crate::store::of_this_program, |dir| {
         PathBuf::from(std::ffi::OsStr::from_bytes(dir.to_bytes()))
     });
-    let error = recover(&place);
-    eprintln!("{error}");
+    fail(&before::check().map_or_else(|error| error, |()| recover(&place, wanted)));
+}
+
+fn fail(why: &str) {
+    eprintln!("{why}");
     // SAFETY: it never returns.
     unsafe { raw::call(libc::SYS_exit_group, [FAILED, 0, 0, 0, 0, 0]) };
 }
 
 fn told(error: &RestoreError) -> String {
-    let remedy = error.remedy().map(|remedy| format!("\n  {remedy}")).unwrap_or_default();
+    let remedy = error.remedy().map(|remedy| format!("\n  {}", remedy::here(&remedy))).unwrap_or_default();
     format!("libckpt: {error}{remedy}")
 }
 
-fn recover(place: &Path) -> String {
-    let dir = match rewake_image::store::resolve(place) {
-        Ok(dir) => dir,
-        Err(error) => {
-            let place = place.display();
-            return format!(
-                "libckpt: nothing to recover in {place}: {error}\n  make a checkpoint first: ckpt PID"
-            );
+fn recover(place: &Path, wanted: &Wanted<'_>) -> String {
+    let mut tries = TRIES;
+    loop {
+        let latest = rewake_image::store::resolve(place).ok();
+        let (why, dir) = match choose::image(place, wanted) {
+            Ok(dir) => (recover_image(dir.clone()), dir),
+            // Removed between two looks at the store.
+            Err(why) => (why, PathBuf::new()),
+        };
+        tries -= 1;
+        // An image that is removed meanwhile (`keep`) is so because there is a later one.
+        let later = rewake_image::store::resolve(place).ok().filter(|later| Some(later) != latest.as_ref());
+        if tries == 0 || later.is_none() || !dir.as_os_str().is_empty() && dir.join(RECORDS_FILE).exists() {
+            return why;
         }
+    }
+}
+
+/// Becomes the program of this image; comes back with what went wrong, while this process is as it was.
+fn recover_image(dir: PathBuf) -> String {
+    // Held by the companion until the program has its files.
+    let _alone = match twins::alone(&dir) {
+        Ok(alone) => alone,
+        Err(refusal) => return refusal,
     };
-    if let Err(refusal) = check_program(&dir) {
+    if let Err(refusal) = check_image(&dir) {
         return refusal;
     }
     let options = Options {
@@ -66,44 +110,31 @@ fn recover(place: &Path) -> String {
         outside_sockets: OutsideSockets::default(),
         new_session: false,
     };
-    match rewake_restore::own::become_program(&options, &mut |error| eprintln!("{}", told(error))) {
+    match rewake_restore::own::become_program(&options, &mut before::undo, &mut |error| {
+        eprintln!("{}", told(error))
+    }) {
         Ok(never) => match never {},
         Err(error) => told(&error),
     }
 }
 
-/// The image must be of this very program: by its build id; where it has none, by its size and the time when it was written.
-fn check_program(dir: &Path) -> Result<(), String> {
-    let shown = dir.display();
-    let failed = |error: &dyn std::fmt::Display| format!("libckpt: {error}");
-    let image = Image::open(dir).map_err(|error| failed(&error))?;
-    let exe = image.root().memory.as_ref().and_then(|memory| memory.exe.as_ref());
-    let Some(then) = exe.and_then(|exe| exe.identity.as_ref()) else {
-        return Err(format!("libckpt: {shown} does not say of which program it is"));
-    };
-    let own = Path::new("/proc/self/exe");
-    let (same, how) = if then.build_id.is_empty() {
-        use std::os::unix::fs::MetadataExt as _;
-        let now = std::fs::metadata(own).map_err(|error| failed(&error))?;
-        let time = (now.mtime(), now.mtime_nsec());
-        let same = then.size == now.size() && (then.mtime_s, i64::from(then.mtime_ns)) == time;
-        (same, "which has no build id, and another size or time".to_owned())
-    } else {
-        let now = build_id::of(own);
-        let text = format!("build id {}, this one has {}", hexadecimal(&then.build_id), hexadecimal(&now));
-        (now == then.build_id, text)
-    };
-    if same {
-        return Ok(());
-    }
-    let path = then.as_path().display();
-    Err(format!(
-        "libckpt: {shown} is an image of another program, {path} ({how})\n  recover it with that program, as it was when the image was made"
-    ))
+fn check_image(dir: &Path) -> Result<(), String> {
+    let image = Image::open(dir).map_err(|error| format!("libckpt: {error}"))?;
+    check_ids(dir, &image)?;
+    twins::check(&image)
 }
 
-fn hexadecimal(id: &[u8]) -> String {
-    if id.is_empty() { "none".to_owned() } else { id.iter().map(|byte| format!("{byte:02x}")).collect() }
+/// Whether it can be told which memory keeps ids of threads: those of containers are numbers like all others.
+fn check_ids(dir: &Path, image: &Image) -> Result<(), String> {
+    let failed = |error: &dyn std::fmt::Display| format!("libckpt: {error}");
+    let reader = PageReader::open(dir, &image.stream).map_err(|error| failed(&error))?;
+    match ids::doubtful(image, &reader).map_err(|error| failed(&error))? {
+        None => Ok(()),
+        Some(address) => Err(format!(
+            "libckpt: a thread of the program may hold a lock near {address:#x}, or the program has numbers there that look like one: thread ids this small cannot be told from others\n  resume -d {} gives threads the very same ids",
+            dir.display()
+        )),
+    }
 }
 
 /// What a thread does that finds itself in another life. When this returns it may go on.
@@ -134,21 +165,38 @@ pub fn put_right(slot: &Slot, leads: bool, since: Since) {
         // SAFETY: all threads have left the program of the restore.
         unsafe { raw::unmap(stage as *mut u8, usize::try_from(len).unwrap_or(0)) };
     }
-    let changed = Ids::new(slots().map(|slot| (slot.tid, slot.tid_now.load(Ordering::Acquire))));
-    // SAFETY: all others wait.
-    unsafe { changed.put_right() };
-    drop(changed);
+    // There may be little room on this stack.
+    match raw::map(STACK, libc::MAP_PRIVATE | libc::MAP_NORESERVE) {
+        // SAFETY: new memory, given back when nobody is on it any more; all others wait.
+        Some(stack) => unsafe {
+            helper::on_stack(stack as u64 + STACK as u64, put_mutexes_right, 0);
+            raw::unmap(stack, STACK);
+        },
+        None => put_mutexes_right(0),
+    }
     crate::entry::give_back();
+    crate::home::settle();
+    crate::voice::learn();
     for fd in [&FACTS.memory, &FACTS.orders_in, &FACTS.orders_out] {
         fd.store(-1, Ordering::Relaxed);
     }
     crate::mark::set(crate::settings::signal());
     crate::writer::nobody();
     crate::later::forget();
+    crate::positions::again();
     disperse();
     BACK.store(0, Ordering::Release);
     LIFE.fetch_add(1, Ordering::AcqRel);
     raw::futex_wake(&LIFE);
+}
+
+/// Bytes of the stack that is used for what takes some.
+const STACK: usize = 1 << 20;
+
+extern "C" fn put_mutexes_right(_: u64) {
+    let changed = Ids::new(slots().map(|slot| (slot.tid, slot.tid_now.load(Ordering::Acquire))));
+    // SAFETY: all others wait.
+    unsafe { changed.put_right() };
 }
 
 /// libc keeps the id of each thread; the kernel gave it another one.

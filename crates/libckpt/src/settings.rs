@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use rewake_capture::Compression;
 
-use self::parse::Setting;
+use self::parse::{Setting, Wrong};
 use crate::{SIGFREEZE, ceilings, entry, raw};
 
 /// Room for the longest path, with its end.
@@ -37,6 +37,7 @@ struct Text(UnsafeCell<[u8; ROOM]>);
 unsafe impl Sync for Text {}
 
 static DIRECTORY: Text = Text(UnsafeCell::new([0; ROOM]));
+static PROGRAM: Text = Text(UnsafeCell::new([0; ROOM]));
 static WORKING: Text = Text(UnsafeCell::new([0; ROOM]));
 static HOME: Text = Text(UnsafeCell::new([0; ROOM]));
 static LEVEL: AtomicU32 = AtomicU32::new(1);
@@ -49,7 +50,7 @@ static FORK: AtomicU32 = AtomicU32::new(0);
 static SIGNAL: AtomicU32 = AtomicU32::new(SIGFREEZE.unsigned_abs());
 
 impl Text {
-    fn get(&self) -> &[u8] {
+    fn get(&'static self) -> &'static [u8] {
         // SAFETY: written at the start only.
         let bytes = unsafe { &*self.0.get() };
         &bytes[..bytes.iter().position(|byte| *byte == 0).unwrap_or(0)]
@@ -64,7 +65,7 @@ impl Text {
         bytes[len] = 0;
     }
 
-    fn path(&self) -> &Path {
+    fn path(&'static self) -> &'static Path {
         Path::new(std::ffi::OsStr::from_bytes(self.get()))
     }
 }
@@ -115,6 +116,7 @@ fn say(text: fmt::Arguments<'_>) {
 /// A list of strings, with a null pointer at its end, as `main` gets it.
 pub unsafe fn read(environment: *const *const c_char) {
     learn_working_folder();
+    learn_name();
     // SAFETY: no arguments that are pointers.
     if unsafe { libc::getauxval(libc::AT_SECURE) } != 0 {
         return;
@@ -141,8 +143,13 @@ pub unsafe fn read(environment: *const *const c_char) {
     unsafe {
         each(environment, &mut |name, value| {
             let mut room = [0; 32];
+            let place = Place::Variable(name);
             if let Some(key) = parse::key_of_variable(name, &mut room) {
-                take(&Place::Variable(name), key, value);
+                take(&place, key, value);
+            } else if let Some(meant) = parse::meant(name) {
+                say(format_args!(
+                    "{place}: there is no such setting; '{meant}' is CKPT_ and that in capitals"
+                ));
             }
         });
     }
@@ -175,6 +182,28 @@ fn learn_working_folder() {
         && room[0] == b'/'
     {
         WORKING.set(&room[..len - 1]);
+    }
+}
+
+/// The program's file may be renamed or replaced while it runs: its store stays the same.
+fn learn_name() {
+    let mut room = [0u8; ROOM];
+    let path = c"/proc/self/exe".as_ptr() as u64;
+    let args = [raw::word(libc::AT_FDCWD), path, room.as_mut_ptr() as u64, ROOM as u64, 0, 0];
+    // SAFETY: a string and a buffer of ours.
+    let len = unsafe { raw::call(libc::SYS_readlinkat, args) };
+    let path = usize::try_from(len).ok().and_then(|len| room.get(..len)).unwrap_or_default();
+    let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    // What the kernel adds when the file has been replaced by then.
+    PROGRAM.set(name.strip_suffix(b" (deleted)").unwrap_or(name));
+}
+
+/// The name of the program's file when it was started.
+#[must_use]
+pub fn program() -> &'static [u8] {
+    match PROGRAM.get() {
+        b"" => b"program",
+        name => name,
     }
 }
 
@@ -244,6 +273,35 @@ fn is_trusted(fd: i32) -> bool {
         && status.st_mode & libc::S_IWOTH == 0
 }
 
+/// What a setting is now, in the words that it can be set by.
+struct Kept<'a>(&'a [u8]);
+
+impl fmt::Display for Kept<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let switch = |on: bool| if on { "on" } else { "off" };
+        match self.0 {
+            b"checkpointing" => f.write_str(switch(entry::ON.load(Ordering::Relaxed) != 0)),
+            b"directory" if DIRECTORY.get().is_empty() => f.write_str(".rewake/%n"),
+            b"directory" => write!(f, "{}", DIRECTORY.get().escape_ascii()),
+            b"store_files_level" => write!(f, "{}", level()),
+            b"verbose" => f.write_str(switch(verbose())),
+            b"interval" if interval() > 0 => write!(f, "{}s", interval()),
+            b"interval" => f.write_str("off"),
+            b"keep" => match keep() {
+                Some(count) => write!(f, "{count}"),
+                None => f.write_str("all"),
+            },
+            b"compress" => f.write_str(match compression() {
+                Compression::None => "none",
+                Compression::Lz4 => "lz4",
+                Compression::Zstd => "zstd",
+            }),
+            b"mode" => f.write_str(if forks() { "fork" } else { "stop" }),
+            _ => write!(f, "{}", signal()),
+        }
+    }
+}
+
 /// Keeps a setting, or says what is wrong with it.
 fn take(place: &Place<'_>, key: &[u8], value: &[u8]) {
     match parse::setting(key, value, PATH) {
@@ -261,13 +319,14 @@ fn take(place: &Place<'_>, key: &[u8], value: &[u8]) {
         }
         Ok(Setting::Fork(on)) => FORK.store(on.into(), Ordering::Relaxed),
         Ok(Setting::Signal(number)) => SIGNAL.store(number, Ordering::Relaxed),
+        Err(wrong @ Wrong::Value(key, ..)) => say(format_args!("{place}: {wrong}; it stays {}", Kept(key))),
         Err(wrong) => say(format_args!("{place}: {wrong}")),
     }
 }
 
 /// The store, if somebody said which: `%n` in it is the name of the program, `~/` at its beginning the home folder.
 #[must_use]
-pub fn directory(program: &[u8]) -> Option<PathBuf> {
+pub fn directory() -> Option<PathBuf> {
     let text = DIRECTORY.get();
     if text.is_empty() {
         return None;
@@ -280,7 +339,7 @@ pub fn directory(program: &[u8]) -> Option<PathBuf> {
     path.extend_from_slice(parts.next().unwrap_or_default());
     for part in parts {
         match part.strip_prefix(b"n") {
-            Some(after) => path.extend([program, after].concat()),
+            Some(after) => path.extend([program(), after].concat()),
             None => path.extend([b"%", part].concat()),
         }
     }

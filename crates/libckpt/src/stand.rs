@@ -10,7 +10,12 @@
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
 
+use crate::lead::MAILBOX;
+use crate::mailbox::Mailbox;
 use crate::{pending, raw};
+
+/// See [`Slot::asked_at`].
+pub const NOWHERE: usize = usize::MAX;
 
 /// A thread that stands still.
 #[derive(Debug)]
@@ -34,6 +39,8 @@ pub struct Slot {
     pub walk: crate::mailbox::Walk,
     /// The call it was in, if that is known.
     pub doing: crate::mailbox::Doing,
+    /// Where that is noted in the mailbox; [`NOWHERE`] if it is not.
+    pub asked_at: usize,
     /// Signals are pending for it or its process.
     pub pending: bool,
     /// Its id in another life.
@@ -147,7 +154,8 @@ impl Slot {
             next: core::ptr::null_mut(),
             orders: 0,
             walk: crate::mailbox::Walk::default(),
-            doing: crate::mailbox::NOTHING,
+            doing: crate::mailbox::Doing::NOTHING,
+            asked_at: NOWHERE,
             pending: pending::any(),
             tid_now: AtomicI32::new(0),
         }
@@ -170,6 +178,10 @@ impl Slot {
         let may_come = |count: u32| (count & CLOSED == 0).then_some(count + 1);
         if COUNT.fetch_update(Ordering::AcqRel, Ordering::Acquire, may_come).is_err() {
             return false;
+        }
+        if self.asked_at != NOWHERE {
+            // SAFETY: who leads noted it there before it asked, and keeps the mailbox until those that were counted have gone.
+            self.doing = unsafe { *Mailbox::at(MAILBOX.load(Ordering::Acquire)).doing(self.asked_at) };
         }
         let mut first = STANDING.load(Ordering::Acquire);
         loop {

@@ -9,7 +9,9 @@ use core::ffi::CStr;
 use core::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, Ordering};
 
 use crate::acting::{self, Copy};
-use crate::{entry, raw, recover, settings};
+use crate::recover::Wanted;
+use crate::voice::Line;
+use crate::{entry, home, overrides, raw, recover, settings, voice};
 
 /// Where libc keeps a thread's id, from its thread pointer; 0 if that is not known.
 pub static TID_OFFSET: AtomicI32 = AtomicI32::new(0);
@@ -32,6 +34,7 @@ type Arguments = *const *const core::ffi::c_char;
 pub static rewake_ckpt_start: extern "C" fn(i32, Arguments, Arguments) = start;
 
 extern "C" fn start(count: i32, arguments: Arguments, environment: Arguments) {
+    voice::learn();
     match acting::find_out() {
         Copy::Acts => {}
         Copy::StandsBack => return,
@@ -43,40 +46,53 @@ extern "C" fn start(count: i32, arguments: Arguments, environment: Arguments) {
         }
     }
     learn();
+    overrides::find_all();
     // SAFETY: libc calls the functions of this table with the arguments of `main`.
     unsafe { settings::read(environment) };
     // SAFETY: libc calls the functions of this table with the arguments of `main`.
     match unsafe { asked(count, arguments) } {
-        Asked::Run => entry::install(),
-        Asked::Recover(dir) => recover::run(dir),
+        Asked::Run => {
+            home::begin();
+            entry::install();
+        }
+        Asked::Recover(wanted) => recover::run(&wanted),
     }
 }
 
 fn refuse(why: &str) {
-    raw::say(b"libckpt: no checkpoints of this program: ");
-    raw::say(why.as_bytes());
-    raw::say(b"\n");
+    let mut line = Line::new(b"libckpt: no checkpoints of this program: ");
+    line.text(why.as_bytes());
+    line.say();
 }
 
 enum Asked<'a> {
     Run,
-    Recover(Option<&'a CStr>),
+    Recover(Wanted<'a>),
 }
 
-/// `=recover`, `=recover DIR`, `= recover`, `= recover DIR`.
+/// `=recover`, `=recover DIR`, `= recover`, `= recover DIR`: before all other words. Where the library is preloaded, a script and a word for
+/// its interpreter may stand before it: `python3 job.py =recover`, which is also what the kernel makes of `./job.py =recover`.
 ///
 /// # Safety
 /// So many strings are there.
 unsafe fn asked<'a>(count: i32, arguments: Arguments) -> Asked<'a> {
-    let get = |at: i32| {
+    const BEFORE: usize = 2;
+    let get = |at: usize| {
         // SAFETY: the caller's.
-        (at < count).then(|| unsafe { CStr::from_ptr(*arguments.add(at.unsigned_abs() as usize)) })
+        i32::try_from(at).is_ok_and(|at| at < count).then(|| unsafe { CStr::from_ptr(*arguments.add(at)) })
     };
-    match (get(1), get(2)) {
-        (Some(first), dir) if first == c"=recover" => Asked::Recover(dir),
-        (Some(first), Some(second)) if first == c"=" && second == c"recover" => Asked::Recover(get(3)),
-        _ => Asked::Run,
+    for before in 0..=if acting::is_preloaded() { BEFORE } else { 0 } {
+        let first = 1 + before;
+        let rest = match (get(first), get(first + 1)) {
+            (Some(word), _) if word == c"=recover" => first + 1,
+            (Some(word), Some(second)) if word == c"=" && second == c"recover" => first + 2,
+            _ => continue,
+        };
+        let words = [get(1), get(2)].map(|word| word.filter(|_| before > 0));
+        let words = if before == 1 { [words[0], None] } else { words };
+        return Asked::Recover(Wanted { words, dir: get(rest), more: get(rest + 1) });
     }
+    Asked::Run
 }
 
 /// Seccomp mode and number of filters at the start.
@@ -106,7 +122,7 @@ fn learn() {
     learn_seccomp();
 }
 
-/// Looks for the id of this thread where libc keeps it.
+/// Where libc keeps the id of a thread: as it tells debuggers, or else where the first thread's id stands.
 fn tid_offset() -> Option<i32> {
     let thread_pointer: u64;
     // SAFETY: what the x86-64 ABI defines for every thread with thread-local storage.
@@ -118,7 +134,17 @@ fn tid_offset() -> Option<i32> {
         // SAFETY: within glibc's data of the first thread, which is more than two thousand bytes long.
         unsafe { (at as *const i32).read_volatile() == own }
     };
-    (0..TID_WITHIN.min(page_end).min(2048)).step_by(4).find(known)
+    told_offset().filter(known).or_else(|| (0..TID_WITHIN.min(page_end).min(2048)).step_by(4).find(known))
+}
+
+/// What glibc tells libthread_db of its field `tid`: bits of an element, number of elements, offset.
+fn told_offset() -> Option<i32> {
+    // SAFETY: where the symbol is there it is a constant of glibc's of that type.
+    unsafe {
+        let told = libc::dlsym(libc::RTLD_DEFAULT, c"_thread_db_pthread_tid".as_ptr()).cast::<[u32; 3]>();
+        let [bits, count, offset] = if told.is_null() { return None } else { told.read() };
+        (bits == 32 && count == 1 && offset < 4096).then(|| i32::try_from(offset).ok())?
+    }
 }
 
 fn learn_seccomp() {

@@ -21,10 +21,39 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// The store of the program that this process runs.
 #[must_use]
 pub fn of_this_program() -> PathBuf {
-    let exe = std::fs::read_link("/proc/self/exe").unwrap_or_default();
-    let name = exe.file_name().map_or_else(|| "program".into(), std::ffi::OsStr::to_os_string);
-    settings::directory(name.as_bytes())
-        .unwrap_or_else(|| settings::from_start(&Path::new(FOLDER).join(name)))
+    let name = std::ffi::OsStr::from_bytes(settings::program());
+    settings::directory().unwrap_or_else(|| settings::from_start(&Path::new(FOLDER).join(name)))
+}
+
+/// Folders that were made for the first image. Dropped before there is one, they are removed again, if nobody else has put anything there.
+#[derive(Debug)]
+pub struct New(Vec<PathBuf>);
+
+impl New {
+    /// Makes the store, and the folders it is in.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn make(store: &Path) -> io::Result<Self> {
+        let missing = store.ancestors().take_while(|path| path.symlink_metadata().is_err());
+        let new = Self(missing.map(Path::to_owned).collect());
+        std::fs::create_dir_all(store)?;
+        Ok(new)
+    }
+
+    /// There is an image in it.
+    pub fn stay(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for New {
+    fn drop(&mut self) {
+        for folder in &self.0 {
+            // One that is not empty stays.
+            let _mostly_gone = std::fs::remove_dir(folder);
+        }
+    }
 }
 
 /// Where the next image of a store goes: numbers count up, those that are being written included. What dead runs have left is removed.
@@ -75,18 +104,21 @@ pub fn point_to(store: &Path, image: &Path) -> io::Result<()> {
         return Ok(());
     }
     let new = store.join(format!(".latest-{}", std::process::id()));
+    // Of somebody of that id who was killed.
+    let _mostly_none = rustix::fs::unlink(&new);
     rustix::fs::symlink(name, &new)?;
     rustix::fs::rename(&new, store.join(LATEST))?;
     Ok(())
 }
 
 /// Removes complete images of a store, from the oldest on, until there are so many that are not later than this one, which is complete.
+/// Those of other programs that share the store (of another lineage) do not count.
 /// Not that which `latest` leads to, nor one with a journal of files that are being put back or with anything else in its folder; what is
 /// broken, or no image, is left alone.
 ///
 /// # Errors
 /// The first thing that could not be removed; the rest is tried yet.
-pub fn prune(store: &Path, image: &Path, keep: usize) -> io::Result<()> {
+pub fn prune(store: &Path, image: &Path, keep: usize, lineage: &[u8]) -> io::Result<()> {
     let number = |name: &std::ffi::OsStr| name.to_str().and_then(|name| name.parse::<u64>().ok());
     let Some(ours) = image.file_name().and_then(number) else { return Ok(()) };
     let latest = rustix::fs::readlink(store.join(LATEST), Vec::new()).ok();
@@ -98,7 +130,7 @@ pub fn prune(store: &Path, image: &Path, keep: usize) -> io::Result<()> {
     let mut outcome = Ok(());
     for old in numbers {
         let old_image = store.join(old.to_string());
-        if !is_complete(&old_image) || holds_more(&old_image) {
+        if !is_complete(&old_image, lineage) || holds_more(&old_image) {
             continue;
         }
         if kept < keep || Some(old) == latest {
@@ -111,8 +143,10 @@ pub fn prune(store: &Path, image: &Path, keep: usize) -> io::Result<()> {
     outcome
 }
 
-fn is_complete(image: &Path) -> bool {
-    Image::open(image).is_ok_and(|records| PageReader::open(image, &records.stream).is_ok())
+fn is_complete(image: &Path, lineage: &[u8]) -> bool {
+    let is_ours = |records: &Image| records.manifest.lineage == lineage;
+    Image::open(image)
+        .is_ok_and(|image_of| is_ours(&image_of) && PageReader::open(image, &image_of.stream).is_ok())
 }
 
 /// Whether there is something else in its folder: the journal of files that are being put back, or what is somebody's.
@@ -143,14 +177,16 @@ pub fn numbering(store: &Path) -> Option<OwnedFd> {
 /// Removes an image: its records first, so that what is left is no image.
 fn remove(image: &Path) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let folder = rustix::fs::open(image, flags, Mode::empty())?;
+    // The copy that wrote the image before may be at it too.
+    let gone = |error: rustix::io::Errno| if error == rustix::io::Errno::NOENT { Ok(()) } else { Err(error) };
+    let folder = match rustix::fs::open(image, flags, Mode::empty()) {
+        Ok(folder) => folder,
+        Err(error) => return Ok(gone(error)?),
+    };
     for name in rewake_image::FILES {
-        match rustix::fs::unlinkat(&folder, name, AtFlags::empty()) {
-            Ok(()) | Err(rustix::io::Errno::NOENT) => {}
-            Err(error) => return Err(error.into()),
-        }
+        rustix::fs::unlinkat(&folder, name, AtFlags::empty()).or_else(gone)?;
     }
-    Ok(rustix::fs::rmdir(image)?)
+    Ok(rustix::fs::rmdir(image).or_else(gone)?)
 }
 
 #[cfg(test)]
@@ -221,14 +257,16 @@ mod tests {
         std::fs::write(place("1").join("notes"), b"mine").unwrap();
         std::fs::write(place("3").join("pages"), b"torn").unwrap();
         point_to(store.path(), &place("5")).unwrap();
-        prune(store.path(), &place("5"), 2).unwrap();
+        prune(store.path(), &place("5"), 1, b"another's").unwrap();
+        assert_eq!(names(store.path()).len(), 8);
+        prune(store.path(), &place("5"), 2, &[]).unwrap();
         // Somebody has a file in the first, the third is torn, and the sixth is not done yet, as far as the fifth knows.
         assert_eq!(names(store.path()), ["1", "3", "4", "5", "6", LATEST, "mine"]);
         assert!(place("1").join("notes").exists() && place("1").join("records").exists());
-        prune(store.path(), &place("5"), 1).unwrap();
+        prune(store.path(), &place("5"), 1, &[]).unwrap();
         assert_eq!(names(store.path()), ["1", "3", "5", "6", LATEST, "mine"]);
         std::fs::write(place("5").join(rewake_image::UNDO_FILE), b"").unwrap();
-        prune(store.path(), &place("6"), 1).unwrap();
+        prune(store.path(), &place("6"), 1, &[]).unwrap();
         assert!(place("5").join("records").exists(), "its files wait to be made what they were");
     }
 }

@@ -48,7 +48,9 @@ pub fn start() {
         TIMER.store(id, Ordering::Relaxed);
         OWNER.store(raw::getpid(), Ordering::Relaxed);
     } else {
-        raw::say(b"libckpt: there is no timer for checkpoints at intervals (limit of pending signals)\n");
+        crate::voice::say(
+            b"libckpt: there is no timer for checkpoints at intervals (limit of pending signals)",
+        );
     }
 }
 

@@ -15,7 +15,7 @@ static COPIES: [AtomicI32; MOST] = [const { AtomicI32::new(0) }; MOST];
 static LAST: AtomicUsize = AtomicUsize::new(0);
 const MOST: usize = 64;
 /// What such copies are called.
-const NAME: &[u8; 12] = b"rewake-ckpt\0";
+pub const NAME: &[u8] = b"rewake-ckpt";
 
 /// In another life nobody writes.
 pub fn nobody() {
@@ -31,6 +31,19 @@ pub fn is_busy() -> bool {
 /// Copies that were made before and are there yet.
 pub fn others() -> impl Iterator<Item = i32> {
     COPIES.iter().map(|copy| copy.load(Ordering::Relaxed)).filter(|copy| lives(*copy))
+}
+
+/// Takes leave of copies that have ended: in a container they are left to its first process, which may be this one.
+pub fn reap() {
+    let options = raw::word(libc::WNOHANG | libc::__WALL);
+    for copy in COPIES.iter().filter(|copy| copy.load(Ordering::Relaxed) != 0) {
+        let id = copy.load(Ordering::Relaxed);
+        // SAFETY: nothing is told.
+        let reaped = unsafe { raw::call(libc::SYS_wait4, [raw::word(id), 0, options, 0, 0, 0]) };
+        if reaped == i64::from(id) {
+            copy.store(0, Ordering::Relaxed);
+        }
+    }
 }
 
 fn lives(copy: i32) -> bool {
@@ -55,14 +68,15 @@ fn lives(copy: i32) -> bool {
     // The id, the name in brackets, the state. It may be another process by now, or have ended and not been waited for.
     let shown = &text[..len];
     let begin = shown.iter().position(|byte| *byte == b'(').map_or(len, |at| at + 1);
-    let rest = shown[begin..].strip_prefix(&NAME[..11]).and_then(|rest| rest.strip_prefix(b") "));
+    let rest = shown[begin..].strip_prefix(NAME).and_then(|rest| rest.strip_prefix(b") "));
     rest.and_then(<[u8]>::first).is_some_and(|state| !b"ZX".contains(state))
 }
 
 /// Gives this process the name of copies, those that it makes included.
 pub fn take_name() {
+    let name = c"rewake-ckpt".as_ptr() as u64;
     // SAFETY: a string of ours.
-    unsafe { raw::call(libc::SYS_prctl, [raw::word(libc::PR_SET_NAME), NAME.as_ptr() as u64, 0, 0, 0, 0]) };
+    unsafe { raw::call(libc::SYS_prctl, [raw::word(libc::PR_SET_NAME), name, 0, 0, 0, 0]) };
 }
 
 /// Called by a copy: tells its id. `keeper` keeps the memory that it reads, if another does.

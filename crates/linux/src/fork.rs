@@ -32,7 +32,12 @@ pub fn fork() -> io::Result<Forked> {
         let text = format!("a process of {threads} threads cannot be copied");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     }
-    // SAFETY: this process has a single thread, so the child inherits no lock that nobody will release.
+    copy()
+}
+
+fn copy() -> io::Result<Forked> {
+    // SAFETY: this process has a single thread, so the child inherits no lock that nobody will release; or its maker has said that it
+    // waits for none: libc sees to those of its own malloc.
     match unsafe { libc::fork() } {
         0 => Ok(Forked::Child),
         pid => {
@@ -44,13 +49,16 @@ pub fn fork() -> io::Result<Forked> {
 /// Makes a copy of this process that is not its child: one between the two ends at once. It leads a session of its own, with all signals
 /// blocked, so that what ends a program does not end it.
 ///
+/// This process may have threads that others have started. The copy must not wait for what they may hold: the locks of streams and of
+/// the loader.
+///
 /// # Errors
-/// As [`fork`]; and when there was no such process in the end.
+/// When the kernel makes no process.
 pub fn fork_apart() -> io::Result<Forked> {
-    let between = match fork()? {
+    let between = match copy()? {
         Forked::Parent(between) => between,
         Forked::Child => {
-            let made = fork();
+            let made = copy();
             if matches!(made, Ok(Forked::Child)) {
                 let _already = rustix::process::setsid();
                 block_all();

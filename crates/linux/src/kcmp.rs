@@ -1,12 +1,14 @@
 //! kcmp(2): whether two tasks share a kernel object.
 //!
 //! # Safety
-//! The one unsafe block is a system call that takes and returns numbers; the one kind that reads memory of ours reads a local variable.
+//! Unsafe here: system calls that take and return numbers, or read an event of ours; the one kind that reads memory of ours reads a local variable.
 
 #![allow(unsafe_code, reason = "kcmp has no safe wrapper, see Safety above")]
 
 use std::cmp::Ordering;
 use std::io;
+
+use crate::twin;
 
 /// What two tasks may share. The numbers are the kernel's `KCMP_*`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +77,63 @@ pub fn same_as_watched(
     kcmp(holder, pid, KCMP_EPOLL_TFD, number(fd)?.into(), address)
 }
 
+/// Whether an error says that this kernel, or a filter, does not let anybody compare.
+#[must_use]
+pub fn is_refused(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOSYS | libc::EACCES))
+}
+
+/// Whether a thread shares something with its process. A copy of the process knows it otherwise, where nobody may compare.
+///
+/// # Errors
+/// As [`compare`].
+pub fn shared_with_thread(what: Shared, pid: i32, tid: i32) -> io::Result<bool> {
+    match compare(what, pid, tid) {
+        Err(error) if is_refused(&error) => {
+            if pid == tid {
+                Ok(true)
+            } else {
+                twin::shares(what, pid, tid).ok_or(error)
+            }
+        }
+        order => order.map(Ordering::is_eq),
+    }
+}
+
+/// Whether two descriptors of a process that this one is a copy of refer to the same open file description: asked of its own, for which
+/// nobody needs a right.
+///
+/// # Errors
+/// The kernel's: one before Linux 6.10 does not tell.
+pub fn same_in_copy(first: i32, second: i32) -> io::Result<bool> {
+    /// `F_DUPFD_QUERY`
+    const QUERY: libc::c_int = 1024 + 3;
+    // SAFETY: fcntl takes numbers only, which the kernel checks.
+    match unsafe { libc::fcntl(first, QUERY, second) } {
+        -1 => Err(io::Error::last_os_error()),
+        same => Ok(same == 1),
+    }
+}
+
+/// Whether a descriptor of a process that this one is a copy of is what its epoll instance watches under that number: the kernel does not
+/// let it be added once more.
+///
+/// # Errors
+/// The kernel's.
+pub fn watched_in_copy(epoll: i32, fd: i32) -> io::Result<bool> {
+    let mut nothing = libc::epoll_event { events: 0, u64: 0 };
+    // SAFETY: an event of ours.
+    let mut change = |operation| match unsafe { libc::epoll_ctl(epoll, operation, fd, &raw mut nothing) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    };
+    match change(libc::EPOLL_CTL_ADD) {
+        Ok(()) => change(libc::EPOLL_CTL_DEL).map(|()| false),
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
 fn kcmp(first: i32, second: i32, what: u8, index1: u64, index2: u64) -> io::Result<Ordering> {
     // SAFETY: kcmp takes numbers only, which the kernel checks; for KCMP_EPOLL_TFD `index2` is the address of a slot that lives in our
     // caller until the call is over, and is only read.
@@ -125,6 +184,21 @@ mod tests {
         assert_eq!(watched(twin.as_raw_fd(), 0).unwrap(), Ordering::Equal);
         assert_ne!(watched(writer.as_raw_fd(), 0).unwrap(), Ordering::Equal);
         assert_eq!(watched(twin.as_raw_fd(), 1).unwrap_err().raw_os_error(), Some(libc::ENOENT));
+    }
+
+    #[test]
+    fn a_copy_knows_duplicates_by_its_own() {
+        let (reader, writer) = io::pipe().unwrap();
+        let twin = reader.try_clone().unwrap();
+        match same_in_copy(reader.as_raw_fd(), twin.as_raw_fd()) {
+            Ok(same) => {
+                assert!(same);
+                assert!(!same_in_copy(reader.as_raw_fd(), writer.as_raw_fd()).unwrap());
+                assert!(same_in_copy(reader.as_raw_fd(), 999_999).is_err());
+            }
+            // Before Linux 6.10.
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EINVAL)),
+        }
     }
 
     #[test]

@@ -42,7 +42,12 @@ impl ProcessMemory {
         let open = || {
             // The first thread may have ended, and has no memory then.
             let living = Proc::open_living(pid).map_or(pid, |process| process.living());
-            File::options().read(true).write(true).open(format!("/proc/{living}/mem"))
+            let path = format!("/proc/{living}/mem");
+            match File::options().read(true).write(true).open(&path) {
+                // In a container `/proc` may be for reading only, which most need.
+                Err(error) if error.raw_os_error() == Some(libc::EROFS) => File::open(&path),
+                opened => opened,
+            }
         };
         Self::new(pid, crate::twin::memory_of(pid).unwrap_or_else(open))
     }

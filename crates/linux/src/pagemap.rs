@@ -56,6 +56,8 @@ impl Pages {
     pub const ZERO: Self = Self(1 << 5);
     /// Is part of a huge page that is mapped as one. Not on kernels before 6.7.
     pub const HUGE: Self = Self(1 << 6);
+    /// Lies in a mapping whose pages can be write-protected so. Not on kernels before 6.7.
+    pub const PROTECTABLE: Self = Self(1 << 0);
     /// Was written since soft-dirty bits were cleared.
     pub const SOFT_DIRTY: Self = Self(1 << 7);
     /// Is part of a guard region (`MADV_GUARD_INSTALL`). Never set on kernels before 6.15.
@@ -191,6 +193,48 @@ impl PageMap {
             Method::Entries(entries) => entries.run(&self.file, start..end, query, &mut found),
         };
         result.map_err(|errno| ProcError::new(self.pid, "pagemap", errno))
+    }
+
+    /// Appends the runs of private pages with own content that were written to since they were write-protected, and protects them at once.
+    /// All of `range` is registered with [`WriteTracking`](crate::userfault::WriteTracking).
+    ///
+    /// # Errors
+    /// EPERM when part of it is not; EOPNOTSUPP where the kernel cannot do it.
+    pub fn take_written(&mut self, range: Range<RemoteAddr>, runs: &mut Vec<Run>) -> Result<(), ProcError> {
+        let first = runs.len();
+        let range = range.start.get()..range.end.get();
+        let taken = match &mut self.method {
+            Method::Scan(scan) => {
+                scan.take_written(&self.file, range, &mut |from, to| push(runs, first, from, to))
+            }
+            Method::Entries(_) => Err(Errno::OPNOTSUPP),
+        };
+        taken.map_err(|errno| ProcError::new(self.pid, "pagemap", errno))
+    }
+
+    /// The runs of pages in `range` that are not write-protected, whatever they hold; `None` when part of it is not registered.
+    ///
+    /// # Errors
+    /// As [`ProcError`] tells apart.
+    pub fn written(&mut self, range: Range<RemoteAddr>) -> Result<Option<Vec<Run>>, ProcError> {
+        let Method::Scan(scan) = &mut self.method else { return Ok(None) };
+        let mut runs = Vec::new();
+        let range = range.start.get()..range.end.get();
+        match scan.written(&self.file, range, &mut |from, to| push(&mut runs, 0, from, to)) {
+            Ok(()) => Ok(Some(runs)),
+            Err(Errno::PERM) => Ok(None),
+            Err(errno) => Err(ProcError::new(self.pid, "pagemap", errno)),
+        }
+    }
+
+    /// Whether there is a page, in memory or in swap, at an address.
+    ///
+    /// # Errors
+    /// As [`ProcError`] tells apart.
+    pub fn has_page(&mut self, address: RemoteAddr) -> Result<bool, ProcError> {
+        let mut runs = Vec::new();
+        self.scan_into(address..address + PAGE_SIZE, Query::RESIDENT, &mut runs)?;
+        Ok(!runs.is_empty())
     }
 
     /// The runs of pages in `range` that match: [`PageMap::scan_into`] with a new list.

@@ -141,6 +141,8 @@ pub enum Action {
     Call(Sysno),
     /// `clone3`; the child walks the track named, the parent goes on.
     Spawn(TrackRef),
+    /// A `clone` whose child is a thread and walks this track: where `clone3` is not permitted, as in many containers.
+    Thread(TrackRef),
     /// Waits until as many threads as the second argument says have come to the 32-bit word at the first.
     Barrier,
     /// The thread goes on with code that is there by then: at the first argument, standing on the second, with the other two as that
@@ -319,6 +321,17 @@ impl Program {
         self.data[args.offset + STACK + 8..][..8].copy_from_slice(&16u64.to_le_bytes());
         let len = args.len as u64;
         self.push(track, Action::Spawn(child), &[args.into(), len.into()])
+    }
+
+    /// Adds a `clone` with these flags to `track` whose child is a thread and walks `child`.
+    pub fn thread(&mut self, track: TrackRef, child: TrackRef, flags: u64) -> CallBuilder<'_> {
+        let slot = self.zeros(24);
+        self.pointers.push((slot.offset, Pointer::Context(child)));
+        self.pointers.push((slot.offset + 8, Pointer::FirstEntry(child)));
+        // The child finds both below the end of its stack.
+        let stack = DataRef { offset: slot.offset + 16, len: 8 };
+        let zero = Value::from(0);
+        self.push(track, Action::Thread(child), &[flags.into(), stack.into(), zero, zero, zero])
     }
 
     /// Adds a barrier: the thread waits until `parties` have come to `word` (4 bytes of data, zero at first).

@@ -12,6 +12,8 @@ use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 
+use crate::kcmp::Shared;
+
 /// Whose copy this process is, and what of the other is not the program's.
 #[derive(Debug)]
 pub struct Twin {
@@ -84,4 +86,38 @@ pub fn hides_descriptor(pid: i32, fd: RawFd) -> bool {
 #[must_use]
 pub fn hides_mapping(pid: i32, start: u64) -> bool {
     of(pid).is_some_and(|twin| twin.mappings.iter().any(|range| range.contains(&start)))
+}
+
+/// Whether this process is a copy of `pid`.
+#[must_use]
+pub fn is_of(pid: i32) -> bool {
+    of(pid).is_some()
+}
+
+static OWN_FOLDERS: OnceLock<Vec<i32>> = OnceLock::new();
+
+/// Notes which threads of the process have a working folder, root and umask of their own.
+pub fn note_own_folders(tids: Vec<i32>) {
+    // Who asks twice is told the same.
+    let _noted = OWN_FOLDERS.set(tids);
+}
+
+/// Whether a thread of `pid`, whose copy this process is, shares something with it; `None` if that is not known.
+pub(crate) fn shares(what: Shared, pid: i32, tid: i32) -> Option<bool> {
+    let twin = of(pid)?;
+    match what {
+        Shared::Fs => OWN_FOLDERS.get().map(|own| !own.contains(&tid)),
+        // A pipe that the process opened when all stood still is there for those only that have the same descriptors.
+        Shared::Files => {
+            let link = |folder: String, fd: i32| std::fs::read_link(format!("{folder}/fd/{fd}")).ok();
+            let mut pipes = twin.descriptors.iter().filter_map(|fd| {
+                let of_process = link(format!("/proc/{pid}"), *fd)?;
+                of_process.as_os_str().as_encoded_bytes().starts_with(b"pipe:").then_some((*fd, of_process))
+            });
+            pipes
+                .next()
+                .map(|(fd, of_process)| link(format!("/proc/{pid}/task/{tid}"), fd) == Some(of_process))
+        }
+        _ => None,
+    }
 }

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | open | [`rewake_image`] | header, records and their meaning are checked |
 //! | host | [`host`] | CPU and files must be what the image needs |
+//! | streams | [`streams`] | which of our own standard streams the program goes on with |
 //! | contents | [`contents`] | files without a name are made anew, as are private copies of changed ones |
 //! | survey | [`survey`] | what the plan has to know of the process it will run in |
 //! | plan | [`plan`](mod@plan) | records to a program of system calls, checked against a model of the address space |
@@ -30,6 +31,7 @@ pub mod removed;
 mod run;
 pub mod sockets;
 mod spaces;
+pub mod streams;
 mod survey;
 mod transaction;
 pub mod vdso;
@@ -44,6 +46,7 @@ use rewake_linux::namespaces::Init;
 pub use error::RestoreError;
 use putback::decide::Decisions;
 use spaces::Spaces;
+use streams::Streams;
 use transaction::Transaction;
 
 /// What to do about files that are no longer what they were.
@@ -169,10 +172,10 @@ pub struct Restored {
 /// # Errors
 /// As [`resume`], up to the plan.
 pub fn listing(options: &Options) -> Result<String, RestoreError> {
-    let Examined { image, reader, decisions } = examine(options, &mut Phases::new(&mut |_| ()))?;
+    let Examined { image, reader, decisions, streams } = examine(options, &mut Phases::new(&mut |_| ()))?;
     let spaces = Spaces::decide(options, &image)?;
     let prepared = contents::prepare(&image, &reader, &options.dir, &decisions.private)?;
-    let (plan, site) = survey::plan_here(&image, options, &prepared, &spaces)?;
+    let (plan, site) = survey::plan_here(&image, options, &prepared, &spaces, &streams)?;
     transaction::refuse_unprepared(&image, &site, &decisions)?;
     Ok(plan.program.listing())
 }
@@ -182,6 +185,8 @@ struct Examined {
     image: Image,
     reader: PageReader,
     decisions: Decisions,
+    /// Our own standard streams that are the program's.
+    streams: Streams,
 }
 
 /// All checks for which nothing has to be made.
@@ -199,7 +204,7 @@ fn examine(options: &Options, phase: &mut Phases<'_>) -> Result<Examined, Restor
         Ok((image, reader))
     })?;
     survey::allow_tracing();
-    let decisions = phase.run("host", || {
+    let mut decisions = phase.run("host", || {
         host::check_architecture(&image)?;
         host::check_limits(&image)?;
         host::check_credentials(&image)?;
@@ -209,7 +214,8 @@ fn examine(options: &Options, phase: &mut Phases<'_>) -> Result<Examined, Restor
         host::check_terminal(&image)?;
         host::check_files(&image, &reader, options.on_changed)
     })?;
-    Ok(Examined { image, reader, decisions })
+    let streams = streams::own(&image, &mut decisions);
+    Ok(Examined { image, reader, decisions, streams })
 }
 
 /// Makes the image's process live again, as our child.
@@ -232,16 +238,17 @@ pub fn resume(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<R
 fn restore(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Restored, RestoreError> {
     let started = Instant::now();
     let mut phase = Phases::new(progress);
-    let Examined { image, reader, decisions } = examine(options, &mut phase)?;
+    let Examined { image, reader, decisions, streams } = examine(options, &mut phase)?;
     let prepared =
         phase.run("contents", || contents::prepare(&image, &reader, &options.dir, &decisions.private))?;
     let mut spaces = Spaces::decide(options, &image)?;
     let init = phase.run("spaces", || spaces.enter(&image, options.clock))?;
-    let (plan, site) = phase.run("plan", || survey::plan_here(&image, options, &prepared, &spaces))?;
+    let (plan, site) =
+        phase.run("plan", || survey::plan_here(&image, options, &prepared, &spaces, &streams))?;
     transaction::refuse_unprepared(&image, &site, &decisions)?;
     let pages = phase.run("pages", || run::page_source(&image, &reader))?;
     let mut transaction =
-        phase.run("files", || Transaction::begin(&options.dir, &image, &reader, &decisions))?;
+        phase.run("files", || Transaction::begin(&options.dir, &image, &reader, &decisions, &streams))?;
     let put_back = transaction.paths();
     let (image, plan, site, pages) = (&image, &plan, &site, &pages);
     let clocks = spaces::clock_note(image, &spaces);

@@ -2,10 +2,11 @@
 //!
 //! The phases are those of [`crate::resume`] up to the run. Then a *companion* is made, a copy of this process that is not its child: it
 //! verifies the page stream, keeps the transaction of the files, and names the entry that fails, while this process walks the program
-//! itself; it has the last word when all threads are ready (see [`Verdict`]).
+//! itself; it has the last word when all threads are ready.
 
 use std::convert::Infallible;
-use std::time::Duration;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use rewake_image::Image;
 use rewake_linux::fork::{self, Forked};
@@ -14,43 +15,49 @@ use rewake_linux::seed::SharedStage;
 use rustix::process::{Pid, test_kill_process};
 
 use crate::error::RestoreError;
-use crate::plan::own::Verdict;
 use crate::plan::{Plan, Site};
 use crate::release::LastSteps as _;
 use crate::spaces::Spaces;
 use crate::transaction::{self, Transaction};
 use crate::{Examined, Options, Phases, Progress, contents, examine, run, survey};
 
+/// Status of a process that could not become the program.
+const FAILED: i32 = 125;
 /// Pause between two looks at the process.
 const POLL: Duration = Duration::from_micros(100);
+/// How long a process that was told to end may take.
+const LAST_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Becomes the program of the image. Must be called while this process has one thread, and nothing of it is needed any more.
+/// Becomes the program of the image. Nothing of this process is needed any more.
 ///
-/// `failed` is called in the companion, should anything go wrong after this process has given itself up; the process then ends with
-/// status 125.
+/// `alone` is called last, and has to end all other threads; if it cannot, this process ends. `failed` is called in the companion, should
+/// anything go wrong after this process has given itself up; the process then ends with status 125.
 ///
 /// # Errors
 /// One cause, when this process is as it was before, as are all files.
 pub fn become_program(
     options: &Options,
+    alone: &mut dyn FnMut() -> bool,
     failed: &mut dyn FnMut(&RestoreError),
 ) -> Result<Infallible, RestoreError> {
     let quiet = &mut |_: Progress| {};
     let mut phase = Phases::new(quiet);
-    let Examined { image, reader, decisions } = examine(options, &mut phase)?;
+    let Examined { image, reader, decisions, streams } = examine(options, &mut phase)?;
     let prepared = contents::prepare(&image, &reader, &options.dir, &decisions.private)?;
     let spaces = Spaces::ours(options, &image)?;
-    let (plan, site) = survey::plan_here(&image, options, &prepared, &spaces)?;
+    let (plan, site) = survey::plan_here(&image, options, &prepared, &spaces, &streams)?;
     transaction::refuse_unprepared(&image, &site, &decisions)?;
     let pages = run::page_source(&image, &reader)?;
-    let transaction = Transaction::begin(&options.dir, &image, &reader, &decisions)?;
+    let transaction = Transaction::begin(&options.dir, &image, &reader, &decisions, &streams)?;
     let system = |operation, object: &str, source| RestoreError::System {
         operation,
         pid: image.root().pid,
         object: object.into(),
         source,
     };
-    let helpers = run::helper_descriptors(&site, &pages, &prepared)
+    let (word, speaker) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(|source| system("pipe", "word of the companion", source.into()))?;
+    let helpers = run::helper_descriptors(&site, &pages, Some(&word), &prepared)
         .map_err(|source| system("dup", "descriptors", source))?;
     let assembled = plan.program.assemble(site.stage);
     let stage = SharedStage::map(site.stage, site.stage_len, &assembled)
@@ -59,16 +66,22 @@ pub fn become_program(
     match fork::fork_apart().map_err(|source| system("fork", "companion", source))? {
         Forked::Child => {
             // The numbers are the process's; what they lead to is not ours to keep open.
-            drop((helpers, prepared));
+            drop((helpers, prepared, word));
             let companion = Companion { pid, image: &image, plan: &plan, site: &site, assembled, stage };
-            let outcome = companion.keep(&reader, transaction);
+            let outcome = companion.accompany(&reader, transaction, &speaker);
             if let Err(error) = &outcome {
                 failed(error);
+                drop(speaker);
+                companion.await_end();
             }
             fork::leave(i32::from(outcome.is_err()))
         }
         Forked::Parent(_) => {
+            drop((word, speaker));
             std::mem::forget((helpers, prepared, transaction));
+            if !alone() {
+                fork::leave(FAILED);
+            }
             stage.enter(&assembled, plan.leader)
         }
     }
@@ -85,32 +98,45 @@ struct Companion<'a> {
 }
 
 impl Companion<'_> {
-    fn keep(
-        &self,
-        reader: &rewake_image::PageReader,
-        mut transaction: Transaction,
-    ) -> Result<(), RestoreError> {
-        let outcome = self.accompany(reader, &mut transaction);
-        let verdict = if outcome.is_ok() { Verdict::GoOn } else { Verdict::End };
-        if let Some(word) = self.plan.verdict {
-            self.stage.store(&self.assembled, word, verdict.word());
-        }
-        // Whoever has not come so far waits for nobody.
-        self.stage.arrive(&self.assembled, self.plan.parked);
-        if outcome.is_err() {
-            // It may be in the midst of a long read.
-            let _gone_already = rustix::process::kill_process(self.pid, rustix::process::Signal::KILL);
-        }
-        transaction.end(outcome)
-    }
-
+    /// Watches over the process until it goes on. Where that fails, files are as they were before this returns; the process waits yet.
     fn accompany(
         &self,
         reader: &rewake_image::PageReader,
+        mut transaction: Transaction,
+        speaker: &OwnedFd,
+    ) -> Result<(), RestoreError> {
+        let outcome = self.watch(reader, &mut transaction, speaker);
+        transaction.end(outcome)?;
+        self.say(speaker)
+    }
+
+    /// It ends by itself when it hears nothing any more; it may be in the midst of a long read.
+    fn await_end(&self) {
+        let begin = Instant::now();
+        while begin.elapsed() < LAST_PATIENCE {
+            if test_kill_process(self.pid).is_err() {
+                return;
+            }
+            std::thread::sleep(POLL);
+        }
+        let _gone_already = rustix::process::kill_process(self.pid, rustix::process::Signal::KILL);
+    }
+
+    fn say(&self, speaker: &OwnedFd) -> Result<(), RestoreError> {
+        match rustix::io::write(speaker, &[1]) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(self.died()),
+        }
+    }
+
+    fn watch(
+        &self,
+        reader: &rewake_image::PageReader,
         transaction: &mut Transaction,
+        speaker: &OwnedFd,
     ) -> Result<(), RestoreError> {
         transaction.apply(self.image, reader)?;
-        self.stage.arrive(&self.assembled, self.plan.gate);
+        self.say(speaker)?;
         run::verify(self.image, reader, &|| transaction.check(), &mut |_| {})?;
         let threads = u32::try_from(self.image.thread_count()).expect("image counts are checked");
         while self.stage.arrived(&self.assembled, self.plan.parked) < threads {

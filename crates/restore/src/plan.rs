@@ -43,6 +43,7 @@ use crate::error::RestoreError;
 use crate::ipc::Origin;
 use crate::removed::Places;
 use crate::sockets::{Sockets, Stale};
+use crate::streams::Streams;
 
 use family::{Family, Growing, Inherited, Waiting};
 
@@ -78,6 +79,8 @@ pub struct Site {
     /// Files that have no name (any more), or another content under it: the descriptors at which `resume` prepared them, by the
     /// id of their [`FileContent`](rewake_image::records::FileContent).
     pub prepared: BTreeMap<u32, i32>,
+    /// `resume`'s own standard streams that the program goes on with, by the id of the open file they are.
+    pub streams: Streams,
     /// Where those that had no name any more are made for a moment.
     pub removed: Places,
     /// Who `resume` is.
@@ -86,6 +89,8 @@ pub struct Site {
     pub login_uid: Option<u32>,
     /// Whether the kernel lets a process choose the ids of its timers.
     pub timer_ids: bool,
+    /// How many may fill memory beside the leader.
+    pub hands: usize,
     /// What clocks show, in nanoseconds, by number.
     pub clocks: BTreeMap<i32, u64>,
     /// Whether the program lives in a pid namespace of its own, and so needs a `/proc` of its own.
@@ -119,10 +124,16 @@ impl Site {
         self.fd_base + 3
     }
 
+    /// Where a process that becomes the program itself hears from its companion.
+    #[must_use]
+    pub fn word(&self) -> i32 {
+        self.fd_base + 4
+    }
+
     /// First of the numbers of the files that `resume` prepared.
     #[must_use]
     pub fn first_prepared(&self) -> i32 {
-        self.fd_base + 4
+        self.fd_base + 4 + i32::from(self.own)
     }
 
     /// First of the numbers of the folders that removed files are made in.
@@ -203,8 +214,6 @@ pub struct Plan {
     pub news: DataRef,
     /// Barrier of all threads and the tracer, who must trace them all, with seccomp suspended, before he comes.
     pub traced: Option<DataRef>,
-    /// Where a process that becomes the program itself looks whether it may go on: see [`own::Verdict`].
-    pub verdict: Option<DataRef>,
     /// By thread id, the calls that threads wait in for the time that was left.
     pub waits: BTreeMap<i32, CallRef>,
     /// The process and thread ids of the tracks.
@@ -253,9 +262,13 @@ struct Planner<'a> {
     never: DataRef,
     /// Where all threads meet with the tracer, who has suspended seccomp by then.
     traced: Option<DataRef>,
-    verdict: Option<DataRef>,
+    /// Where all threads of a process that becomes the program itself meet when the companion has let it go.
+    ready: Option<DataRef>,
     /// Of a process that becomes the program itself, the calls that tell the ids it and its threads have now.
     ids: BTreeMap<i32, CallRef>,
+    /// And where stand what clocks of its threads are called now, and their folders in `/proc`.
+    clocks: BTreeMap<i32, DataRef>,
+    named: BTreeMap<i32, own::Named>,
     waits: BTreeMap<i32, CallRef>,
     tids: BTreeMap<TrackRef, i32>,
     living: BTreeMap<TrackRef, i32>,
@@ -295,7 +308,7 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
     let family = Family::new(&mut program, &tree);
     let news = program.words(&[1 << (libc::SIGCHLD - 1), 0, 0]);
     let traced = image.processes.iter().any(seccomp::is_used).then(|| program.zeros(4));
-    let verdict = site.own.then(|| program.zeros(8));
+    let ready = site.own.then(|| program.zeros(4));
     let given_back = ipc::given_back(&mut program, image);
     let mut planner = Planner {
         image,
@@ -310,8 +323,10 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
         parked,
         never,
         traced,
-        verdict,
+        ready,
         ids: BTreeMap::new(),
+        clocks: BTreeMap::new(),
+        named: BTreeMap::new(),
         waits: BTreeMap::new(),
         tids: BTreeMap::new(),
         living: BTreeMap::new(),
@@ -340,7 +355,6 @@ pub fn plan(image: &Image, site: &Site) -> Result<Plan, RestoreError> {
         never,
         news,
         traced,
-        verdict,
         program: planner.program,
         waits: planner.waits,
         tids: planner.tids,

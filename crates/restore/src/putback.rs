@@ -44,6 +44,7 @@ pub use examine::differs;
 pub use recover::Undone;
 pub use saved::Saved;
 
+use crate::streams::Streams;
 use examine::Seen;
 use journal::{Journal, JournalWriter, NAME, NEW_NAME, Progress};
 use recover::Found;
@@ -96,6 +97,7 @@ impl PutBack {
         image: &Image,
         reader: &PageReader,
         ids: &BTreeSet<u32>,
+        streams: &Streams,
     ) -> Result<Self, PutBackError> {
         if ids.is_empty() {
             return Ok(Self::default());
@@ -112,7 +114,7 @@ impl PutBack {
         let (mut contents, mut seen) = (Vec::new(), Vec::new());
         for content in image.file_contents.iter().filter(|content| ids.contains(&content.id)) {
             check_signals(held.as_ref())?;
-            if let Some(found) = examine::examine(content, &mut saved, &mut writer, &path)? {
+            if let Some(found) = examine::examine(content, &mut saved, (&mut writer, &path), streams)? {
                 writer.entry(found.entry);
                 contents.push(content.id);
                 seen.push(found.seen);

@@ -126,8 +126,8 @@ pub fn start<'a>(
         object: object.into(),
         source,
     };
-    let helpers =
-        helper_descriptors(site, pages, &prepared).map_err(|source| system("dup", "descriptors", source))?;
+    let helpers = helper_descriptors(site, pages, None, &prepared)
+        .map_err(|source| system("dup", "descriptors", source))?;
     let assembled = plan.program.assemble(site.stage);
     let stage = SharedStage::map(site.stage, site.stage_len, &assembled);
     let stage = stage.map_err(|source| system("mmap", "program of the restore", source))?;
@@ -174,7 +174,12 @@ pub fn start<'a>(
 }
 
 /// Our standard streams, the page stream, prepared files and folders of removed ones at the numbers the plan expects them at; the seed inherits them.
-pub fn helper_descriptors(site: &Site, pages: &OwnedFd, prepared: &Prepared) -> io::Result<Vec<OwnedFd>> {
+pub fn helper_descriptors(
+    site: &Site,
+    pages: &OwnedFd,
+    word: Option<&OwnedFd>,
+    prepared: &Prepared,
+) -> io::Result<Vec<OwnedFd>> {
     let null = File::options().read(true).write(true).open("/dev/null")?;
     let streams =
         [io::stdin().as_fd().as_raw_fd(), io::stdout().as_fd().as_raw_fd(), io::stderr().as_fd().as_raw_fd()];
@@ -190,6 +195,9 @@ pub fn helper_descriptors(site: &Site, pages: &OwnedFd, prepared: &Prepared) -> 
         helpers.push(own.or_else(|_| rustix::io::fcntl_dupfd_cloexec(&null, min))?);
     }
     helpers.push(rustix::io::fcntl_dupfd_cloexec(pages, site.pages())?);
+    if let Some(word) = word {
+        helpers.push(rustix::io::fcntl_dupfd_cloexec(word, site.word())?);
+    }
     for (file, number) in prepared.descriptors().zip(site.first_prepared()..) {
         helpers.push(rustix::io::fcntl_dupfd_cloexec(file, number)?);
     }
@@ -406,6 +414,7 @@ pub fn failure_of(plan: &Plan, stage: &SharedStage, assembled: &Assembled, pid: 
     let operation = match call.action {
         Action::Call(nr) => nr.name(),
         Action::Spawn(_) => "clone3",
+        Action::Thread(_) => "clone",
         Action::Barrier => "barrier",
         Action::Leave => "leave",
     };

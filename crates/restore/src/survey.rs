@@ -22,6 +22,7 @@ use crate::plan::{Plan, Site, Special, check, free_gap, plan};
 use crate::removed::{self, Places};
 use crate::sockets;
 use crate::spaces::Spaces;
+use crate::streams::Streams;
 
 /// Descriptors below this are left to the image and to ourselves in any case.
 const LOWEST_FD_BASE: i32 = 64;
@@ -41,8 +42,10 @@ pub fn plan_here(
     options: &Options,
     prepared: &Prepared,
     spaces: &Spaces,
+    streams: &Streams,
 ) -> Result<(Plan, Site), RestoreError> {
     let mut site = survey(image, options, prepared, spaces)?;
+    site.streams.clone_from(streams);
     // A first time for the size, a second time with the place.
     let len = plan(image, &site)?.program.assembled_size();
     let own = Proc::own().and_then(|own| own.maps()).map_err(|source| proc_error(image, source))?;
@@ -80,17 +83,7 @@ fn survey(
     spaces: &Spaces,
 ) -> Result<Site, RestoreError> {
     let own = Proc::own().map_err(|source| proc_error(image, source))?;
-    let maps = own.maps().map_err(|source| proc_error(image, source))?;
-    let specials = maps.iter().filter_map(|mapping| {
-        let kind = match mapping.kind() {
-            MappingKind::Vdso => Backing::Vdso,
-            MappingKind::Vvar => Backing::Vvar,
-            MappingKind::VvarVclock => Backing::VvarVclock,
-            _ => return None,
-        };
-        Some(Special { kind, start: mapping.start, len: mapping.end.get() - mapping.start.get() })
-    });
-    let specials: Vec<Special> = specials.collect();
+    let specials = specials(&own).map_err(|source| proc_error(image, source))?;
     let vdso = another_vdso(image, &specials)?;
     raise_descriptor_limit();
     let limits = own.limits().map_err(|source| proc_error(image, source))?;
@@ -126,6 +119,7 @@ fn survey(
         identity,
         new_session: options.new_session,
         timer_ids: attributes::can_choose_timer_ids(),
+        hands: hands(),
         clocks: clocks(spaces.shift),
         same_boot: spaces.keeps_clocks.unwrap_or_else(|| is_same_boot(image)),
         spare_ids: spare_ids(image),
@@ -135,6 +129,7 @@ fn survey(
         own: spaces.own,
         sockets,
         prepared: BTreeMap::new(),
+        streams: Streams::new(),
         removed,
         login_uid: own
             .read("loginuid")
@@ -143,6 +138,21 @@ fn survey(
     };
     site.prepared = prepared.numbers(site.first_prepared());
     Ok(site)
+}
+
+/// Our own mappings that only the kernel can make: those of whoever is born of us.
+fn specials(own: &Proc) -> Result<Vec<Special>, ProcError> {
+    let maps = own.maps()?;
+    let specials = maps.iter().filter_map(|mapping| {
+        let kind = match mapping.kind() {
+            MappingKind::Vdso => Backing::Vdso,
+            MappingKind::Vvar => Backing::Vvar,
+            MappingKind::VvarVclock => Backing::VvarVclock,
+            _ => return None,
+        };
+        Some(Special { kind, start: mapping.start, len: mapping.end.get() - mapping.start.get() })
+    });
+    Ok(specials.collect())
 }
 
 /// Ids for processes that are there only meanwhile, and one for who makes sockets. One that is taken nevertheless makes the restore fail.
@@ -256,4 +266,14 @@ fn proc_error(image: &Image, source: ProcError) -> RestoreError {
         object: "resume itself".into(),
         source: io::Error::other(source),
     }
+}
+
+/// How many processes may fill memory beside the leader: what there are processors for, but none where a user may hardly have more
+/// processes, which are the program's then.
+fn hands() -> usize {
+    const MOST: usize = 4;
+    const TIGHT: u64 = 1 << 10;
+    let tight = getrlimit(Resource::Nproc).current.is_some_and(|limit| limit < TIGHT);
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    if tight { 0 } else { processors.min(MOST) - 1 }
 }

@@ -10,6 +10,7 @@ use crate::putback::decide::Decisions;
 use crate::putback::recover::{self, Found};
 use crate::putback::{PutBack, PutBackError, Undone};
 use crate::release::LastSteps;
+use crate::streams::{Positions, Streams};
 
 /// An image whose files wait to be undone, or are being put back by another `resume`, is not woken: those files are no state of any
 /// program.
@@ -40,6 +41,7 @@ pub fn refuse_unprepared(image: &Image, site: &Site, decisions: &Decisions) -> R
 pub struct Transaction {
     pid: i32,
     files: PutBack,
+    positions: Positions,
 }
 
 impl Transaction {
@@ -48,10 +50,12 @@ impl Transaction {
         image: &Image,
         reader: &PageReader,
         decisions: &Decisions,
+        streams: &Streams,
     ) -> Result<Self, RestoreError> {
         let pid = image.root().pid;
-        let files = PutBack::prepare(dir, image, reader, &decisions.put_back);
-        Ok(Self { pid, files: files.map_err(|source| RestoreError::PutBack { pid, source })? })
+        let files = PutBack::prepare(dir, image, reader, &decisions.put_back, streams);
+        let files = files.map_err(|source| RestoreError::PutBack { pid, source })?;
+        Ok(Self { pid, files, positions: Positions::of(streams) })
     }
 
     pub fn paths(&self) -> Vec<PathBuf> {
@@ -73,6 +77,7 @@ impl Transaction {
             Ok(value) => return Ok(value),
             Err(error) => error,
         };
+        self.positions.put_back();
         let (left, remedy) = match self.files.roll_back() {
             Ok(None) => return Err(error),
             Ok(Some(Undone { foreign, kept: Some(kept), .. })) => {

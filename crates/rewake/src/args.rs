@@ -1,5 +1,6 @@
 //! What can be said on the command line, and the texts that explain it.
 
+mod choices;
 pub mod inside;
 
 use std::ffi::{OsStr, OsString};
@@ -8,6 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint};
 
+pub use choices::{Compress, Engine, Mode};
 pub use inside::{Ckpt, Run};
 
 /// Exit status of a failed command.
@@ -85,6 +87,10 @@ pub struct Chkpnt {
     #[arg(long, value_name = "METHOD", value_enum, default_value_t = Compress::None)]
     pub compress: Compress,
 
+    /// How memory is saved of a program that runs on
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = Mode::Auto)]
+    pub mode: Mode,
+
     /// Who reaches into the program
     #[arg(long, value_name = "ENGINE", value_enum, default_value_t = Engine::Auto)]
     pub engine: Engine,
@@ -105,28 +111,6 @@ EXAMPLES
   chkpnt -p 4711 -d /save/a --kill       capture it and end it, to wake it later or elsewhere
   chkpnt -p 4711 --compress zstd         a smaller image, for more work while it is written
   resume -d /save/a                      wake it";
-
-/// Compression of the pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Compress {
-    /// Small images, some processor time
-    Zstd,
-    /// Less small, less processor time
-    Lz4,
-    /// As they are: fastest on a fast disk
-    None,
-}
-
-/// The way in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Engine {
-    /// The best there is on this host
-    Auto,
-    /// ptrace(2): no installation, no privilege over your own programs
-    Ptrace,
-    /// The kernel module, /dev/checkpoint
-    Module,
-}
 
 /// Wake a program from its image.
 ///

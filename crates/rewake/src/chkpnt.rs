@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use rewake_capture::{Compression, Options, Progress, Summary, capture, default_dir};
 use serde::Serialize;
 
-use crate::args::{Chkpnt, Compress, Engine};
+use crate::args::{Chkpnt, Compress, Engine, Mode};
 use crate::failure::Failure;
 use crate::format::{count, dotted, milliseconds, plain, rate, size, time};
 use crate::output;
@@ -48,6 +48,11 @@ fn options(arguments: &Chkpnt) -> Options {
         Compress::Zstd => Compression::Zstd,
         Compress::Lz4 => Compression::Lz4,
         Compress::None => Compression::None,
+    };
+    options.mode = match arguments.mode {
+        Mode::Auto => rewake_capture::Mode::Auto,
+        Mode::Stop => rewake_capture::Mode::Stop,
+        Mode::Precopy => rewake_capture::Mode::PreCopy,
     };
     options
 }
@@ -105,14 +110,34 @@ fn notes(summary: &Summary) -> Vec<String> {
             plain(name.as_bytes())
         )
     });
-    let strays = summary.strays.iter().map(|name| {
+    note(summary.files_for_writing)
+        .into_iter()
+        .chain(requests)
+        .chain(outside)
+        .chain(strays(summary))
+        .collect()
+}
+
+/// How many processes are named one by one.
+const NAMED: usize = 3;
+
+/// Processes that keep ids of the program's and are not in the image.
+fn strays(summary: &Summary) -> Option<String> {
+    let all = &summary.strays;
+    let named: Vec<String> = all.iter().take(NAMED).map(|name| plain(name.as_bytes())).collect();
+    let (processes, are, them) =
+        if all.len() == 1 { ("process", "is", "it") } else { ("processes", "are", "them") };
+    let more = match all.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    (!all.is_empty()).then(|| {
         format!(
-            "process {} is in a group or session of the program, but not below it any more (its parent has ended): it is not in the \
-             image; capture a process above both, or let the program wait for it",
-            plain(name.as_bytes())
+            "{processes} {}{more} {are} in a group or session of the program, but not below it any more (the parent has ended): \
+             not in the image; capture a process above both, or let the program wait for {them}",
+            named.join(", ")
         )
-    });
-    note(summary.files_for_writing).into_iter().chain(requests).chain(outside).chain(strays).collect()
+    })
 }
 
 fn note(files_for_writing: usize) -> Option<String> {

@@ -26,6 +26,8 @@ use crate::output;
 
 /// How long a program that ends may take to leave word.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+/// Between two looks whether it is still that program.
+const LOOK: Duration = Duration::from_secs(1);
 /// Most bytes of an answer.
 const LONGEST: u64 = 1 << 20;
 
@@ -74,6 +76,10 @@ impl Asked {
         }
         let network = |who: &str| std::fs::read_link(format!("/proc/{who}/ns/net")).ok();
         if network(&pid.to_string()) != network("self") {
+            // One that is dying has lost its own before it is seen to have ended.
+            if rewake_capture::own::is_over(pid) {
+                return Err(failed(pid, "it has ended"));
+            }
             let cause = text(pid, "it is in another network namespace: no answer would come from there");
             let remedy =
                 format!("run ckpt in there, or ask without waiting for an answer: kill -{signal} {pid}");
@@ -110,7 +116,7 @@ impl Asked {
         let mut until = Instant::now() + patience;
         let mut ended = false;
         loop {
-            let left = until.saturating_duration_since(Instant::now());
+            let left = until.saturating_duration_since(Instant::now()).min(LOOK);
             if left.is_zero() {
                 return Err(if ended {
                     failed(self.pid, "it ended before it began")
@@ -127,6 +133,7 @@ impl Asked {
                 tv_nsec: left.subsec_nanos().into(),
             };
             match poll(&mut looked, Some(&time)) {
+                Ok(0) if !ended => self.still_there()?,
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(failed(self.pid, &format!("waiting for it failed: {error}"))),
             }
@@ -142,6 +149,16 @@ impl Asked {
                 ended = true;
                 until = until.min(Instant::now() + LAST_WORDS);
             }
+        }
+    }
+
+    /// It may have become another program meanwhile, which knows of no request.
+    fn still_there(&self) -> Result<(), Failure> {
+        match Status::of(self.pid) {
+            Some(status) if !matches!(status.state, 'Z' | 'X') && mark(self.pid, &status).is_err() => {
+                Err(failed(self.pid, "it became another program (exec) before it began"))
+            }
+            _ => Ok(()),
         }
     }
 

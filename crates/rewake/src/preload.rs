@@ -1,6 +1,9 @@
 //! `rewake run --preload`: start a program with the library inside.
 
-use std::io;
+mod takes;
+
+use std::ffi::OsString;
+use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -31,6 +34,9 @@ pub fn run(arguments: &Run) -> Result<ExitCode, Failure> {
             Some(format!("make a link to it elsewhere, and name that ({VARIABLE})")),
         ));
     }
+    if let Some(why) = takes::why_not(program) {
+        without(&why, rest)?;
+    }
     let mut preload = library.into_os_string();
     if let Some(others) = std::env::var_os("LD_PRELOAD").filter(|others| !others.is_empty()) {
         preload.push(":");
@@ -41,6 +47,25 @@ pub fn run(arguments: &Run) -> Result<ExitCode, Failure> {
     Failure::new(format_args!("starting {} failed: {error}", plain(program.as_bytes())))
         .print("rewake run", &arguments.common);
     Ok(ExitCode::from(status))
+}
+
+/// It would run, and nobody would know that there are no checkpoints. It must not run where it is to be recovered.
+fn without(why: &str, arguments: &[OsString]) -> Result<(), Failure> {
+    const REMEDY: &str =
+        "run it without --preload and capture it from outside (chkpnt -p PID), or link it with the library";
+    let cause = format!("no library can be preloaded into it: {why}");
+    let recovers = match arguments {
+        [first, ..] if first == "=recover" => true,
+        [first, second, ..] => first == "=" && second == "recover",
+        _ => false,
+    };
+    if recovers {
+        return Err(Failure::with_remedy(cause, Some(REMEDY)));
+    }
+    // It runs whether anybody reads this or not.
+    let _ =
+        writeln!(io::stderr(), "rewake run: it runs, but without checkpoints: {cause}\n  remedy: {REMEDY}");
+    Ok(())
 }
 
 fn library() -> Result<PathBuf, Failure> {

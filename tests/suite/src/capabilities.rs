@@ -1,5 +1,5 @@
-//! Runs every program of the catalogue two ways: killed by its checkpoint and resumed; left running to its own end,
-//! then resumed from the image as well. An ordinary user runs each the first way.
+//! Runs every program of the catalogue three ways: killed by its checkpoint and resumed; left running to its own end,
+//! then resumed from the image as well; the same once more with its memory copied while it runs. An ordinary user runs each the first way.
 
 use std::fs;
 use std::path::Path;
@@ -14,10 +14,46 @@ use crate::library;
 use crate::privileges::{self, Shows};
 use crate::process;
 use crate::random_trees;
-use crate::report::Report;
+use crate::report::{Outcome, Report, Skip};
 use crate::subject::{Inside, Subject, save_command};
 use crate::table::Table;
 use crate::workshop::Workshop;
+
+/// How the program is captured: it is killed, or goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Killed,
+    Left,
+    /// The mode is said.
+    Stop,
+    /// And this one it must be able to be saved in.
+    PreCopy,
+    /// It may not be able to be copied while it runs; that is said then.
+    PreCopyOrRefused,
+}
+
+impl Way {
+    const fn words(self) -> &'static str {
+        match self {
+            Self::Killed => "killed, resumed",
+            Self::Left => "left running",
+            Self::Stop => "left running, stop",
+            Self::PreCopy | Self::PreCopyOrRefused => "left running, precopy",
+        }
+    }
+
+    const fn options(self) -> &'static [&'static str] {
+        match self {
+            Self::Killed | Self::Left => &[],
+            Self::Stop => &["--mode", "stop"],
+            Self::PreCopy | Self::PreCopyOrRefused => &["--mode", "precopy"],
+        }
+    }
+}
+
+/// Kernels before it tell too little of what was written to, and what is said where memory cannot be copied ahead.
+const PRECOPY_KERNEL: (u32, u32) = (6, 13);
+const NO_PRECOPY: &[&str] = &["it cannot be copied while the program runs", "--mode stop"];
 
 /// Time for guardians and the like to leave.
 const LEAVING: Duration = Duration::from_secs(3);
@@ -37,19 +73,20 @@ pub fn run(workshop: &Workshop, report: &mut Report) -> Result<()> {
             let (mut own, mut users, mut inside) = (Vec::new(), Vec::new(), Vec::new());
             for probe in row.probes {
                 let call = [&[probe.call], probe.options].concat().join(" ");
-                for killed in [true, false] {
-                    let way = if killed { "killed, resumed" } else { "left running" };
-                    let name = format!("{call} ({way})");
-                    own.extend(report.measured(&name, || check(workshop, probe, killed, &name)));
+                for way in ways(probe) {
+                    let name = format!("{call} ({})", way.words());
+                    own.extend(report.measured(&name, || check(workshop, probe, way, &name)));
                 }
                 if let Some(user) = &user {
                     let name = format!("{call} (user)");
                     users.extend(report.measured(&name, || check_as_user(user, probe, &name)));
+                    if probe.modes.contains(&"precopy") {
+                        let name = format!("{call} (user, {})", Way::PreCopy.words());
+                        users.extend(report.measured(&name, || check(user, probe, Way::PreCopy, &name)));
+                    }
                 }
                 if section.inside && library::apart(probe.call).is_none() && !is_static(probe) {
-                    let whose = user.as_ref().unwrap_or(workshop);
-                    let name = format!("{call} (library)");
-                    inside.extend(report.measured(&name, || check_inside(whose, &library, probe, &name)));
+                    inside.extend(way_inside(report, workshop, user.as_ref(), &library, probe));
                 }
             }
             let (by_root, by_user) = if root { (own, users) } else { (Vec::new(), own) };
@@ -58,6 +95,37 @@ pub fn run(workshop: &Workshop, report: &mut Report) -> Result<()> {
     }
     random_trees::run(workshop, report);
     if report.is_whole() { table.write() } else { Ok(()) }
+}
+
+/// With the library inside: as an ordinary user; as root what takes a right this way as well, and what he cannot set up.
+fn way_inside(
+    report: &mut Report,
+    workshop: &Workshop,
+    user: Option<&Workshop>,
+    library: &Path,
+    probe: &Probe,
+) -> Option<Outcome> {
+    let name = format!("{} (library)", [&[probe.call], probe.options].concat().join(" "));
+    let user = user.filter(|_| privileges::needed(probe.call).is_none());
+    let outcome = report.measured(&name, || check_inside(user.unwrap_or(workshop), library, probe, &name))?;
+    if user.is_none() || !matches!(outcome, Outcome::Skipped(_)) {
+        return Some(outcome);
+    }
+    let name = name.replace("(library)", "(library, root)");
+    report.measured(&name, || check_inside(workshop, library, probe, &name))
+}
+
+/// What each is put through.
+fn ways(probe: &Probe) -> Vec<Way> {
+    let mut ways = vec![Way::Killed, Way::Left];
+    if probe.modes.contains(&"stop") {
+        ways.push(Way::Stop);
+    }
+    // One that stops itself is no different for it; to another one it would do harm, which is documented.
+    if !probe.stops && !probe.modes.contains(&"no precopy") {
+        ways.push(if probe.modes.contains(&"precopy") { Way::PreCopy } else { Way::PreCopyOrRefused });
+    }
+    ways
 }
 
 /// A library cannot be loaded into it.
@@ -72,6 +140,7 @@ fn check_inside(workshop: &Workshop, library: &Path, probe: &Probe, name: &str) 
     let library =
         workshop.account().map_or_else(|| Ok(library.to_owned()), |account| account.copy(library))?;
     let folder = workshop.folder(name)?;
+    let _pages = probe.call.starts_with("mem_huge").then(|| HugePages::set_aside(&folder));
     let inside = Inside::new(&library, &program, &folder);
     let mut subject = Subject::start_inside(&inside, workshop, &words.collect::<Vec<_>>(), folder)?;
     std::thread::sleep(Duration::from_millis(probe.settle));
@@ -83,7 +152,7 @@ fn check_inside(workshop: &Workshop, library: &Path, probe: &Probe, name: &str) 
 /// As an ordinary user it is killed and resumed, or what he cannot have is refused by name.
 fn check_as_user(user: &Workshop, probe: &Probe, name: &str) -> Result<String> {
     match privileges::needed(probe.call) {
-        None => check(user, probe, true, name),
+        None => check(user, probe, Way::Killed, name),
         Some(privilege) => {
             let (_pages, mut subject) = started(user, probe, name)?;
             let result = match privilege.shows {
@@ -137,14 +206,12 @@ fn started(workshop: &Workshop, probe: &Probe, name: &str) -> Result<(Option<Hug
 }
 
 /// What the program measured, if it did: it is in its folder.
-fn check(workshop: &Workshop, probe: &Probe, killed: bool, name: &str) -> Result<String> {
+fn check(workshop: &Workshop, probe: &Probe, way: Way, name: &str) -> Result<String> {
     let (_pages, mut subject) = started(workshop, probe, name)?;
-    let result = if probe.stops {
-        stopped(&mut subject, workshop, killed)
-    } else if killed {
-        kill_and_resume(&mut subject, workshop)
-    } else {
-        leave_running(&mut subject, workshop, probe.again)
+    let result = match way {
+        _ if probe.stops => stopped(&mut subject, workshop, way == Way::Killed),
+        Way::Killed => kill_and_resume(&mut subject, workshop),
+        _ => leave_running(&mut subject, workshop, way, probe.again),
     };
     subject.end();
     result.and(process::nothing_left(&[], LEAVING))?;
@@ -156,8 +223,19 @@ fn kill_and_resume(subject: &mut Subject, workshop: &Workshop) -> Result<()> {
     subject.resume_and_pass(workshop, &[])
 }
 
-fn leave_running(subject: &mut Subject, workshop: &Workshop, again: bool) -> Result<()> {
-    subject.save(workshop)?;
+fn leave_running(subject: &mut Subject, workshop: &Workshop, way: Way, again: bool) -> Result<()> {
+    if way == Way::PreCopy && kernel_version() < PRECOPY_KERNEL {
+        return Err(Skip("memory is copied ahead since Linux 6.13".to_owned()).into());
+    }
+    let mut save = save_command(workshop, subject.pid(), &subject.image());
+    save.args(way.options());
+    let saved = process::run(save, &subject.folder, "save")?;
+    if way == Way::PreCopyOrRefused && saved.status.code() == Some(1) {
+        saved.expect_words("save", NO_PRECOPY)?;
+        ensure!(!subject.image().exists(), "refused, but an image is left");
+        return subject.pass().context("after the refusal");
+    }
+    saved.expect_code("save", 0)?;
     std::thread::sleep(Duration::from_millis(20));
     subject.pass().context("left running")?;
     if !again {
@@ -165,6 +243,12 @@ fn leave_running(subject: &mut Subject, workshop: &Workshop, again: bool) -> Res
     }
     subject.rewind()?;
     subject.resume_and_pass(workshop, &["--on-changed", "as-is"]).context("after the original ended")
+}
+
+fn kernel_version() -> (u32, u32) {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut parts = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
 }
 
 /// It stops itself, is captured as it stands, and nobody but us lets it go on.

@@ -37,21 +37,33 @@ pub struct Probe {
     pub again: bool,
     /// Does it stop itself once it is ready?
     pub stops: bool,
+    /// Modes in which it must be able to be saved, copied while it runs by an ordinary user too.
+    pub modes: &'static [&'static str],
     /// Further options of the compiler; the first may name one other than gcc.
     pub options: &'static [&'static str],
 }
 
 const fn probe(call: &'static str) -> Probe {
-    Probe { call, settle: 40, again: true, stops: false, options: &[] }
+    Probe { call, settle: 40, again: true, stops: false, modes: &[], options: &[] }
 }
 
 const fn once(call: &'static str) -> Probe {
     Probe { again: false, ..probe(call) }
 }
 
+/// Changes its memory all the time.
+const fn changes(call: &'static str) -> Probe {
+    Probe { modes: &["stop", "precopy"], settle: 200, ..probe(call) }
+}
+
 /// Half of its sleep is over at the checkpoint, so that beginning anew and going on differ.
 const fn sleeps(call: &'static str) -> Probe {
     Probe { settle: 600, ..probe(call) }
+}
+
+/// And its sleep is interrupted twice.
+const fn sleeps_twice(call: &'static str) -> Probe {
+    Probe { modes: &["precopy"], ..sleeps(call) }
 }
 
 const fn stops(call: &'static str) -> Probe {
@@ -122,6 +134,22 @@ const PROCESSES: &[Row] = &[
 ];
 
 const MEMORY: &[Row] = &[
+    row(
+        "memory that changes all the time while it is saved: each page from one and the same moment",
+        &[
+            changes("changing pages"),
+            changes("changing threads"),
+            changes("changing moves"),
+            // While memory is copied ahead its mremap fails.
+            Probe { modes: &["stop", "no precopy"], ..changes("changing across") },
+            // Now and then it has a child, and may not be copied ahead then.
+            Probe { modes: &["stop"], ..changes("changing forks") },
+            changes("changing empties"),
+            changes("changing huge"),
+            changes("changing calls"),
+            Probe { modes: &["stop"], ..changes("changing direct") },
+        ],
+    ),
     row(
         "anonymous private memory, read-only, no-access (PROT_NONE) with content, holes, zeros after MADV_DONTNEED",
         &[probe("mem_private")],
@@ -207,6 +235,7 @@ const MEMORY: &[Row] = &[
         "very many mappings: 60,000 of a page each, 20,000 shared objects",
         &[probe("mem_many 60000"), probe("mem_many 20000 shared")],
     ),
+    row("much memory, filled by several at once, and pieces of every size", &[probe("mem_large 128")]),
     row(
         "programs: dynamic, static, static-pie",
         &[built("threads 3", &[]), built("threads 3", &["-static"]), built("threads 3", &["-static-pie"])],
@@ -239,10 +268,11 @@ const EXECUTION: &[Row] = &[
     row("restartable sequences (rseq)", &[probe("rseq")]),
     row("robust mutexes: a dead owner is noticed", &[probe("mutexes robust")]),
     row("PI mutexes held and waited for", &[probe("mutexes pi")]),
+    row("locks that know who holds them, and numbers that only look like it", &[probe("locks")]),
     row("joining threads (clear_child_tid)", &[probe("join")]),
     row(
         "same pid and tids, working folder, umask, limits, names, nice, policy, dumpable, no_new_privs",
-        &[once("process_attributes")],
+        &[once("process_attributes untraceable"), once("process_attributes traceable")],
     ),
     row(
         "locks on memory mapped later (mlockall MCL_FUTURE)",
@@ -302,16 +332,20 @@ const EXECUTION: &[Row] = &[
 const BLOCKED: &[Row] = &[
     row(
         "sleeps go on with the time that was left (nanosleep, clock_nanosleep)",
-        &[sleeps("blocked nanosleep"), sleeps("blocked nanosleep_null"), sleeps("blocked clock_nanosleep")],
+        &[
+            sleeps_twice("blocked nanosleep"),
+            sleeps_twice("blocked nanosleep_null"),
+            sleeps_twice("blocked clock_nanosleep"),
+        ],
     ),
     row(
         "time-outs go on with the time that was left (poll, ppoll, select, pselect, futex; epoll through the C library)",
         &[
-            sleeps("blocked poll_timeout"),
+            sleeps_twice("blocked poll_timeout"),
             sleeps("blocked ppoll_timeout"),
             sleeps("blocked select_timeout"),
             sleeps("blocked pselect_timeout"),
-            sleeps("blocked futex_timeout"),
+            sleeps_twice("blocked futex_timeout"),
             sleeps("blocked epoll_timeout"),
             sleeps("blocked epoll_pwait_timeout"),
         ],

@@ -2,9 +2,9 @@
 //! reports what passed. It knows the tool from outside only, through its command line and through `/proc`; [`edit`] alone writes
 //! images, to have them refused.
 //!
-//! Three groups: [`Group::Capabilities`] (one small program per capability; writes `docs/capabilities.md`),
-//! [`Group::Faults`] (signals at random instants, full disks, broken images) and [`Group::Real`] (programs that
-//! nobody here wrote).
+//! Four groups: [`Group::Capabilities`] (one small program per capability; writes `docs/capabilities.md`),
+//! [`Group::Faults`] (signals at random instants, full disks, broken images), [`Group::Inside`] (the same for programs that checkpoint
+//! themselves) and [`Group::Real`] (programs that nobody here wrote).
 
 pub mod account;
 pub mod capabilities;
@@ -12,6 +12,7 @@ pub mod catalogue;
 pub mod edit;
 pub mod faults;
 mod huge;
+mod inside;
 pub mod library;
 pub mod privileges;
 pub mod process;
@@ -37,6 +38,8 @@ pub enum Group {
     Capabilities,
     /// Everything that may go wrong does.
     Faults,
+    /// The library: storms, sandboxes, bad input.
+    Inside,
     /// Programs of other people, interrupted half way.
     Real,
 }
@@ -48,6 +51,7 @@ impl Group {
         match self {
             Group::Capabilities => "capabilities",
             Group::Faults => "faults",
+            Group::Inside => "inside",
             Group::Real => "real",
         }
     }
@@ -57,7 +61,7 @@ impl Group {
     pub fn budget_minutes(self) -> u64 {
         match self {
             Group::Capabilities | Group::Faults => 15,
-            Group::Real => 10,
+            Group::Inside | Group::Real => 10,
         }
     }
 }
@@ -73,6 +77,7 @@ pub fn run(group: Group, only: Option<&str>) -> Result<Totals> {
     match group {
         Group::Capabilities => capabilities::run(&workshop, &mut report)?,
         Group::Faults => faults::run(&workshop, &mut report),
+        Group::Inside => inside::run(&workshop, &mut report)?,
         Group::Real => real::run(&workshop, &mut report),
     }
     Ok(report.close())

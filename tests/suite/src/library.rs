@@ -7,7 +7,6 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use crate::privileges;
 use crate::workshop::{root, target};
 
 /// Functions that programs call, functions of libc's that they find in the library instead, `main` where they have none, and the name by
@@ -22,10 +21,21 @@ const SEEN: &[&str] = &[
     "ckpt_include",
     "ckpt_on_checkpoint",
     "ckpt_on_resume",
+    "__sysv_signal",
+    "bsd_signal",
     "clock_nanosleep",
     "epoll_pwait",
     "epoll_pwait2",
     "epoll_wait",
+    "execl",
+    "execle",
+    "execlp",
+    "execv",
+    "execve",
+    "execveat",
+    "execvp",
+    "execvpe",
+    "fexecve",
     "main",
     "msgget",
     "nanosleep",
@@ -36,8 +46,14 @@ const SEEN: &[&str] = &[
     "rewake_ckpt_acting",
     "semget",
     "sigaction",
+    "sighold",
+    "sigignore",
+    "siginterrupt",
+    "signal",
     "signalfd",
     "sigprocmask",
+    "sigrelse",
+    "sigset",
     "sigsuspend",
     "sigtimedwait",
     "sigwait",
@@ -71,9 +87,11 @@ pub fn build(out: &Path) -> Result<()> {
     run(Command::new(cargo).args(arguments).current_dir(root()))?;
     let parts = Parts { out, archive: target().join("release/libckpt.a"), seen: out.join("seen.txt") };
     fs::write(&parts.seen, SEEN.join("\n") + "\n").context("writing the list of names")?;
-    let source = root().join("crates/libckpt/c/cmain.c");
-    let part = out.join("cmain-part.o");
-    run(Command::new("cc").args(["-O2", "-fPIC", "-c", "-o"]).arg(&part).arg(source))?;
+    let [part, tls] = ["cmain", "tls"].map(|name| out.join(format!("{name}-part.o")));
+    for (name, part) in [("cmain.c", &part), ("tls.c", &tls)] {
+        let source = root().join("crates/libckpt/c").join(name);
+        run(Command::new("cc").args(["-O2", "-fPIC", "-c", "-o"]).arg(part).arg(source))?;
+    }
     // An archive before it on the command line is not searched again: it carries all that it needs.
     let main = parts.object("cmain.o", "rewake_ckpt_part", Some(&part))?;
     let archive = out.join("libckpt.a");
@@ -91,8 +109,8 @@ pub fn build(out: &Path) -> Result<()> {
         .args(link)
         .args(["-Wl,--no-as-needed", "-o"])
         .arg(out.join("libckpt.so"))
-        .arg(&whole))?;
-    for file in [part, whole, parts.seen] {
+        .args([&whole, &tls]))?;
+    for file in [part, tls, whole, parts.seen] {
         fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))?;
     }
     let header = root().join("crates/libckpt/include/ckpt.h");
@@ -138,6 +156,17 @@ fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Another malloc, if it is installed.
+#[must_use]
+pub fn jemalloc() -> Option<PathBuf> {
+    let places = [
+        "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2",
+        "/usr/lib64/libjemalloc.so.2",
+        "/usr/lib/libjemalloc.so.2",
+    ];
+    places.map(PathBuf::from).into_iter().find(|path| path.exists())
+}
+
 /// Builds them for the tests; the folder they are in.
 ///
 /// # Errors
@@ -160,7 +189,8 @@ pub fn for_tests() -> Result<&'static Path> {
 
 /// What programs of the catalogue are not the library's business, or not yet: the beginning of their calls, and why.
 const APART: &[(&str, &str)] = &[
-    ("process_attributes", "ids of process, group and session are others: virtual ids come later"),
+    ("changing forks", "it has children: families are not supported from inside yet"),
+    ("process_attributes untraceable", "what must not be looked into cannot be by a copy of it either"),
     ("process_settings login", "the login uid takes a right"),
     ("credentials", "credentials are those of whoever recovers it"),
     ("leader_ended", "the first thread has ended: later"),
@@ -171,18 +201,10 @@ const APART: &[(&str, &str)] = &[
     ("blocked nanosleep_null", "a direct system call begins its time anew"),
     ("blocked futex_timeout", "a direct system call begins its time anew"),
     ("blocked semtimedop", "System V semaphores: later"),
-    ("signal_pending", "the sender is another id now: virtual ids come later"),
-    ("file_signalfd", "the sender is another id now: virtual ids come later"),
-    ("posix_timers", "processor time of one thread: later"),
-    ("removed thread", "ids of threads in paths are others now"),
-    ("file_owner", "leases and owners that are threads: later"),
-    ("file_kernel", "files of /proc tell of other ids now"),
-    ("settings future-locks", "memory locked in advance: later"),
 ];
 
 /// Why a program is not run with the library, if it is not.
 #[must_use]
 pub fn apart(call: &str) -> Option<&'static str> {
-    let listed = APART.iter().find(|(begin, _)| call.starts_with(begin)).map(|(_, why)| *why);
-    listed.or_else(|| privileges::needed(call).map(|_| "takes a right"))
+    APART.iter().find(|(begin, _)| call.starts_with(begin)).map(|(_, why)| *why)
 }

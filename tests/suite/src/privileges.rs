@@ -42,7 +42,7 @@ pub const PRIVILEGES: &[Privilege] = &[
         "parts of this shared memory are mapped nowhere, and this user may not read them",
     ),
     refused("mem_file_truncated deleted", ONLY_MAPPED),
-    refused("process_attributes", "the kernel does not let this user trace it"),
+    refused("process_attributes untraceable", "the kernel does not let this user trace it"),
     refused("seccomp shared", UNDER_SECCOMP),
     refused("seccomp more", UNDER_SECCOMP),
     refused("seccomp own", UNDER_SECCOMP),

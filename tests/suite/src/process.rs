@@ -68,6 +68,15 @@ pub fn children(parent: u32) -> Vec<u32> {
     pids.filter(|&pid| glimpse(pid).is_some_and(|seen| seen.parent == parent)).collect()
 }
 
+/// The children of this process, told by the kernel without a look at all processes.
+#[must_use]
+pub fn adopted() -> Vec<u32> {
+    let Ok(threads) = fs::read_dir("/proc/self/task") else { return Vec::new() };
+    let told = threads.flatten().filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    told.flat_map(|line| line.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+        .collect()
+}
+
 /// Sends a signal; a process that is gone already is no error.
 pub fn signal(pid: u32, signal: Signal) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
@@ -302,6 +311,12 @@ impl Running {
             .spawn()
             .with_context(|| format!("starting {}", command.get_program().display()))?;
         Ok(Running { child, output, errors })
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Waits for its end; kills it when that takes longer than `limit`.

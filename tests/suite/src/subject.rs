@@ -183,7 +183,11 @@ impl Subject {
         Ok(())
     }
 
-    fn save_with(&self, workshop: &Workshop, options: &[&str]) -> Result<()> {
+    /// Captures it with further options.
+    ///
+    /// # Errors
+    /// As [`Subject::save`].
+    pub fn save_with(&self, workshop: &Workshop, options: &[&str]) -> Result<()> {
         let mut command = save_command(workshop, self.pid(), &self.image());
         command.args(options);
         process::run(command, &self.folder, "save")?.expect_code("save", 0)?;

@@ -1,11 +1,12 @@
 //! What epoll instances watch. A watch belongs to an open file under the number it was added by; the number may have been closed or
 //! given to another file since.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 
 use rewake_image::records::{Epoll, EpollWatch};
 use rewake_linux::proc::FdInfo;
-use rewake_linux::{attributes, kcmp};
+use rewake_linux::{attributes, kcmp, twin};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::Seen;
@@ -69,7 +70,18 @@ fn behind(one: &Seen, watched: &Watched, all: &[Seen]) -> Result<Option<(i32, i3
     let mut candidates: Vec<(i32, i32)> = same.map(|other| (other.pid, other.fd)).collect();
     candidates.sort_by_key(|descriptor| *descriptor != (one.pid, number));
     for descriptor in candidates {
-        match kcmp::same_as_watched(descriptor, (one.pid, one.fd), number, watched.offset) {
+        let same = match kcmp::same_as_watched(descriptor, (one.pid, one.fd), number, watched.offset) {
+            // Nobody may compare: a copy of the process tries what only the one of that number, which must be the only one, refuses.
+            Err(error) if kcmp::is_refused(&error) && twin::is_of(one.pid) => {
+                if descriptor != (one.pid, number) || watched.offset != 0 {
+                    continue;
+                }
+                kcmp::watched_in_copy(one.fd, number)
+                    .map(|watched| if watched { Ordering::Equal } else { Ordering::Less })
+            }
+            told => told,
+        };
+        match same {
             Ok(order) if order.is_eq() => return Ok(Some(descriptor)),
             Ok(_) => {}
             // Closed or removed meanwhile: the target runs.

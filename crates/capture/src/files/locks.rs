@@ -5,8 +5,7 @@ use rewake_linux::proc::{Lock, LockKind};
 use rustix::fs::OFlags;
 
 use super::Seen;
-use crate::findings::Findings;
-use crate::findings::Refusal;
+use crate::findings::{Findings, Refusal};
 
 /// Whose a lock is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

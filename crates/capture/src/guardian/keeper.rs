@@ -1,5 +1,6 @@
 //! The guardian's own end.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -16,6 +17,7 @@ use rustix::process::Pid;
 use super::protocol::{Reply, Request};
 use crate::error::{CaptureError, During, Result};
 use crate::family::Family;
+use crate::waiting::Begun;
 
 /// Between looks at whether the front still runs, while the target is held.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
@@ -29,6 +31,8 @@ pub(super) struct Keeper {
     pid: i32,
     freeze_timeout: Duration,
     held: Option<Family>,
+    /// Waits that the first of two stops has interrupted.
+    interrupted: BTreeMap<i32, Begun>,
     /// The front was found stopped, and the target let go.
     let_go: bool,
     /// Device and inode of the image that the target is to be killed for, until that has been tried.
@@ -38,7 +42,16 @@ pub(super) struct Keeper {
 impl Keeper {
     /// For the front with process id `front`.
     pub(super) const fn new(socket: UnixStream, front: Pid, pid: i32, freeze_timeout: Duration) -> Self {
-        Self { socket, front, pid, freeze_timeout, held: None, let_go: false, armed: None }
+        Self {
+            socket,
+            front,
+            pid,
+            freeze_timeout,
+            held: None,
+            interrupted: BTreeMap::new(),
+            let_go: false,
+            armed: None,
+        }
     }
 
     /// Serves until the front says that it is over, or is gone.
@@ -58,6 +71,7 @@ impl Keeper {
                 Request::Confirm => self.confirm(),
                 Request::Arm => self.arm(pending),
                 Request::Queues => self.queues(),
+                Request::Track => self.track(),
                 Request::Leave => return,
             };
             if reply.unwrap_or_else(Reply::Failed).send(&mut self.socket).is_err() {
@@ -97,11 +111,19 @@ impl Keeper {
         let begin = Instant::now();
         let mut family = Family::freeze(self.pid, self.freeze_timeout)?;
         tracing::debug!(phase = "freeze", elapsed = ?begin.elapsed());
+        family.remember(std::mem::take(&mut self.interrupted));
         let asked = Instant::now();
         let told = family.ask()?;
         tracing::debug!(phase = "ask", elapsed = ?asked.elapsed());
         self.held = Some(family);
         Ok(Reply::Frozen(Box::new(told)))
+    }
+
+    fn track(&mut self) -> Result<Reply> {
+        let mut family = Family::freeze(self.pid, self.freeze_timeout)?;
+        self.interrupted = family.interrupted();
+        let means = family.userfault()?;
+        Ok(Reply::Tracked(means, family.release(false)?))
     }
 
     fn confirm(&self) -> Result<Reply> {

@@ -2,11 +2,15 @@
 //!
 //! Both ends are the same program, forked: there is no version, and a frame that is not understood is a broken peer.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use prost::Message as _;
 use rewake_image::records::{PosixQueue, Process, SeccompFilter};
+use rustix::net::{self, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
 use crate::error::{CaptureError, Obstacle};
 use crate::family::Told;
@@ -33,6 +37,8 @@ pub(crate) enum Request {
     Arm = 6,
     /// Look at the messages of POSIX queues, and at who is told of the next one.
     Queues = 7,
+    /// Take from the target, in a moment's pause, the means to be told which pages it writes to.
+    Track = 8,
 }
 
 /// From the guardian.
@@ -44,6 +50,8 @@ pub(crate) enum Reply {
     Held,
     /// What the queues hold, and who is told of the next message.
     Queues(Vec<PosixQueue>),
+    /// The means for the process of this id, and how long it stood still; none where that is not to be had.
+    Tracked(Option<(i32, OwnedFd)>, Duration),
     /// The target goes on, or is dead as asked; how long it stood still.
     Released(Duration),
     /// It did not work; the target goes on.
@@ -137,6 +145,35 @@ impl From<Failure> for CaptureError {
     }
 }
 
+fn nanoseconds(time: Duration) -> [u8; 8] {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).to_le_bytes()
+}
+
+/// Sends a descriptor, with one byte.
+fn send_descriptor(to: impl AsFd, fd: BorrowedFd<'_>) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = [fd];
+    if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+        return Err(io::ErrorKind::OutOfMemory.into());
+    }
+    net::sendmsg(to, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// The descriptor that comes with the next byte.
+fn receive_descriptor(from: impl AsFd) -> io::Result<OwnedFd> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    net::recvmsg(from, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let mut fds = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    });
+    fds.next().and_then(|mut fds| fds.next()).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
 fn write_frame(to: &mut impl Write, kind: u8, payload: &[u8]) -> io::Result<()> {
     let len = u32::try_from(payload.len()).ok().filter(|&len| len <= MAX_FRAME);
     let len = len.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "frame too long"))?;
@@ -171,7 +208,8 @@ impl Request {
     /// The next request; `None` when the front is gone.
     pub(crate) fn receive(from: &mut impl Read) -> io::Result<Option<Self>> {
         let Some((kind, _)) = read_frame(from)? else { return Ok(None) };
-        [Self::Freeze, Self::Thaw, Self::Kill, Self::Leave, Self::Confirm, Self::Arm, Self::Queues]
+        use Request::{Arm, Confirm, Freeze, Kill, Leave, Queues, Thaw, Track};
+        [Freeze, Thaw, Kill, Leave, Confirm, Arm, Queues, Track]
             .into_iter()
             .find(|&request| request as u8 == kind)
             .map(Some)
@@ -184,20 +222,24 @@ const RELEASED: u8 = 2;
 const FAILED: u8 = 3;
 const HELD: u8 = 4;
 const QUEUES: u8 = 5;
+const TRACKED: u8 = 6;
 
 impl Reply {
     /// Sends it.
-    pub(crate) fn send(&self, to: &mut impl Write) -> io::Result<()> {
+    pub(crate) fn send(&self, to: &mut (impl Write + AsFd)) -> io::Result<()> {
         match self {
+            Self::Tracked(means, paused) => {
+                let mut payload = nanoseconds(*paused).to_vec();
+                payload.extend(means.iter().flat_map(|(pid, _)| pid.to_le_bytes()));
+                write_frame(to, TRACKED, &payload)?;
+                means.iter().try_for_each(|(_, fd)| send_descriptor(&*to, fd.as_fd()))
+            }
             Self::Frozen(told) => {
                 let Told { processes, pids, filters, ipc } = told.as_ref().clone();
                 let frozen = WireFrozen { processes, filters, pids, ipc };
                 write_frame(to, FROZEN, &frozen.encode_to_vec())
             }
-            Self::Released(paused) => {
-                let paused = u64::try_from(paused.as_nanos()).unwrap_or(u64::MAX);
-                write_frame(to, RELEASED, &paused.to_le_bytes())
-            }
+            Self::Released(paused) => write_frame(to, RELEASED, &nanoseconds(*paused)),
             Self::Held => write_frame(to, HELD, &[]),
             Self::Queues(queues) => {
                 write_frame(to, QUEUES, &WireQueues { queues: queues.clone() }.encode_to_vec())
@@ -207,9 +249,15 @@ impl Reply {
     }
 
     /// The next reply; `None` when the guardian is gone.
-    pub(crate) fn receive(from: &mut impl Read) -> io::Result<Option<Self>> {
+    pub(crate) fn receive(from: &mut (impl Read + AsFd)) -> io::Result<Option<Self>> {
         let Some((kind, payload)) = read_frame(from)? else { return Ok(None) };
         let reply = match kind {
+            TRACKED => {
+                let (paused, pid) = payload.split_first_chunk().ok_or(io::ErrorKind::InvalidData)?;
+                let pid = pid.first_chunk().map(|pid| i32::from_le_bytes(*pid));
+                let means = pid.map(|pid| receive_descriptor(from).map(|fd| (pid, fd))).transpose()?;
+                Self::Tracked(means, Duration::from_nanos(u64::from_le_bytes(*paused)))
+            }
             FROZEN => {
                 let frozen = WireFrozen::decode(payload.as_slice()).map_err(io::Error::other)?;
                 let WireFrozen { processes, filters, pids, ipc } = frozen;
@@ -230,12 +278,14 @@ impl Reply {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     fn round_trip(reply: &Reply) -> Reply {
-        let mut wire = Vec::new();
-        reply.send(&mut wire).unwrap();
-        Reply::receive(&mut wire.as_slice()).unwrap().unwrap()
+        let (mut one, mut other) = UnixStream::pair().unwrap();
+        reply.send(&mut one).unwrap();
+        Reply::receive(&mut other).unwrap().unwrap()
     }
 
     #[test]

@@ -10,6 +10,7 @@ use rewake_linux::memory::ProcessMemory;
 use rewake_linux::pagemap::{Frame, PageMap, Query, Run};
 use rewake_linux::proc::Proc;
 
+use super::earlier::{Earlier, Piece};
 use super::{Place, Plan};
 use crate::error::{CaptureError, During, Result};
 use crate::memory::{Content, Space};
@@ -47,8 +48,14 @@ struct Carrier<'a> {
 }
 
 impl Plan {
-    /// Adds the private pages of a process.
-    pub(super) fn add_space(&mut self, proc: &Proc, space: &Space, common: &mut Common) -> Result<()> {
+    /// Adds the private pages of a process; those that were copied earlier and are the same are there already.
+    pub(super) fn add_space(
+        &mut self,
+        proc: &Proc,
+        space: &Space,
+        earlier: Option<&Earlier>,
+        common: &mut Common,
+    ) -> Result<()> {
         let pid = proc.id();
         let mut map = PageMap::of(proc).during("open", pid, "pagemap")?;
         let mut carrier = Carrier {
@@ -63,6 +70,12 @@ impl Plan {
         let mut runs: Vec<Run> = Vec::new();
         // What follows one another is asked for in one go.
         for vmas in private(space) {
+            if let Some(earlier) = earlier {
+                for vma in vmas {
+                    carrier.add_rest(&mut map, vma, earlier)?;
+                }
+                continue;
+            }
             let (Some(first), Some(last)) = (vmas.first(), vmas.last()) else { continue };
             let range = RemoteAddr::new(first.start)..RemoteAddr::new(last.end);
             runs.clear();
@@ -96,6 +109,36 @@ impl Carrier<'_> {
         let place = Place::Memory(self.pid, RemoteAddr::new(start));
         self.plan.push_source(len, place, self.urgent);
         self.note(start, len, stream);
+    }
+
+    /// The pages of a mapping, as far as they were not copied earlier or were written to since.
+    fn add_rest(&mut self, map: &mut PageMap, vma: &Vma, earlier: &Earlier) -> Result<()> {
+        self.begins = true;
+        let pid = self.pid;
+        let mut scan = |map: &mut PageMap, run: &Run, runs: &mut Vec<Run>| {
+            let range = run.start..run.end();
+            map.scan_into(range, Query::ANONYMOUS, runs).during(
+                "scan pages",
+                pid,
+                format!("page at {}", run.start),
+            )
+        };
+        let pieces =
+            if vma.huge_page_shift == 0 { earlier.pieces(map, vma.start..vma.end, &mut scan)? } else { None };
+        let Some(pieces) = pieces else {
+            let mut runs = Vec::new();
+            let all = Run { start: RemoteAddr::new(vma.start), len: vma.end - vma.start };
+            scan(map, &all, &mut runs)?;
+            runs.iter().for_each(|run| self.add_own(run.start.get(), run.len));
+            return Ok(());
+        };
+        for Piece { start, len, stream } in pieces {
+            match stream {
+                Some(stream) => self.note(start, len, stream),
+                None => self.add_own(start, len),
+            }
+        }
+        Ok(())
     }
 
     fn note(&mut self, address: u64, length: u64, stream_offset: u64) {

@@ -296,7 +296,10 @@ fn stream(image: &Image) -> Result<(), ImageError> {
     let private = image.memories().flat_map(|memory| &memory.pages);
     let shared = image.shared_memory.iter().flat_map(|object| &object.pages);
     let files = image.file_contents.iter().flat_map(|content| &content.pages);
-    let once = shared.chain(files).map(|extent| (extent.stream_offset, extent.length, true));
+    let once = shared
+        .chain(files)
+        .chain(&image.stream.spare)
+        .map(|extent| (extent.stream_offset, extent.length, true));
     let often = private.map(|extent| (extent.stream_offset, extent.length, image.processes.len() < 2));
     let mut runs: Vec<(u64, u64, bool)> = once.chain(often).collect();
     runs.sort_unstable();

@@ -33,13 +33,28 @@ pub fn disable() -> c_int {
     }
     if depth == 0 {
         prepare();
-        DISABLED.fetch_add(1, Ordering::SeqCst);
-        while GATE.load(Ordering::SeqCst) != 0 {
-            raw::futex_wait(&GATE, 1, Some(MOMENT));
-        }
+        enter();
     }
     words.sections.store(depth + 1, Ordering::Relaxed);
     0
+}
+
+/// No checkpoint begins until this thread leaves, nor is one being made when this returns.
+pub fn enter() {
+    DISABLED.fetch_add(1, Ordering::SeqCst);
+    while GATE.load(Ordering::SeqCst) != 0 {
+        raw::futex_wait(&GATE, 1, Some(MOMENT));
+    }
+}
+
+/// The thread leaves: the last one serves what was asked for meanwhile.
+pub fn leave() {
+    if DISABLED.fetch_sub(1, Ordering::SeqCst) == 1 {
+        raw::futex_wake(&DISABLED);
+        if LATER.swap(0, Ordering::SeqCst) != 0 {
+            signal_myself(AGAIN);
+        }
+    }
 }
 
 /// See ckpt.h.
@@ -50,11 +65,8 @@ pub fn enable() -> c_int {
         return fail(libc::EPERM, "this thread has not disabled checkpoints (ckpt_disable)");
     }
     words.sections.store(depth - 1, Ordering::Relaxed);
-    if depth == 1 && DISABLED.fetch_sub(1, Ordering::SeqCst) == 1 {
-        raw::futex_wake(&DISABLED);
-        if LATER.swap(0, Ordering::SeqCst) != 0 {
-            signal_myself(AGAIN);
-        }
+    if depth == 1 {
+        leave();
     }
     0
 }
@@ -109,7 +121,10 @@ pub fn wait_for_all() {
 
 /// A child has one thread, which is in the sections it was in.
 pub fn in_child() {
-    DISABLED.store(u32::from(own().sections.load(Ordering::Relaxed) != 0), Ordering::SeqCst);
-    GATE.store(0, Ordering::SeqCst);
-    LATER.store(0, Ordering::SeqCst);
+    let disabled = u32::from(own().sections.load(Ordering::Relaxed) != 0);
+    for (word, value) in [(&DISABLED, disabled), (&GATE, 0), (&LATER, 0)] {
+        if word.load(Ordering::SeqCst) != value {
+            word.store(value, Ordering::SeqCst);
+        }
+    }
 }

@@ -65,7 +65,7 @@ impl fmt::Display for Wrong<'_> {
                 f.write_str(")")
             }
             Self::Value(key, value, wanted) => {
-                write!(f, "'{}' is no value of {}: {wanted}; the default is kept", Plain(value), Plain(key))
+                write!(f, "'{}' is no value of {}: {wanted}", Plain(value), Plain(key))
             }
         }
     }
@@ -125,11 +125,18 @@ pub fn setting<'a>(key: &'a [u8], value: &'a [u8], longest: usize) -> Result<Set
     }
 }
 
+/// A comment begins the line, or follows on white space: names of folders may have a `#` in them.
+fn without_comment(text: &[u8]) -> &[u8] {
+    let begins = |at: &usize| text[*at] == b'#' && (*at == 0 || text[*at - 1].is_ascii_whitespace());
+    let end = (0..text.len()).find(begins).unwrap_or(text.len());
+    &text[..end]
+}
+
 /// The setting of one line: `key value` or `key = value`; `None` for an empty line or a comment (`#`).
 #[must_use]
 pub fn line(text: &[u8]) -> Option<(&[u8], &[u8])> {
-    let text = text.trim_ascii();
-    if text.is_empty() || text[0] == b'#' {
+    let text = without_comment(text).trim_ascii();
+    if text.is_empty() {
         return None;
     }
     let end = text.iter().position(|byte| byte.is_ascii_whitespace() || *byte == b'=').unwrap_or(text.len());
@@ -149,6 +156,42 @@ pub fn key_of_variable<'a>(name: &[u8], room: &'a mut [u8; 32]) -> Option<&'a [u
     }
     room.make_ascii_lowercase();
     KEYS.iter().any(|known| known.as_bytes() == room).then_some(&*room)
+}
+
+/// The key that a variable was probably meant to say: its name has small letters, one letter more, less or other, or is the beginning.
+/// All others that begin with `CKPT_` are somebody else's.
+#[must_use]
+pub fn meant(name: &[u8]) -> Option<&'static str> {
+    const PREFIX: &[u8] = b"CKPT_";
+    const LEAST: usize = 3;
+    let mut room = [0; 32];
+    if !name.get(..PREFIX.len())?.eq_ignore_ascii_case(PREFIX) {
+        return None;
+    }
+    let rest = &name[PREFIX.len()..];
+    let word = room.get_mut(..rest.len())?;
+    word.copy_from_slice(rest);
+    word.make_ascii_lowercase();
+    let word = &*word;
+    let is_meant = |key: &&str| {
+        word.len() >= LEAST && (key.as_bytes().starts_with(word) || differs_little(word, key.as_bytes()))
+    };
+    let all_capitals = !name.iter().any(u8::is_ascii_lowercase);
+    KEYS.into_iter().find(is_meant).filter(|key| !all_capitals || key.as_bytes() != word)
+}
+
+/// By no more than one letter, or two that are the other way round.
+fn differs_little(one: &[u8], other: &[u8]) -> bool {
+    let (short, long) = if one.len() < other.len() { (one, other) } else { (other, one) };
+    let same = short.iter().zip(long).take_while(|(a, b)| a == b).count();
+    let rest = (&short[same..], &long[same..]);
+    match rest {
+        ([], []) => true,
+        ([a, b, short @ ..], [c, d, long @ ..]) if (a, b) == (d, c) && short == long => true,
+        ([_, short @ ..], [_, long @ ..]) if short == long => true,
+        (short, [_, long @ ..]) => short == long,
+        _ => false,
+    }
 }
 
 fn number(text: &[u8]) -> Option<u64> {
@@ -198,6 +241,8 @@ mod tests {
         assert_eq!(of("mode fork"), Ok(Setting::Fork(true)));
         assert_eq!(of("signal 64"), Ok(Setting::Signal(64)));
         assert_eq!(line(b"  # directory /x"), None);
+        assert_eq!(line(b"directory /x # mine"), Some((&b"directory"[..], &b"/x"[..])));
+        assert_eq!(line(b"directory /x#1"), Some((&b"directory"[..], &b"/x#1"[..])));
         assert_eq!(line(b" \r"), None);
     }
 
@@ -225,11 +270,31 @@ mod tests {
         }
         assert_eq!(of("directori /x"), Err(Wrong::Key(b"directori")));
         let told = of("signal 9").unwrap_err().to_string();
-        assert_eq!(
-            told,
-            "'9' is no value of signal: it is the number of a real-time signal, 34 to 64; the default is kept"
-        );
+        assert_eq!(told, "'9' is no value of signal: it is the number of a real-time signal, 34 to 64");
         assert!(matches!(setting(b"directory", &[b'x'; 10], 10), Err(Wrong::Value(..))));
+    }
+
+    #[test]
+    fn what_looks_like_one_of_ours_is_told() {
+        for (name, key) in [
+            ("CKPT_DIRECTORI", "directory"),
+            ("CKPT_DIR", "directory"),
+            ("CKPT_directory", "directory"),
+            ("ckpt_keep", "keep"),
+            ("CKPT_KEPP", "keep"),
+            ("CKPT_INTERVALL", "interval"),
+            ("CKPT_INTERAVL", "interval"),
+            ("CKPT_SIGNALS", "signal"),
+            ("CKPT_COMPRES", "compress"),
+            ("CKPT_CHECKPOINT", "checkpointing"),
+        ] {
+            assert_eq!(meant(name.as_bytes()), Some(key), "{name}");
+        }
+        for name in
+            ["CKPT_KEEP", "CKPT_PATH", "CKPT_MAXSHM", "CKPT_", "CKPT_X", "CKPT", "CKPTMODE", "CKPT_FREQ"]
+        {
+            assert_eq!(meant(name.as_bytes()), None, "{name}");
+        }
     }
 
     #[test]

@@ -47,6 +47,18 @@ const _: () = assert!(size_of::<ScanArgument>() == 0x60 && size_of::<Region>() =
 /// Regions per call: 192 KiB of results.
 const REGIONS: usize = 8192;
 
+/// `PM_SCAN_WP_MATCHING`: what is found is write-protected.
+const PROTECT: u64 = 1;
+/// `PM_SCAN_CHECK_WPASYNC`: EPERM where that cannot be.
+const PROTECTABLE_ONLY: u64 = 2;
+
+/// What one call asks for.
+#[derive(Clone, Copy, Debug)]
+struct Request {
+    query: Query,
+    flags: u64,
+}
+
 /// The buffer for results, and what the kernel knows.
 #[derive(Debug)]
 pub(super) struct Scan {
@@ -60,11 +72,12 @@ impl Scan {
     pub(super) fn new(file: &File) -> Result<Self, Errno> {
         let mut scan = Self { regions: vec![Region::default(); REGIONS], guard: true };
         let probe = Query { any: Pages::GUARD, ..Query::default() };
-        match scan.call(file, &(0..0), probe) {
+        match scan.call(file, &(0..0), Request { query: probe, flags: 0 }) {
             Ok(_) => Ok(scan),
             Err(Errno::INVAL) => {
                 scan.guard = false;
-                scan.call(file, &(0..0), Query::ANONYMOUS.without_guard()).map(|_| scan)
+                let query = Query::ANONYMOUS.without_guard();
+                scan.call(file, &(0..0), Request { query, flags: 0 }).map(|_| scan)
             }
             Err(errno) => Err(errno),
         }
@@ -89,11 +102,44 @@ impl Scan {
         } else {
             query.without_guard()
         };
+        self.walk(file, range, Request { query, flags: 0 }, found)
+    }
+
+    /// Pages with own content that were written to, which are protected in the same step.
+    pub(super) fn take_written(
+        &mut self,
+        file: &File,
+        range: Range<u64>,
+        found: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), Errno> {
+        let query = Query { all: Pages::WRITTEN.and(Pages::PROTECTABLE), ..Query::ANONYMOUS };
+        let query = if self.guard { query } else { query.without_guard() };
+        self.walk(file, range, Request { query, flags: PROTECT | PROTECTABLE_ONLY }, found)
+    }
+
+    /// Pages that are not protected: asked so, and in no other way, the kernel is quick to answer.
+    pub(super) fn written(
+        &mut self,
+        file: &File,
+        range: Range<u64>,
+        found: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), Errno> {
+        let query = Query { all: Pages::WRITTEN, ..Query::default() };
+        self.walk(file, range, Request { query, flags: PROTECTABLE_ONLY }, found)
+    }
+
+    fn walk(
+        &mut self,
+        file: &File,
+        range: Range<u64>,
+        request: Request,
+        found: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), Errno> {
         // Not `walk_end`: the kernel fills the buffer in batches of 512 and, when the walk comes to its end after more than one, leaves
         // there where the last batch began (seen on 6.18). A buffer that is not full is what tells that the walk is complete.
         let mut rest = range;
         loop {
-            let filled = self.call(file, &rest, query)?;
+            let filled = self.call(file, &rest, request)?;
             for region in &self.regions[..filled] {
                 found(region.start, region.end);
             }
@@ -105,9 +151,11 @@ impl Scan {
     }
 
     /// One call: how many regions were filled.
-    fn call(&mut self, file: &File, range: &Range<u64>, query: Query) -> Result<usize, Errno> {
+    fn call(&mut self, file: &File, range: &Range<u64>, request: Request) -> Result<usize, Errno> {
+        let Request { query, flags } = request;
         let mut argument = ScanArgument {
             size: size_of::<ScanArgument>() as u64,
+            flags,
             start: range.start,
             end: range.end,
             regions: self.regions.as_mut_ptr().expose_provenance() as u64,
@@ -115,8 +163,8 @@ impl Scan {
             category_inverted: query.none.0,
             category_mask: query.all.0 | query.none.0,
             category_anyof_mask: query.any.0,
-            // Runs are split where the properties returned differ: none returned, none split.
-            return_mask: 0,
+            // Runs are split where the properties returned differ: those that all have split none.
+            return_mask: query.all.0,
             ..ScanArgument::default()
         };
         loop {

@@ -191,6 +191,7 @@ fn encode(call: &Call, out: &Assembled) -> [u8; ENTRY_SIZE] {
     let (number, mut flags) = match call.action {
         Action::Call(nr) => (nr.number(), 0),
         Action::Spawn(_) => (super::Sysno::clone3.number(), flag::SPAWN),
+        Action::Thread(_) => (super::Sysno::clone.number(), flag::SPAWN),
         Action::Barrier => (u64::MAX, flag::BARRIER),
         Action::Leave => (u64::MAX, flag::LEAVE),
     };

@@ -26,6 +26,7 @@ impl Program {
     pub fn line(&self, call: &Call) -> String {
         let name = match call.action {
             Action::Call(nr) => nr.name().to_owned(),
+            Action::Thread(track) => format!("clone[{}]", self.tracks()[track.0].name),
             Action::Spawn(track) => format!("clone3[{}]", self.tracks()[track.0].name),
             Action::Barrier => "barrier".to_owned(),
             Action::Leave => "leave".to_owned(),

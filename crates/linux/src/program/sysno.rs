@@ -34,6 +34,7 @@ sysno! {
     chroot = SYS_chroot
     clock_getres = SYS_clock_getres
     clock_nanosleep = SYS_clock_nanosleep
+    clone = SYS_clone
     clone3 = SYS_clone3
     close = SYS_close
     close_range = SYS_close_range
@@ -64,6 +65,7 @@ sysno! {
     getpid = SYS_getpid
     getppid = SYS_getppid
     getpriority = SYS_getpriority
+    getresuid = SYS_getresuid
     getrlimit = SYS_getrlimit
     getsid = SYS_getsid
     gettid = SYS_gettid
@@ -119,6 +121,7 @@ sysno! {
     process_vm_readv = SYS_process_vm_readv
     pwrite64 = SYS_pwrite64
     read = SYS_read
+    readlinkat = SYS_readlinkat
     recvfrom = SYS_recvfrom
     renameat = SYS_renameat
     rseq = SYS_rseq
@@ -171,6 +174,7 @@ sysno! {
     umask = SYS_umask
     unlinkat = SYS_unlinkat
     unshare = SYS_unshare
+    userfaultfd = SYS_userfaultfd
     vmsplice = SYS_vmsplice
     wait4 = SYS_wait4
     waitid = SYS_waitid

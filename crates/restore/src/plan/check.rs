@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use rewake_linux::program::{Action, Call, Program, Sysno, TrackRef, Value};
+use rewake_linux::program::{Action, Call, CallRef, Program, Sysno, TrackRef, Value};
 
 use super::{Plan, Site, TASK_SIZE};
 
@@ -188,9 +188,21 @@ impl Walk<'_> {
     ) -> Result<(), Violation> {
         let plan = self.plan;
         for (index, call) in plan.program.tracks()[track.index()].calls.iter().enumerate().skip(from) {
-            tracks.extend(self.step(model, track, index, call)?.map(|child| (child, 0)));
+            match self.step(model, track, index, call)? {
+                Some(child) if self.is_waited_for(CallRef { track, index }) => {
+                    self.on(model, child, 0, tracks)?
+                }
+                made => tracks.extend(made.map(|child| (child, 0))),
+            }
         }
         Ok(())
+    }
+
+    /// Whether who is made by this entry has ended before its maker does much else.
+    fn is_waited_for(&self, made: CallRef) -> bool {
+        let calls = &self.plan.program.tracks()[made.track.index()].calls;
+        let waits = |call: &Call| call.action == Action::Call(Sysno::wait4);
+        calls.iter().any(|call| waits(call) && call.args.first() == Some(&Value::Result(made)))
     }
 
     /// One entry; who is made by it in the same memory.
@@ -210,6 +222,7 @@ impl Walk<'_> {
             reason,
         })?;
         match call.action {
+            Action::Thread(child) => return Ok(Some(child)),
             Action::Spawn(child) if step.shares_memory() => return Ok(Some(child)),
             Action::Spawn(child) => self.processes.push_back((child, model.clone())),
             _ => {}

@@ -23,6 +23,7 @@ use rewake_linux::program::{Accept, Sysno};
 
 use super::{Planner, args};
 use crate::error::RestoreError;
+use crate::streams::Stream;
 
 pub use queues::MadeQueue;
 
@@ -78,6 +79,10 @@ impl Planner<'_> {
         match file.kind.as_ref().ok_or_else(|| unsupported("of no known kind"))? {
             Kind::Regular(regular) => {
                 let identity = regular.identity.as_ref().ok_or_else(|| unsupported("without a path"))?;
+                if let Some(stream) = self.site.streams.get(&file.id).copied() {
+                    self.take_stream(spare, stream, regular.position, &identity.path);
+                    return Ok(());
+                }
                 match regular.content.and_then(|content| self.site.prepared.get(&content)) {
                     Some(prepared) => self.open_prepared(spare, *prepared, file.flags, &identity.path),
                     None => self.open_path(spare, &identity.path, file.flags),
@@ -113,6 +118,18 @@ impl Planner<'_> {
             Kind::Netlink(socket) => self.netlink(spare, file, socket),
         }
         Ok(())
+    }
+
+    /// Our own stream is that very file already, and perhaps somebody else's too.
+    fn take_stream(&mut self, spare: i32, stream: Stream, position: u64, path: &[u8]) {
+        let own = self.site.stream(stream.number);
+        let note = format!("{}: resume's own stream", String::from_utf8_lossy(path));
+        self.program.call(self.leader, Sysno::dup3, args![own, spare, 0]).note(note);
+        if !stream.goes_on {
+            let (to, note) = (libc::SEEK_SET, format!("position in {}", String::from_utf8_lossy(path)));
+            let call = self.program.call(self.leader, Sysno::lseek, args![spare, position, to]);
+            call.accept(Accept::Exactly(position)).note(note);
+        }
     }
 
     fn open_path(&mut self, spare: i32, path: &[u8], flags: u32) {
@@ -197,7 +214,9 @@ impl Planner<'_> {
         self.asynchronous();
         let kept = if self.is_root() { self.watchers() } else { Vec::new() };
         let mut from = self.site.fd_base;
-        for number in kept {
+        // The companion has not yet said its last word.
+        let own = self.site.own.then(|| [self.site.stream(2), self.site.word()]);
+        for number in own.into_iter().flatten().chain(kept) {
             if from < number {
                 let args = args![from, number - 1, 0];
                 self.program.call(self.leader, Sysno::close_range, args).note("helpers");

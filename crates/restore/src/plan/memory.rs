@@ -60,7 +60,13 @@ impl Planner<'_> {
             let args = args![range.start, range.end - range.start, libc::MADV_DONTNEED];
             self.program.call(self.leader, Sysno::madvise, args).note("pages that only the parent has");
         }
-        self.fill(&kept.missing(&memory.pages), 0);
+        let missing = kept.missing(&memory.pages);
+        // Those that are born work side by side as it is.
+        if inherited.is_none() {
+            self.fill_by_many(&missing)
+        } else {
+            self.fill(&missing, 0)
+        }
         self.contexts(memory);
         Ok(specials)
     }

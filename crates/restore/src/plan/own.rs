@@ -2,12 +2,16 @@
 //!
 //! Nobody sets registers from outside: each thread leaves the program of the restore for code of the image, which stood still on purpose
 //! and knows how to go on. Nobody chooses ids: what needs one gets that which the process or thread has now. A companion, not the
-//! parent, watches over it and has the last word: see [`Verdict`].
+//! parent, watches over it and has the last word: a byte in a pipe, which ends when it does.
+
+mod ids;
 
 use rewake_image::records::{Limit, Thread, open_file};
-use rewake_linux::program::{Accept, CallRef, DataRef, Sysno, TrackRef, Value};
+use rewake_linux::program::{Accept, Sysno, TrackRef};
 
 use super::{Planner, args};
+
+pub(super) use ids::Named;
 
 /// Places in `struct user_regs_struct`.
 const RIP: usize = 16;
@@ -16,74 +20,36 @@ const FS_BASE: usize = 21;
 const GS_BASE: usize = 22;
 const ARCH_SET_GS: i32 = 0x1001;
 const ARCH_SET_FS: i32 = 0x1002;
-const ARCH_GET_GS: i32 = 0x1004;
-
-/// What the companion lets the process know when all its threads are ready: the number of a clock, which is there or not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Everything is verified and in place.
-    GoOn,
-    /// It must not go on.
-    End,
-}
-
-impl Verdict {
-    /// The word that says it.
-    #[must_use]
-    pub const fn word(self) -> u64 {
-        match self {
-            Self::GoOn => libc::CLOCK_REALTIME.cast_unsigned() as u64,
-            Self::End => u32::MAX as u64,
-        }
-    }
-}
+const FAILED: &[u8] = b"libckpt: =recover has failed, and nothing of the program has run\n";
 
 impl Planner<'_> {
     /// The first steps.
     pub(super) fn begin_as_oneself(&mut self) {
-        let note = "the companion is there";
-        self.program.barrier(self.leader, self.gate, 2).note(note);
+        self.word("the companion is there");
         self.leave_registrations();
     }
 
-    /// The id that a process or thread of the image has now.
-    pub(super) fn id(&mut self, track: TrackRef, id: i32) -> Value {
-        if !self.site.own {
-            return id.into();
-        }
-        // Each asks for itself: what its maker knows of it may not be written yet.
-        let call = if id == self.process.pid { Sysno::getpid } else { Sysno::gettid };
-        let own: CallRef = self.program.call(track, call, args![]).note("its id now").done();
-        own.into()
+    /// Waits for a word of the companion's; its end is an end of what it says.
+    fn word(&mut self, note: &str) {
+        let (place, from) = (self.program.zeros(8), self.site.word());
+        let call = self.program.call(self.leader, Sysno::read, args![from, place, 1]);
+        call.accept(Accept::Exactly(1)).note(note);
     }
 
-    /// Has the leader write the id that a thread has now to a word of the program's data, where the plan is for a process that keeps its
-    /// ids: the base of a segment nobody uses meanwhile can be set to a number and asked for at an address.
-    pub(super) fn write_id(&mut self, id: i32, at: DataRef) {
-        if !self.site.own {
-            return;
+    /// In the way of failure: the companion says why, if it is still there.
+    pub(super) fn say_that_it_failed(&mut self) {
+        if self.site.own {
+            let text = self.program.string(FAILED);
+            let len = u64::try_from(FAILED.len()).unwrap_or_default();
+            let args = [self.site.stream(2).into(), text.into(), len.into()];
+            self.program.call(self.leader, Sysno::write, args).accept(Accept::Any);
         }
-        let now = match self.ids.get(&id) {
-            Some(call) => (*call).into(),
-            None => self.id(self.leader, id),
-        };
-        let (set, get) = (Value::from(ARCH_SET_GS), Value::from(ARCH_GET_GS));
-        self.program.call(self.leader, Sysno::arch_prctl, [set, now]).note(format!("id of {id} now"));
-        self.program.call(self.leader, Sysno::arch_prctl, [get, at.into()]);
-    }
-
-    /// The clock of processor time that a timer counts: the process's and the first thread's can be named without their ids.
-    pub(super) fn clock_now(&self, clock: i32) -> i32 {
-        /// All bits set but these: of the caller.
-        const OWNER: i32 = !7;
-        let of_first = !(clock & OWNER) >> 3 == self.process.pid;
-        if self.site.own && clock < 0 && of_first { clock | OWNER } else { clock }
     }
 
     /// Nobody may raise what he was given: the program gets as much of its own limits as there is.
     pub(super) fn limit_here(&self, limit: Limit, own: Option<(u64, u64)>) -> Limit {
         let Some((_, hard)) = own.filter(|_| self.site.own) else { return limit };
-        Limit { soft: limit.soft.min(hard), hard, ..limit }
+        Limit { soft: limit.soft.min(hard), hard: limit.hard.min(hard), ..limit }
     }
 
     /// What is set through files of `/proc`: by the process itself, as far as it may.
@@ -124,11 +90,14 @@ impl Planner<'_> {
     pub(super) fn leave_as_oneself(&mut self, track: TrackRef, thread: &Thread) {
         let register = |at: usize| thread.registers.get(at).copied().unwrap_or_default();
         let all = u32::try_from(self.process.threads.len()).expect("image counts are checked");
-        self.program.barrier(track, self.parked, all + 1).note("ready; the companion lets go");
-        if let Some(verdict) = self.verdict {
-            let now = self.program.zeros(16);
-            let args = [Value::Word(verdict), now.into()];
-            self.program.call(track, Sysno::clock_getres, args).note("all is well");
+        self.program.barrier(track, self.parked, all).note("ready");
+        if track == self.leader {
+            self.word("the companion lets go");
+            let helpers = args![self.site.stream(2), self.site.word(), 0];
+            self.program.call(self.leader, Sysno::close_range, helpers).note("the last helpers");
+        }
+        if let Some(ready) = self.ready {
+            self.program.barrier(track, ready, all).note("all is well");
         }
         if track == self.leader {
             self.proc_files();

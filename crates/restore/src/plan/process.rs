@@ -194,6 +194,7 @@ impl Planner<'_> {
 
     /// What must come after everything else has been opened, cloned and closed.
     pub(super) fn last_things(&mut self) -> Result<(), RestoreError> {
+        self.clocks_of_threads();
         self.pending_signals();
         self.finish_files();
         self.ask_for_news();
@@ -244,6 +245,7 @@ impl Planner<'_> {
         self.program.call(self.leader, Sysno::prctl, args![PR_SET_DUMPABLE, dumpable]).note("dumpable");
         self.park(self.leader, thread);
         self.program.on_failure(self.leader);
+        self.say_that_it_failed();
         self.program.call(self.leader, Sysno::exit_group, args![FAILED]).accept(Accept::Any);
         Ok(())
     }

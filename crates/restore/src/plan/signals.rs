@@ -32,7 +32,7 @@ impl Planner<'_> {
             if self.timer_behind(pending).is_some() {
                 continue;
             }
-            let (signal, info) = self.siginfo(pending);
+            let (signal, info) = self.siginfo(self.leader, pending);
             let call =
                 self.program.call(self.leader, Sysno::rt_sigqueueinfo, [pid, signal.into(), info.into()]);
             call.note(format!("pending signal {signal}"));
@@ -45,7 +45,7 @@ impl Planner<'_> {
             if self.timer_behind(pending).is_some() {
                 continue;
             }
-            let (signal, info) = self.siginfo(pending);
+            let (signal, info) = self.siginfo(track, pending);
             let (pid, tid) = (self.id(track, self.process.pid), self.id(track, thread.tid));
             let args = [pid, tid, signal.into(), info.into()];
             let call = self.program.call(track, Sysno::rt_tgsigqueueinfo, args);
@@ -53,8 +53,10 @@ impl Planner<'_> {
         }
     }
 
-    fn siginfo(&mut self, pending: &PendingSignal) -> (i32, DataRef) {
+    fn siginfo(&mut self, track: TrackRef, pending: &PendingSignal) -> (i32, DataRef) {
         let signal = pending.siginfo.first_chunk::<4>().map_or(0, |bytes| i32::from_le_bytes(*bytes));
-        (signal, self.program.bytes(&pending.siginfo))
+        let info = self.program.bytes(&pending.siginfo);
+        self.sender_now(track, pending, info);
+        (signal, info)
     }
 }

@@ -6,7 +6,7 @@ use rewake_image::births::model;
 use rewake_image::records::{Extent, Process, SharedMemory, Vma, vma::Backing};
 use rewake_image::{Births, Image, hostile, sample};
 use rewake_linux::addr::RemoteAddr;
-use rewake_linux::program::{Action, Call, Program, Sysno};
+use rewake_linux::program::{Accept, Action, Call, Program, Sysno};
 
 use super::sample::{STAGE, site_for};
 use super::{Plan, Site, check, plan};
@@ -161,6 +161,33 @@ fn planned(image: &Image, site: &mut Site) -> Plan {
     let len = plan(image, site).expect("a plan").program.assembled_size();
     (site.stage_len, site.aside) = (len, RemoteAddr::new(STAGE + len));
     plan(image, site).expect("a plan")
+}
+
+/// All of them read something, nothing twice, and the leader looks whether each of them did.
+#[test]
+fn large_memory_is_filled_by_several_hands() {
+    const LENGTH: u64 = 256 << 20;
+    let mut image = image(&[(0, LENGTH / PAGE, 1, 0, Vec::new())]);
+    let memory = image.processes[0].memory.as_mut().expect("memory");
+    memory.pages = vec![Extent { address: memory.vmas[0].start, length: LENGTH, stream_offset: 0 }];
+    for own in [false, true] {
+        let mut site = Site { own, ..Site::sample() };
+        let plan = planned(&image, &mut site);
+        assert_eq!(check::check(&plan, &site), Ok(()));
+        let reads = |call: &&Call| call.action == Action::Call(Sysno::preadv);
+        let bytes = |call: &Call| match call.accept {
+            Accept::Exactly(bytes) => bytes,
+            _ => 0,
+        };
+        let tracks = plan.program.tracks().iter();
+        let read: Vec<u64> = tracks
+            .map(|track| track.calls.iter().filter(reads).map(bytes).sum())
+            .filter(|bytes| *bytes != 0)
+            .collect();
+        assert_eq!((read.len(), read.iter().sum()), (1 + site.hands, LENGTH), "{read:?}");
+        let looks = plan.program.listing().matches("the work of a helper").count();
+        assert_eq!(looks, site.hands);
+    }
 }
 
 proptest! {

@@ -53,6 +53,7 @@ impl<'a> Planner<'a> {
             for (companion, its_track) in companions.remove(&thread.tid).unwrap_or_default() {
                 self.spawn(track, its_track, companion, CLONE_THREAD_FLAGS);
             }
+            self.tell_own_folder(track, thread.tid);
             self.thread_state(track, thread);
             self.park(track, thread);
             self.program.on_failure(track);
@@ -81,8 +82,7 @@ impl<'a> Planner<'a> {
 
     fn spawn(&mut self, by: TrackRef, track: TrackRef, thread: &Thread, flags: u64) {
         if self.site.own {
-            let clone = self.program.words(&[flags, 0, 0, 0, 0, 0, 0, 0]);
-            let call = self.program.spawn(by, track, clone).note(format!("thread {}", thread.tid)).done();
+            let call = self.program.thread(by, track, flags).note(format!("thread {}", thread.tid)).done();
             self.ids.insert(thread.tid, call);
             return;
         }

@@ -11,6 +11,7 @@ use super::error::PutBackError;
 use super::journal::{BLOCK, Chunk, Entry, JournalWriter, Old, State};
 use super::saved::{self, Saved};
 use super::{file, others};
+use crate::streams::Streams;
 
 const PERMISSIONS: u32 = 0o7777;
 const BLOCK_U64: u64 = BLOCK as u64;
@@ -54,8 +55,8 @@ pub struct Different {
 pub fn examine(
     content: &FileContent,
     saved: &mut Saved<'_>,
-    journal: &mut JournalWriter,
-    journal_path: &Path,
+    (journal, journal_path): (&mut JournalWriter, &Path),
+    streams: &Streams,
 ) -> Result<Option<Different>, PutBackError> {
     let Some(identity) = &content.identity else { return Ok(None) };
     let path = identity.as_path();
@@ -72,7 +73,7 @@ pub fn examine(
             (None, None)
         }
         Some(file) => {
-            others::refuse_writers(path, file)?;
+            others::refuse_writers(path, file, streams)?;
             check_changeable(path)?;
             let facts = file.metadata().map_err(PutBackError::io("stat", path))?;
             let old = Old { device: facts.dev(), inode: facts.ino(), state: file::state(&facts) };

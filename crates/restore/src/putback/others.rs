@@ -1,4 +1,6 @@
-//! Who else has a file open for writing. This process may, as its standard streams: those are the program's in a moment.
+//! Who else has a file open for writing. This process may, as its standard streams: those are the program's in a moment. So may those who
+//! wait for it, a shell and what started that, where they have the same stream which the program goes on with, or one of theirs that
+//! only adds to the file.
 
 use std::fs::File;
 use std::ops::Range;
@@ -11,6 +13,7 @@ use rewake_linux::proc::{Proc, processes};
 use rustix::fs::{Stat, fstat};
 
 use super::error::PutBackError;
+use crate::streams::{Streams, is_same, ours_and_parents};
 
 /// A process that is dying keeps its files for a moment.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -23,6 +26,7 @@ const NAMED: usize = 4;
 const NFS: i64 = 0x6969;
 const ACCESS: u32 = libc::O_ACCMODE.cast_unsigned();
 const WRITABLE: u32 = libc::PROT_WRITE.cast_unsigned();
+const APPENDS: u32 = libc::O_APPEND.cast_unsigned();
 const PATH_ONLY: u32 = libc::O_PATH.cast_unsigned();
 
 /// Refuses a file that anybody has open or mapped for writing; `file` is open for reading.
@@ -31,10 +35,10 @@ const PATH_ONLY: u32 = libc::O_PATH.cast_unsigned();
 ///
 /// # Errors
 /// [`PutBackError::Busy`] with who it is.
-pub fn refuse_writers(path: &Path, file: &File) -> Result<(), PutBackError> {
+pub fn refuse_writers(path: &Path, file: &File, streams: &Streams) -> Result<(), PutBackError> {
     let started = Instant::now();
     loop {
-        let Some(who) = look(path, file)? else { return Ok(()) };
+        let Some(who) = look(path, file, streams)? else { return Ok(()) };
         if started.elapsed() > PATIENCE {
             return Err(PutBackError::Busy { path: path.to_owned(), who });
         }
@@ -42,7 +46,7 @@ pub fn refuse_writers(path: &Path, file: &File) -> Result<(), PutBackError> {
     }
 }
 
-fn look(path: &Path, file: &File) -> Result<Option<String>, PutBackError> {
+fn look(path: &Path, file: &File, streams: &Streams) -> Result<Option<String>, PutBackError> {
     let told = writers(file).map_err(PutBackError::io("fcntl", path))?;
     if told == Writers::None {
         return Ok(None);
@@ -50,25 +54,42 @@ fn look(path: &Path, file: &File) -> Result<Option<String>, PutBackError> {
     let wanted = fstat(file).map_err(PutBackError::io("stat", path))?;
     let own = rustix::process::getpid().as_raw_nonzero().get();
     let all = processes().unwrap_or_default().into_iter();
-    let but = |pid: i32| if pid == own { STREAMS } else { 0..0 };
-    let found: Vec<String> = all.filter_map(|pid| writes(pid, path, &wanted, &but(pid))).collect();
+    let waiting = ours_and_parents();
+    let taken_over = |pid: i32, fd: i32| {
+        let mut streams = streams.values().filter(|stream| !stream.goes_on);
+        streams.any(|stream| is_same(stream.number.cast_signed(), pid, fd))
+    };
+    let but = |pid: i32, fd: i32, appends: bool| {
+        if pid == own {
+            STREAMS.contains(&fd)
+        } else {
+            waiting.contains(&pid) && (appends && STREAMS.contains(&fd) || taken_over(pid, fd))
+        }
+    };
+    let found: Vec<String> = all.filter_map(|pid| writes(pid, path, &wanted, &but)).collect();
     if !found.is_empty() {
         let more = if found.len() > NAMED { " and others" } else { "" };
         return Ok(Some(found[..found.len().min(NAMED)].join(", ") + more));
     }
     let network = rustix::fs::fstatfs(file).is_ok_and(|facts| facts.f_type == NFS);
-    let hidden = told == Writers::Some && !network && writes(own, path, &wanted, &(0..0)).is_none();
+    let harmless = |pid: i32| writes(pid, path, &wanted, &|_, _, _| false).is_some();
+    let hidden = told == Writers::Some && !network && !waiting.iter().any(|pid| harmless(*pid));
     Ok(hidden.then(|| "a process that cannot be seen from here".to_owned()))
 }
 
+/// Whether a descriptor of a process does no harm: its number, and whether it only adds to the file.
+type Harmless<'a> = dyn Fn(i32, i32, bool) -> bool + 'a;
+
 /// Pid and name of a process that has the file open or mapped for writing, not counting these descriptors. What cannot be seen is
 /// passed over.
-fn writes(pid: i32, path: &Path, wanted: &Stat, but: &Range<i32>) -> Option<String> {
+fn writes(pid: i32, path: &Path, wanted: &Stat, but: &Harmless<'_>) -> Option<String> {
     let process = Proc::open(pid).ok()?;
     let opened = process.fds().unwrap_or_default().into_iter().any(|fd| {
         (fd.link.stat.device, fd.link.stat.inode) == (wanted.st_dev, wanted.st_ino)
-            && !but.contains(&fd.fd)
-            && process.fdinfo(fd.fd).is_ok_and(|info| info.flags & ACCESS != 0 && info.flags & PATH_ONLY == 0)
+            && process.fdinfo(fd.fd).is_ok_and(|info| {
+                let writes = info.flags & ACCESS != 0 && info.flags & PATH_ONLY == 0;
+                writes && !but(pid, fd.fd, info.flags & APPENDS != 0)
+            })
     });
     let mapped = || {
         process.maps().unwrap_or_default().iter().any(|mapping| {

@@ -10,6 +10,7 @@ use rewake_image::{Compression, PageWriter, PendingImage, sample};
 use tempfile::TempDir;
 
 use super::*;
+use crate::streams::Streams;
 
 const PAGE: u64 = rewake_image::PAGE_SIZE;
 /// Time of change of every file as it was at the capture.
@@ -59,7 +60,7 @@ impl Bench {
     }
 
     fn prepare(&self) -> Result<PutBack, PutBackError> {
-        PutBack::prepare(&self.dir(), &self.image, &self.reader, &self.ids)
+        PutBack::prepare(&self.dir(), &self.image, &self.reader, &self.ids, &Streams::new())
     }
 
     fn apply(&self) -> PutBack {

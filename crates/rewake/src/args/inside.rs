@@ -43,9 +43,11 @@ EXAMPLES
 /// Start a program with libckpt preloaded, so that it can checkpoint itself.
 ///
 /// rewake becomes the program: its process id, terminal and exit status are the program's. For dynamically linked programs of glibc, in
-/// any language; what they start has the library too. libckpt.so is looked for beside rewake and in ../lib/rewake.
+/// any language; what they start has the library too. libckpt.so is looked for beside rewake and in ../lib/rewake. A program that takes no
+/// preloaded library (linked statically, set-user-id, of 32 bits; of a script, what runs it) is started all the same, with a word on
+/// standard error; with =recover it is not.
 ///
-/// Exit status: the program's; 125 there is no library; 126 the program cannot be started; 127 it is not there.
+/// Exit status: the program's; 125 there is no library, or it cannot be recovered with one; 126 the program cannot be started; 127 it is not there.
 #[derive(Debug, Parser)]
 #[command(
     name = "run",

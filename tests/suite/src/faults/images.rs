@@ -4,21 +4,25 @@
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::process::{self, PATIENCE, Running};
 use crate::random::Random;
-use crate::report::Report;
+use crate::report::{Report, Skip};
 use crate::subject::Subject;
 use crate::workshop::Workshop;
 
 const SOON: Duration = Duration::from_secs(5);
+const SECOND: Duration = Duration::from_secs(1);
 /// Bits flipped, one at a time, that `verify` must find.
 const FLIPS: u32 = 2000;
 /// Instants at which the process is killed that `resume` is making.
 const KILLS: u32 = 40;
+/// Wake-ups in which those are killed that help to fill memory, and how many must be hit at least.
+const HELPERS: u32 = 12;
+const HITS: u32 = 3;
 /// Bits flipped that `resume` must refuse.
 const RESUME_FLIPS: u32 = 100;
 
@@ -34,6 +38,7 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
     report.test(&format!("SIGKILL to the new process at {KILLS} instants of its making"), || {
         killed_while_made(workshop)
     });
+    report.test(&format!("SIGKILL to {HELPERS} helpers that fill memory"), || helpers_killed(workshop));
     report.test("resume after a file changed", || file_changed(workshop));
     for how in ["replaced", "overwritten"] {
         report.test(&format!("resume, the executable was {how}: --files 3 has it"), || {
@@ -81,6 +86,44 @@ fn killed_while_made(workshop: &Workshop) -> Result<()> {
         process::nothing_left(&[], SOON).with_context(|| format!("shot {shot}"))?;
     }
     ensure!(unfinished > 0, "every process was complete before it was killed");
+    subject.resume_and_pass(workshop, &[]).context("undisturbed at the end")
+}
+
+/// The children that a process which is being made has.
+fn helpers(pid: u32) -> Vec<u32> {
+    let told = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    told.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+fn helpers_killed(workshop: &Workshop) -> Result<()> {
+    if std::thread::available_parallelism()?.get() == 1 {
+        return Err(Skip("one processor has no helpers".to_owned()).into());
+    }
+    let subject = captured(workshop, "helpers-killed", "mem_large", &["128"])?;
+    let mut hits = 0;
+    for shot in 0..HELPERS {
+        let running = Running::start(subject.resume_command(workshop), &subject.folder, "resume")?;
+        // They work for some milliseconds only: who pauses between two looks misses them.
+        let begun = Instant::now();
+        let shot_at = loop {
+            let found = helpers(subject.pid());
+            if !found.is_empty() || begun.elapsed() > SOON {
+                break found;
+            }
+        };
+        shot_at.iter().for_each(|pid| process::signal(*pid, rustix::process::Signal::KILL));
+        let failed = process::await_some(SECOND, || process::glimpse(subject.pid()).is_none().then_some(()));
+        if failed.is_none() {
+            process::signal(subject.pid(), rustix::process::Signal::KILL);
+        }
+        let finished = running.finish(SOON).with_context(|| format!("shot {shot}: resume"))?;
+        if failed.is_some() {
+            finished.expect_code("resume", 125)?;
+            hits += 1;
+        }
+        process::nothing_left(&[], SOON).with_context(|| format!("shot {shot}"))?;
+    }
+    ensure!(hits >= HITS, "only {hits} of {HELPERS} were hit at work");
     subject.resume_and_pass(workshop, &[]).context("undisturbed at the end")
 }
 

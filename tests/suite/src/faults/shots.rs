@@ -12,7 +12,7 @@ use self::target::{COUNTERS, Kind, Target};
 use crate::process::{self, PATIENCE, Running};
 use crate::random::Random;
 use crate::report::Report;
-use crate::subject::{PASSED, save_command};
+use crate::subject::PASSED;
 use crate::workshop::Workshop;
 
 /// Instants tried for each signal to the command.
@@ -35,15 +35,18 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
             shoot_front(workshop, name, signal, seed, Kind::Running)
         });
     }
-    report.test(&format!("SIGKILL to chkpnt of a tree at {SHOTS} instants"), || {
-        shoot_front(workshop, "SIGKILL", Signal::KILL, 6, Kind::Tree)
-    });
+    for (of, kind, seed) in [("a tree", Kind::Tree, 6), ("a program copied while it runs", Kind::Large, 7)] {
+        report.test(&format!("SIGKILL to chkpnt of {of} at {SHOTS} instants"), || {
+            shoot_front(workshop, "SIGKILL", Signal::KILL, seed, kind)
+        });
+    }
     for (of, kind, shots) in [
         ("a running program", Kind::Running, GUARDIAN_SHOTS),
         ("a stopped program", Kind::Stopped, HARD_SHOTS),
         ("a program whose first thread ended", Kind::Leaderless, HARD_SHOTS),
         ("a static program with musl", Kind::Musl, HARD_SHOTS),
         ("a tree of processes", Kind::Tree, GUARDIAN_SHOTS),
+        ("a program copied while it runs", Kind::Large, GUARDIAN_SHOTS),
     ] {
         report.test(&format!("SIGKILL to the guardian of {of} at {shots} instants"), || {
             shoot_guardian(workshop, kind, shots)
@@ -101,7 +104,7 @@ fn shoot_front(workshop: &Workshop, name: &str, signal: Signal, seed: u64, kind:
 }
 
 fn shoot_front_once(workshop: &Workshop, target: &Target, signal: Signal, delay: Duration) -> Result<bool> {
-    let command = save_command(workshop, target.subject.pid(), &target.subject.image());
+    let command = target.save_command(workshop);
     let running = Running::start(command, &target.subject.folder, "save")?;
     std::thread::sleep(delay);
     process::signal(running.child.id(), signal);
@@ -121,9 +124,10 @@ fn shoot_guardian(workshop: &Workshop, kind: Kind, shots: u32) -> Result<()> {
         ensure!(tries < shots * 10, "only {hits} of {tries} tries found a guardian to kill");
         let delay = instants.pick();
         let span = instants.span;
-        let command = save_command(workshop, target.subject.pid(), &target.subject.image());
-        let running = Running::start(command, &target.subject.folder, "save")?;
+        let command = target.save_command(workshop);
+        let mut running = Running::start(command, &target.subject.folder, "save")?;
         std::thread::sleep(delay);
+        instants.learn(matches!(running.child.try_wait(), Ok(Some(_))));
         let guardians = process::children(running.child.id());
         guardians.iter().for_each(|&pid| process::signal(pid, Signal::KILL));
         hits += u32::from(!guardians.is_empty());

@@ -47,6 +47,8 @@ fn captured(workshop: &Workshop, kind: &str, times: u32) -> Result<()> {
         let ended = process::run(command, &subject.folder, "save")?;
         longest = longest.max(begun.elapsed());
         ensure!(subject.lives(), "it ended with capture {time}: {:?}", subject.said());
+        let told = format!("{}{}", ended.output, ended.errors);
+        ensure!(!told.contains("not below it any more"), "a member is taken for a stray: {told}");
         if ended.status.success() {
             paused.push(pause(&ended.output)?);
             slow += u32::from(paused.last().is_some_and(|paused| *paused > FREEZE));

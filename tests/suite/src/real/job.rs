@@ -35,6 +35,18 @@ impl Expected {
     }
 }
 
+/// A program came to its good end before it was interrupted: what was to be tested has not been.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TooLate;
+
+impl std::fmt::Display for TooLate {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("the program ended before it was interrupted")
+    }
+}
+
+impl std::error::Error for TooLate {}
+
 /// What a save measured.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Measured {
@@ -114,9 +126,7 @@ impl<'a> Job<'a> {
         });
         match reached {
             Some(true) => Ok(()),
-            Some(false) => {
-                bail!("the program ended when it should have been interrupted{}", self.complaint())
-            }
+            Some(false) => self.too_late(),
             None => bail!("the program stands still at {} of 1000", self.progress()),
         }
     }
@@ -141,7 +151,9 @@ impl<'a> Job<'a> {
     pub(super) fn save_and_kill(&mut self, image: &Path) -> Result<Measured> {
         let measured = self.save_with(image, &["--kill"])?;
         self.expect_killed().context("--kill")?;
-        ensure!(self.progress() < 1000, "the program was not interrupted half way");
+        if self.progress() >= 1000 {
+            return Err(TooLate.into());
+        }
         Ok(measured)
     }
 
@@ -150,6 +162,9 @@ impl<'a> Job<'a> {
         let mut command = self.workshop.command(["save", "--json", "-p", &pid, "-d"]);
         command.arg(image).args(options).current_dir(&self.folder);
         let saved = process::run(command, &self.folder, "save")?;
+        if !saved.status.success() && !self.runs() {
+            return self.too_late();
+        }
         saved.expect_code("save", 0)?;
         let number =
             |name: &str| field(&saved.output, name).with_context(|| format!("{name} in the summary"));
@@ -157,8 +172,12 @@ impl<'a> Job<'a> {
     }
 
     fn expect_killed(&mut self) -> Result<()> {
-        let mut running = self.running.take().context("the program runs")?;
+        let running = self.running.as_mut().context("the program runs")?;
         let status = process::wait(&mut running.child, PATIENCE).context("the program does not end")?;
+        if status.success() {
+            return self.too_late();
+        }
+        self.running = None;
         ensure!(status.signal() == Some(9), "the program ended with {}", process::describe(status));
         // Those below it are ours now, and keep their ids until somebody waits for them.
         process::nothing_left(&[], Duration::from_secs(5))
@@ -166,9 +185,18 @@ impl<'a> Job<'a> {
 
     /// Ends it as a crash of the machine would.
     pub(super) fn kill(&mut self) -> Result<()> {
-        ensure!(self.runs(), "the program ended before it was killed{}", self.complaint());
+        if !self.runs() {
+            return self.too_late();
+        }
         process::kill_tree(self.pid);
         self.expect_killed()
+    }
+
+    /// The program has ended: well, as it would have without us, or this is another error than [`TooLate`].
+    fn too_late<T>(&mut self) -> Result<T> {
+        let complaint = self.complaint();
+        self.finish("ended").with_context(|| format!("the program was to be interrupted{complaint}"))?;
+        Err(TooLate.into())
     }
 
     /// What was made since the checkpoint is spoiled, so that only putting it back helps.

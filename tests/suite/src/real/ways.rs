@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::job::{Expected, Job, Measured};
+use super::job::{Expected, Job, Measured, TooLate};
 use super::programs::Real;
 use crate::process;
 use crate::random::Random;
@@ -18,6 +18,8 @@ const LEAVING: Duration = Duration::from_secs(5);
 const MANY: u64 = 10;
 /// The last of them no later than this: the program works on while it is looked at, and is to be interrupted.
 const LAST: u64 = 750;
+/// How often a program is started that ended before it was interrupted, as it may where others take the processors and the disk.
+const ATTEMPTS: u32 = 3;
 /// Checkpoints at random instants.
 const SHOTS: u64 = 5;
 
@@ -77,6 +79,16 @@ impl Way {
         expected: &Expected,
         name: &str,
     ) -> Result<String> {
+        let mut attempt = 1;
+        loop {
+            match self.attempt(workshop, real, expected, &format!("{name} {attempt}")) {
+                Err(error) if error.is::<TooLate>() && attempt < ATTEMPTS => attempt += 1,
+                result => return result,
+            }
+        }
+    }
+
+    fn attempt(self, workshop: &Workshop, real: &Real, expected: &Expected, name: &str) -> Result<String> {
         let mut job = Job::start(workshop, real, expected, name)?;
         let result = match self {
             Way::Killed { .. } => killed(&mut job),

@@ -60,10 +60,46 @@ impl Planner<'_> {
     }
 
     pub(super) fn open_late_kernel_file(&mut self, file: &OpenFile, kernel: &KernelFile) -> CallRef {
-        let name = self.program.string(&self.own_name(&kernel.path));
         let flags = file.flags & REOPEN | (libc::O_NOCTTY | libc::O_CLOEXEC).cast_unsigned();
-        let args = args![libc::AT_FDCWD, name, flags, 0];
         let note = String::from_utf8_lossy(&kernel.path).into_owned();
+        if let Some((tid, hidden, below)) = self.below_thread(&kernel.path)
+            && let Some(folder) = self.open_folder_of(tid, hidden)
+        {
+            let name = self.program.string(below);
+            let opened = self.program.call(self.leader, Sysno::openat, args![folder, name, flags, 0]);
+            let opened = opened.note(note).done();
+            self.program.call(self.leader, Sysno::close, args![folder]);
+            return opened;
+        }
+        let name = self.program.string(&self.own_name(&kernel.path));
+        let args = args![libc::AT_FDCWD, name, flags, 0];
         self.program.call(self.leader, Sysno::openat, args).note(note).done()
+    }
+
+    /// Where a path leads through the folder of a thread that is not the first one: that thread, whether it is its folder beside those of
+    /// processes, and what is below it.
+    fn below_thread<'a>(&self, path: &'a [u8]) -> Option<(i32, bool, &'a [u8])> {
+        let own = self.image.root().pid;
+        let (tid, hidden) = match told_of(path) {
+            [Some(process), Some(tid)] if process == own => (tid, false),
+            [Some(tid), None] => (tid, true),
+            _ => return None,
+        };
+        let folder = if hidden { format!("/proc/{tid}") } else { format!("/proc/{own}/task/{tid}") };
+        let below = match path.strip_prefix(folder.as_bytes())? {
+            b"" => b".",
+            below => below.strip_prefix(b"/")?,
+        };
+        (tid != own).then_some((tid, hidden, below))
+    }
+
+    /// Whether there are files in folders of this thread.
+    pub(in super::super) fn tells_of_thread(&self, tid: i32) -> bool {
+        self.image.open_files.iter().any(|file| match &file.kind {
+            Some(open_file::Kind::KernelFile(kernel)) => {
+                self.below_thread(&kernel.path).is_some_and(|(of, ..)| of == tid)
+            }
+            _ => false,
+        })
     }
 }

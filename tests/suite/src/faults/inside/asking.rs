@@ -1,7 +1,7 @@
 //! `ckpt` and `rewake run --preload`: answers, refusals, and whoever dies meanwhile.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 
 use super::{Inside, Library, kill, numbers, temporaries, verified};
+use crate::faults::linked::compile;
 use crate::faults::refusals::Mounted;
 use crate::process::{self, PATIENCE, Running};
 use crate::report::Report;
@@ -49,6 +50,9 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report, library: Library<'_>
     test("the program is killed meanwhile", &|| program_dies(workshop, library));
     test("the copy is killed meanwhile", &|| copy_dies(workshop, library));
     test("rewake run --preload", &|| preloaded(workshop, library));
+    test("rewake run --preload of programs that take no library", &|| cannot_preload(workshop, library));
+    test("ckpt of a program that becomes another one", &|| becomes_another(workshop, library));
+    test("checkpoints at intervals, by its own wish and by ckpt", &|| all_ways(workshop, library));
 }
 
 impl Inside<'_> {
@@ -159,7 +163,8 @@ fn several(workshop: &Workshop, library: Library<'_>) -> Result<()> {
         places.sort();
         places.dedup();
         ensure!(places.len() == 4, "each has an image of its own: {places:?}");
-        inside.await_images(5, LONG)?;
+        // The signal that nobody waits for is served by any image that was begun after it; else there is a fifth.
+        inside.await_images(4, LONG)?;
         ensure!(inside.errors().is_empty(), "{}", inside.errors());
         for number in numbers(&inside.store()) {
             verified(workshop, &inside.folder, &inside.store().join(number.to_string()))?;
@@ -305,4 +310,79 @@ fn preloaded(workshop: &Workshop, library: Library<'_>) -> Result<()> {
     run(&rewake, Some(Path::new("/nowhere.so")), &words)?.expect_code("a wrong name", 125)?;
     run(&rewake, None, &["./not-there"])?.expect_code("no such program", 127)?;
     run(&rewake, None, &["/"])?.expect_code("no program", 126)
+}
+
+/// It is told before it starts; as the image of nothing it is not started.
+fn cannot_preload(workshop: &Workshop, library: Library<'_>) -> Result<()> {
+    let folder = workshop.folder("cannot-preload")?;
+    let library = library()?;
+    let run = |words: &[&str]| {
+        let mut command = workshop.command(["run", "--preload", "--"]);
+        command.args(words).current_dir(&folder).env_remove("LD_PRELOAD").env("REWAKE_LIBCKPT", &library);
+        command.env("PATH", format!("{}:/usr/bin:/bin", folder.display()));
+        process::run(command, &folder, "run")
+    };
+    fs::write(folder.join("plain.c"), "int main(void) { return 5; }\n")?;
+    compile(&folder, "gcc -static -o plain plain.c")?;
+    compile(&folder, "gcc -static-pie -o pie plain.c")?;
+    compile(&folder, "gcc -o others plain.c")?;
+    fs::write(folder.join("script"), format!("#!{}/plain -x\n", folder.display()))?;
+    fs::set_permissions(folder.join("script"), fs::Permissions::from_mode(0o755))?;
+    chown(folder.join("others"), Some(12_345), None)?;
+    fs::set_permissions(folder.join("others"), fs::Permissions::from_mode(0o4755))?;
+    let told = [
+        ("./plain", "plain is linked statically"),
+        ("plain", "plain is linked statically"),
+        ("./pie", "pie is linked statically"),
+        ("./script", "plain is linked statically"),
+        ("./others", "rights that you do not have"),
+    ];
+    for (program, words) in told {
+        let ended = run(&[program])?;
+        ended.expect_code(program, 5)?;
+        ended.expect_words(program, &["without checkpoints", words, "chkpnt"])?;
+        for recover in [&["=recover"][..], &["=", "recover"]] {
+            let ended = run(&[&[program], recover].concat())?;
+            ended.expect_code("=recover", 125)?;
+            ended.expect_words("=recover", &[words])?;
+        }
+    }
+    for program in ["sh", "/bin/sh"] {
+        let ended = run(&[program, "-c", "exit 4"])?;
+        ended.expect_code(program, 4)?;
+        ensure!(ended.errors.is_empty(), "{}", ended.errors);
+    }
+    Ok(())
+}
+
+/// Who asked while it was about to is told; the other program is left alone.
+fn becomes_another(workshop: &Workshop, library: Library<'_>) -> Result<()> {
+    let mut inside = Inside::start(workshop, library, "becomes", "moments section", STORE)?;
+    let asking = inside.asking("ckpt")?;
+    std::thread::sleep(Duration::from_millis(300));
+    inside.subject.go()?;
+    let finished = asking.finish(LONG)?;
+    finished.expect_code("ckpt", 1)?;
+    finished.expect_words("ckpt", &["became another program"])?;
+    let status = inside.subject.wait_for_end()?;
+    ensure!(status.success(), "the other program ended with {}", process::describe(status));
+    ensure!(numbers(&inside.store()).is_empty(), "there is an image");
+    Ok(())
+}
+
+fn all_ways(workshop: &Workshop, library: Library<'_>) -> Result<()> {
+    let lines = format!("{STORE}interval 1s\nkeep 3\n");
+    let inside = Inside::start(workshop, library, "all-ways", "moments here", &lines)?;
+    let begun = std::time::Instant::now();
+    let mut answers = 0;
+    while begun.elapsed() < Duration::from_millis(3500) {
+        inside.ckpt(&[])?.expect_code("ckpt", 0)?;
+        kill(34, inside.subject.pid())?;
+        answers += 1;
+    }
+    inside.saved()?;
+    let made = numbers(&inside.store());
+    ensure!(made.last().is_some_and(|last| *last > 2 * answers), "{made:?} after {answers} answers");
+    ensure!(inside.errors().is_empty(), "{}", inside.errors());
+    inside.recovers()
 }

@@ -28,6 +28,9 @@ const MEMORIES: &[&str] = &[
     "mem_shared_anon",
     "mem_file_shared",
     "mem_private",
+    "holes",
+    "tls",
+    "mem_dlopen",
     "threads",
     "memfd",
 ];
@@ -35,7 +38,7 @@ const MEMORIES: &[&str] = &[
 /// Lines that say nothing, and words of what is said about them.
 const WRONG: &[(&str, &[&str])] = &[
     ("directori x", &["line 2", "no setting 'directori'", "store_files_level"]),
-    ("keep many", &["line 2", "'many' is no value of keep", "default is kept"]),
+    ("keep many", &["line 2", "'many' is no value of keep", "it stays all"]),
     ("interval 3 weeks", &["line 2", "no value of interval"]),
     ("store_files_level 4", &["line 2", "0, 1, 2 or 3"]),
     ("signal 9", &["line 2", "34 to 64"]),

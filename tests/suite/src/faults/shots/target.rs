@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -10,7 +11,7 @@ use rustix::process::Signal;
 
 use super::SOON;
 use crate::process::{self, Finished};
-use crate::subject::Subject;
+use crate::subject::{Subject, save_command};
 use crate::workshop::Workshop;
 
 /// Threads of `busy` that count.
@@ -29,6 +30,8 @@ pub(super) enum Kind {
     Musl,
     /// Processes instead of threads, and one that has ended.
     Tree,
+    /// Large enough to be copied while it runs.
+    Large,
 }
 
 impl Kind {
@@ -48,11 +51,21 @@ pub(super) struct Target {
 }
 
 impl Target {
+    /// What captures it, and leaves it running.
+    pub(super) fn save_command(&self, workshop: &Workshop) -> Command {
+        let mut command = save_command(workshop, self.subject.pid(), &self.subject.image());
+        if self.kind == Kind::Large {
+            command.args(["--mode", "precopy"]);
+        }
+        command
+    }
+
     pub(super) fn start(workshop: &Workshop, name: &str, kind: Kind) -> Result<Self> {
         let options: &[&str] = if kind == Kind::Musl { &["musl-gcc", "-static"] } else { &[] };
         let arguments: &[&str] = match kind {
             Kind::Leaderless => &["2", "leaderless"],
             Kind::Tree => &["2", "tree"],
+            Kind::Large => &["24"],
             _ => &["2"],
         };
         let program = workshop.compile("busy", options)?;
@@ -143,6 +156,8 @@ impl Target {
     /// A whole command; afterwards its image is complete and no temporary of any command is left.
     pub(super) fn undisturbed(&self, workshop: &Workshop) -> Result<()> {
         self.subject.save(workshop).context("undisturbed")?;
+        let left = userfaults(self.subject.pid())?;
+        ensure!(left.is_empty(), "userfaultfds are left in the target: {left:?}");
         let left = temporaries(&self.subject.folder)?;
         ensure!(left.is_empty(), "temporaries are left after a whole command: {left:?}");
         fs::remove_dir_all(self.subject.image()).context("removing the image")
@@ -166,6 +181,23 @@ impl Target {
         }
         Ok(there)
     }
+}
+
+/// Descriptors that a capture takes from the target, and mappings that are watched through one.
+fn userfaults(pid: u32) -> Result<Vec<String>> {
+    let mut left = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let entry = entry?;
+        // It may be closed by now.
+        let link = fs::read_link(entry.path()).unwrap_or_default().to_string_lossy().into_owned();
+        if link.contains("userfaultfd") {
+            left.push(format!("{}: {link}", entry.file_name().to_string_lossy()));
+        }
+    }
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    let watched = |line: &&str| line.starts_with("VmFlags:") && line.split(' ').any(|flag| flag == "uw");
+    left.extend(smaps.lines().filter(watched).map(str::to_owned));
+    Ok(left)
 }
 
 fn temporaries(folder: &Path) -> Result<Vec<String>> {

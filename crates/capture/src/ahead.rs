@@ -1,0 +1,107 @@
+//! What is done about a target that runs on before it stands still (pre-copy), and what has to be looked at again afterwards.
+
+use std::time::Duration;
+
+use rewake_image::PageWriter;
+use rewake_linux::host::Host;
+use rewake_linux::proc::Proc;
+use rewake_linux::userfault::WriteTracking;
+
+use crate::error::{CaptureError, Obstacle, Result};
+use crate::guardian::Guardian;
+use crate::pages::{Earlier, can_be_tracked};
+use crate::{Mode, Options, Progress, kin};
+
+/// Memory that is read while the target stands still and written when it runs again: room made for it in advance, and at most.
+const HOLD_LEAST: u64 = 8 << 20;
+pub(crate) const HOLD_MOST: u64 = 256 << 20;
+
+/// Kernels before this one say of pages that were written to that they were not: of those that were moved (mremap) until 6.13, of those in
+/// swap or on their way to another place until 6.9. They learned to tell written pages with 6.7.
+const KERNEL: (u32, u32) = (6, 13);
+
+/// What was copied while the target ran.
+pub(crate) struct Ahead {
+    pub(crate) pages: Earlier,
+    /// How long it stood still, to be asked for the means.
+    pub(crate) paused: Duration,
+    /// Memory that was touched, for what is left to be read when it stands still.
+    pub(crate) room: Vec<u8>,
+}
+
+impl Ahead {
+    /// Copies what can be copied while the target runs; `None` where it must stand still for all of it.
+    ///
+    /// # Errors
+    /// When the image cannot be written or the target is gone; when there is to be no other way and this one is closed.
+    pub(crate) fn copy(
+        options: &Options,
+        mappings_in_advance: bool,
+        writer: &PageWriter,
+        guardian: &mut Guardian,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Option<Self>> {
+        let known = Host::here().is_ok_and(|host| host.kernel_version() >= KERNEL);
+        let alone = kin::members(options.pid)?.0.len() == 1;
+        // One that cannot be is not stopped twice. Nor is it done unless somebody asks for it: see ARCHITECTURE, pre-copy.
+        let can_be = options.mode == Mode::PreCopy
+            && known
+            && alone
+            && Proc::open_living(options.pid).is_ok_and(|proc| can_be_tracked(&proc));
+        let (means, paused) = if can_be { guardian.track()? } else { (None, Duration::ZERO) };
+        let tracking = means.and_then(|(pid, means)| Some((pid, WriteTracking::new(means).ok()?)));
+        let Some((pid, tracking)) = tracking else {
+            return if options.mode == Mode::PreCopy { Err(impossible(options.pid)) } else { Ok(None) };
+        };
+        let mut pages = Earlier::new(pid, tracking);
+        let mut done = 0;
+        let rest = pages.rounds(writer, &mut |bytes| {
+            done += bytes;
+            progress(Progress::Pages { done, total: done });
+        })?;
+        if mappings_in_advance {
+            pages.look_at_mappings()?;
+        }
+        let expected = usize::try_from((rest * 2 + HOLD_LEAST).min(HOLD_MOST)).unwrap_or(0);
+        // Not zeros: those would be mapped when they are written only.
+        Ok(Some(Self { pages, paused, room: vec![1; expected] }))
+    }
+
+    /// Looks at what was taken for granted while the target stood still. It runs again.
+    ///
+    /// # Errors
+    /// When that was wrong.
+    pub(crate) fn settle(&self) -> Result<()> {
+        if self.pages.flags_are_the_same().unwrap_or(false) {
+            return Ok(());
+        }
+        Err(passing(
+            self.pages.pid(),
+            "mappings",
+            "they, or advice given for them (madvise), were changed in the moment of the freeze",
+        ))
+    }
+}
+
+/// What may not be so the next time.
+pub(crate) fn passing(pid: i32, object: &str, reason: &str) -> CaptureError {
+    CaptureError::Refused(vec![Obstacle {
+        pid,
+        object: object.into(),
+        reason: reason.into(),
+        remedy: "try again in a moment".into(),
+        passing: true,
+    }])
+}
+
+fn impossible(pid: i32) -> CaptureError {
+    CaptureError::Refused(vec![Obstacle {
+        pid,
+        object: "memory".into(),
+        reason: "it cannot be copied while the program runs: that takes Linux 6.13, a program of one process that may make a userfaultfd, \
+                 and no files without a cache (O_DIRECT) and no asynchronous I/O (AIO) in use"
+            .into(),
+        remedy: "leave --mode to chkpnt (auto), or use --mode stop".into(),
+        passing: false,
+    }])
+}

@@ -1,0 +1,91 @@
+//! What people write in shells: one run after the other, or side by side, whose output goes to a file that the shell has open itself.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+
+use super::Bench;
+use crate::process::{self, Finished};
+use crate::report::Report;
+
+/// What is written, `$P` being the program, and what the file out has then.
+const LINES: &[(&str, &str)] = &[
+    ("$P x > out || $P =recover > out", "0 1 2 3 end"),
+    ("$P x >> out; $P =recover >> out", "0 1 2 3 end"),
+    ("($P x || $P =recover) > out", "0 1 2 3 end"),
+    ("($P x || $P =recover; echo x after) > out", "0 1 2 3 end after"),
+    ("(echo x before; $P x || $P =recover; echo x after) >> out", "before 0 1 2 3 end after"),
+    ("exec > out; $P x || $P =recover; echo x more; $P x; $P =recover", "0 1 2 3 end more 0 1 2 3 end"),
+    ("exec >> out; for i in 1 2; do $P x || $P =recover; done", "0 1 2 3 end 0 1 2 3 end"),
+    // What fails leaves the shell where it was.
+    ("exec > out; $P x; $P =recover nowhere; echo x after", "0 1 2 3 after"),
+    (
+        "exec > out; $P x; printf x | dd of=store/1/pages bs=1 seek=$(($(stat -c %s store/1/pages) / 2)) conv=notrunc status=none; $P =recover; echo x after",
+        "0 1 2 3 after",
+    ),
+];
+
+pub(super) fn run(bench: &Bench<'_>, report: &mut Report) {
+    for (line, expected) in LINES {
+        report.test(&format!("in a shell: {line}"), || one_after_the_other(bench, line, expected));
+    }
+    report.test("runs side by side that share a log: no line of the others is lost", || side_by_side(bench));
+    report.test("runs side by side that share a log and a file of data", || share_data(bench));
+}
+
+fn in_a_shell(bench: &Bench<'_>, name: &str, line: &str) -> Result<(Finished, Vec<String>)> {
+    let (finished, folder) = shell(bench, "library/lines", name, line)?;
+    let out = fs::read_to_string(folder.join("out")).context("out")?;
+    Ok((finished, out.lines().map(str::to_owned).collect()))
+}
+
+/// Carries out lines in a folder of their own. `$L` is the library, `$F` the program's file, `$P` the program with the library; `await` waits
+/// until something is so.
+pub(super) fn shell(
+    bench: &Bench<'_>,
+    program: &str,
+    name: &str,
+    lines: &str,
+) -> Result<(Finished, PathBuf)> {
+    let program = bench.workshop.compile(program, &[])?;
+    let folder = bench.workshop.folder(name)?;
+    let (library, program) = (bench.library.display(), program.display());
+    let text = format!(
+        "L={library}; F={program}; P=\"env LD_PRELOAD=$L CKPT_DIRECTORY=store REWAKE_OTHER_IDS=1 $F\"
+         await() {{ until eval \"$1\"; do sleep 0.01; done; }}
+         {lines}"
+    );
+    let mut command = bench.workshop.program("bash".as_ref());
+    command.args(["-c", &text]).current_dir(&folder);
+    Ok((process::run(command, &folder, "shell")?, folder))
+}
+
+fn one_after_the_other(bench: &Bench<'_>, line: &str, expected: &str) -> Result<()> {
+    let (finished, out) = in_a_shell(bench, "one after the other", line)?;
+    let expected: Vec<String> = expected.split(' ').map(|word| format!("x {word}")).collect();
+    ensure!(out == expected, "the file has {out:?}; it said {}", finished.errors);
+    Ok(())
+}
+
+/// The second run waits while the first is recovered.
+fn together(how: &str) -> String {
+    let until = "until grep -q 'b 3' out; do sleep 0.01; done";
+    format!(
+        "exec > out; $P a {how}; CKPT_DIRECTORY=other; P=\"${{P/store/other}}\"; $P b wait{how} & {until}; ${{P/other/store}} =recover; echo \"s $?\"; touch go; wait"
+    )
+}
+
+fn side_by_side(bench: &Bench<'_>) -> Result<()> {
+    let (finished, out) = in_a_shell(bench, "side by side", &together(""))?;
+    // The first life's lines are not taken back, as that would take the other's.
+    let all = ["a 0", "a 1", "a 2", "a 3", "b 0", "b 1", "b 2", "b 3", "a 2", "a 3", "a end", "s 0"];
+    ensure!(out == all, "the log has {out:?}; it said {}", finished.errors);
+    Ok(())
+}
+
+fn share_data(bench: &Bench<'_>) -> Result<()> {
+    let (finished, out) = in_a_shell(bench, "share data", &together("data"))?;
+    ensure!(out.last().is_some_and(|line| line == "s 125"), "the log has {out:?}");
+    finished.expect_words("=recover", &["of this program too", "data: both would spoil it"])
+}
