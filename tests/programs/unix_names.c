@@ -39,9 +39,9 @@ static void talk(int one, int other, const char *what) {
 /* Listeners of all kinds of names, with connections through them. */
 static void listeners(int type) {
     char absolute[200];
-    CHECK(getcwd(absolute, 100), "getcwd");
+    size_t room = sizeof(((struct sockaddr_un *)0)->sun_path) - sizeof "/unix-absolute";
+    if (!getcwd(absolute, room)) skip("the path of this folder is too long for a socket");
     strcat(absolute, "/unix-absolute");
-    CHECK(strlen(absolute) < sizeof(((struct sockaddr_un *)0)->sun_path), "%s is too long", absolute);
     TRY(mkdir("unix-folder", 0700) == -1 && errno != EEXIST ? -1 : 0);
     const char *names[] = {"unix-plain", absolute, abstract, "unix-folder/../unix-folder/inside", NULL};
     char automatic[20];

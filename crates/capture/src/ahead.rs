@@ -10,7 +10,7 @@ use rewake_linux::userfault::WriteTracking;
 use crate::error::{CaptureError, Obstacle, Result};
 use crate::guardian::Guardian;
 use crate::pages::{Earlier, can_be_tracked};
-use crate::{Mode, Options, Progress, kin};
+use crate::{Options, Progress, kin};
 
 /// Memory that is read while the target stands still and written when it runs again: room made for it in advance, and at most.
 const HOLD_LEAST: u64 = 8 << 20;
@@ -30,29 +30,24 @@ pub(crate) struct Ahead {
 }
 
 impl Ahead {
-    /// Copies what can be copied while the target runs; `None` where it must stand still for all of it.
+    /// Copies what can be copied while the target runs.
     ///
     /// # Errors
-    /// When the image cannot be written or the target is gone; when there is to be no other way and this one is closed.
+    /// When the image cannot be written or the target is gone; when this way is closed here or for this target.
     pub(crate) fn copy(
         options: &Options,
         mappings_in_advance: bool,
         writer: &PageWriter,
         guardian: &mut Guardian,
         progress: &mut dyn FnMut(Progress),
-    ) -> Result<Option<Self>> {
+    ) -> Result<Self> {
         let known = Host::here().is_ok_and(|host| host.kernel_version() >= KERNEL);
         let alone = kin::members(options.pid)?.0.len() == 1;
-        // One that cannot be is not stopped twice. Nor is it done unless somebody asks for it: see ARCHITECTURE, pre-copy.
-        let can_be = options.mode == Mode::PreCopy
-            && known
-            && alone
-            && Proc::open_living(options.pid).is_ok_and(|proc| can_be_tracked(&proc));
+        // One that cannot be is not stopped twice.
+        let can_be = known && alone && Proc::open_living(options.pid).is_ok_and(|proc| can_be_tracked(&proc));
         let (means, paused) = if can_be { guardian.track()? } else { (None, Duration::ZERO) };
         let tracking = means.and_then(|(pid, means)| Some((pid, WriteTracking::new(means).ok()?)));
-        let Some((pid, tracking)) = tracking else {
-            return if options.mode == Mode::PreCopy { Err(impossible(options.pid)) } else { Ok(None) };
-        };
+        let (pid, tracking) = tracking.ok_or_else(|| impossible(options.pid))?;
         let mut pages = Earlier::new(pid, tracking);
         let mut done = 0;
         let rest = pages.rounds(writer, &mut |bytes| {
@@ -64,7 +59,7 @@ impl Ahead {
         }
         let expected = usize::try_from((rest * 2 + HOLD_LEAST).min(HOLD_MOST)).unwrap_or(0);
         // Not zeros: those would be mapped when they are written only.
-        Ok(Some(Self { pages, paused, room: vec![1; expected] }))
+        Ok(Self { pages, paused, room: vec![1; expected] })
     }
 
     /// Looks at what was taken for granted while the target stood still. It runs again.

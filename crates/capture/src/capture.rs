@@ -143,7 +143,8 @@ impl Attempt {
         Err(CaptureError::Refused(obstacles))
     }
 
-    /// What can be copied before the target stands still. One that is to be killed misses nothing while it does.
+    /// What can be copied before the target stands still. One that is to be killed misses nothing while it does. Nor is it done unless
+    /// somebody asks for it: see ARCHITECTURE, pre-copy.
     fn go_ahead(
         self,
         options: &Options,
@@ -151,12 +152,12 @@ impl Attempt {
         guardian: &mut Guardian,
         phases: &mut Phases<'_>,
     ) -> Result<Option<Ahead>> {
-        if options.kill || options.mode == Mode::Stop {
+        if options.kill || options.mode != Mode::PreCopy {
             return Ok(None);
         }
         phases.begin("pre-copy");
         let ahead = Ahead::copy(options, self.mappings_in_advance, writer, guardian, phases.progress);
-        unless_ended(options.pid, self.lived, ahead)
+        unless_ended(options.pid, self.lived, ahead.map(Some))
     }
 
     fn freeze(self, pid: i32, guardian: &mut Guardian, phases: &mut Phases<'_>) -> Result<Told> {

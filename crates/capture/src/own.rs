@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use rewake_image::PendingImage;
 use rewake_image::records::{PendingSignal, Process, RestartableSequence};
+use rewake_linux::inside::COPY;
 use rewake_linux::mqueue::Journal;
 use rewake_linux::proc::Proc;
 use rewake_linux::program::{Program, TrackRef};
@@ -249,16 +250,14 @@ fn pending_signal(siginfo: &[u8]) -> PendingSignal {
     PendingSignal { siginfo: siginfo.to_vec() }
 }
 
-/// What the copies call themselves that write images.
-const COPY: &[u8] = b"rewake-ckpt";
-
 /// One process, all of whose threads stand here.
 fn check_alone(proc: &Proc, findings: &mut Findings) -> Result<()> {
     let own = i32::try_from(std::process::id()).unwrap_or_default();
     let children = proc.children().during("list children", proc.id(), "children")?;
     // Copies that write the images before are its children where it is the first process of a container.
-    let copies =
-        |child: &i32| Proc::open(*child).and_then(|child| child.comm()).is_ok_and(|name| name == COPY);
+    let copies = |child: &i32| {
+        Proc::open(*child).and_then(|child| child.comm()).is_ok_and(|name| name == COPY.to_bytes())
+    };
     if let Some(child) = children.into_iter().find(|child| *child != own && !copies(child)) {
         let reason = format!("it has a child, process {child}; families are not supported from inside yet");
         findings.add("children", reason, SUPPORTED_OUTSIDE);

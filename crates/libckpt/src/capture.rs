@@ -128,7 +128,7 @@ fn may_be_there_twice() -> bool {
     if own > left && settings::verbose() {
         let (own, left) = (own.div_ceil(1_000_000), left / 1_000_000);
         let text = format!(
-            "libckpt: mode stop instead of fork: {own} MB cannot be there twice, the limit of the control group leaves {left} MB"
+            "libckpt: mode stop instead of fork: {own} MB cannot be there twice, its control groups and the machine leave {left} MB"
         );
         voice::say(text.as_bytes());
     }

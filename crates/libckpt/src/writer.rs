@@ -7,6 +7,8 @@
 
 use core::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
+use rewake_linux::inside::COPY;
+
 use crate::mailbox::Mailbox;
 use crate::raw;
 
@@ -14,8 +16,6 @@ use crate::raw;
 static COPIES: [AtomicI32; MOST] = [const { AtomicI32::new(0) }; MOST];
 static LAST: AtomicUsize = AtomicUsize::new(0);
 const MOST: usize = 64;
-/// What such copies are called.
-pub const NAME: &[u8] = b"rewake-ckpt";
 
 /// In another life nobody writes.
 pub fn nobody() {
@@ -68,13 +68,13 @@ fn lives(copy: i32) -> bool {
     // The id, the name in brackets, the state. It may be another process by now, or have ended and not been waited for.
     let shown = &text[..len];
     let begin = shown.iter().position(|byte| *byte == b'(').map_or(len, |at| at + 1);
-    let rest = shown[begin..].strip_prefix(NAME).and_then(|rest| rest.strip_prefix(b") "));
+    let rest = shown[begin..].strip_prefix(COPY.to_bytes()).and_then(|rest| rest.strip_prefix(b") "));
     rest.and_then(<[u8]>::first).is_some_and(|state| !b"ZX".contains(state))
 }
 
 /// Gives this process the name of copies, those that it makes included.
 pub fn take_name() {
-    let name = c"rewake-ckpt".as_ptr() as u64;
+    let name = COPY.as_ptr() as u64;
     // SAFETY: a string of ours.
     unsafe { raw::call(libc::SYS_prctl, [raw::word(libc::PR_SET_NAME), name, 0, 0, 0, 0]) };
 }

@@ -6,8 +6,12 @@
 
 #![allow(unsafe_code, reason = "a signal with a value, see Safety above")]
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _};
+
+/// What copies of a program are called, those that write its images.
+pub const COPY: &CStr = c"rewake-ckpt";
 
 /// Beginning of the mark's name; the number of the signal follows it.
 pub const MARK: &str = "rewake-ckpt-";

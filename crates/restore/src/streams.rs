@@ -12,6 +12,7 @@ use std::path::Path;
 use rewake_image::Image;
 use rewake_image::records::file_content::Kind as ContentKind;
 use rewake_image::records::{FileIdentity, OpenFile, open_file};
+use rewake_linux::inside::COPY;
 use rewake_linux::kcmp;
 use rewake_linux::proc::{Proc, processes};
 use rustix::fs::SeekFrom;
@@ -23,8 +24,6 @@ const APPENDS: u32 = libc::O_APPEND.cast_unsigned();
 /// Flags that say how the file was opened, not what may be done with it.
 const OPENING: u32 =
     (libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOCTTY | libc::O_CLOEXEC).cast_unsigned();
-/// What copies of programs are called that write images.
-const COPY: &[u8] = b"rewake-ckpt";
 /// No chain of parents is as long.
 const MOST_PARENTS: usize = 1 << 16;
 
@@ -141,7 +140,7 @@ fn is_shared_with_strangers(fd: i32) -> bool {
 
 /// Whether a process of this name writes an image of its own memory: it has what the program had open, and writes nothing to it.
 fn is_copy(name: &[u8]) -> bool {
-    name.trim_ascii_end() == COPY
+    name.trim_ascii_end() == COPY.to_bytes()
 }
 
 /// This process, its parent, and so on.

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::SystemTime;
@@ -92,13 +93,13 @@ impl Workshop {
         self.account.as_ref()
     }
 
-    /// A new, empty folder for the test of this name.
+    /// A new, empty folder for the test of this name. Its own name is short, since some programs put sockets there, whose paths may
+    /// have 107 bytes.
     ///
     /// # Errors
     /// Fails when it cannot be made.
     pub fn folder(&self, name: &str) -> Result<PathBuf> {
-        let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-        let folder = self.scratch.join(name);
+        let folder = self.scratch.join(short(name));
         if folder.exists() {
             fs::remove_dir_all(&folder).with_context(|| format!("clearing {}", folder.display()))?;
         }
@@ -193,6 +194,18 @@ impl Workshop {
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
+}
+
+/// The name of a test as that of a folder, of 25 letters at most.
+fn short(name: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+    if name.len() <= 25 {
+        return name.chars().map(plain).collect();
+    }
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    let begin: String = name.chars().take(16).map(plain).collect();
+    format!("{begin}-{:08x}", hasher.finish() & 0xffff_ffff)
 }
 
 fn modified(path: &Path) -> Option<SystemTime> {

@@ -8,11 +8,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rewake_image::{Image, RECORDS_FILE};
+use rewake_linux::inside::COPY;
 use rewake_restore::streams;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
-
-use crate::writer;
 
 /// How often, and how far apart, one looks whether the recovery before is over.
 const LOOKS: u32 = 1000;
@@ -68,7 +67,7 @@ fn look(image: &Image) -> Result<(), String> {
             continue;
         }
         // One that writes an image has the files of its program, and leaves them alone.
-        if fs::read(process.path().join("comm")).is_ok_and(|name| name.trim_ascii() == writer::NAME) {
+        if fs::read(process.path().join("comm")).is_ok_and(|name| name.trim_ascii() == COPY.to_bytes()) {
             continue;
         }
         if let Some(file) = written(pid, &process.path(), &files, &common) {

@@ -31,6 +31,7 @@ pub(super) fn run(bench: &Bench<'_>, report: &mut Report) {
         report.test(&format!("in a shell: {line}"), || one_after_the_other(bench, line, expected));
     }
     report.test("runs side by side that share a log: no line of the others is lost", || side_by_side(bench));
+    report.test("a log that is shorter than it was, and that another holds", || shorter(bench));
     report.test("runs side by side that share a log and a file of data", || share_data(bench));
 }
 
@@ -88,4 +89,11 @@ fn share_data(bench: &Bench<'_>) -> Result<()> {
     let (finished, out) = in_a_shell(bench, "share data", &together("data"))?;
     ensure!(out.last().is_some_and(|line| line == "s 125"), "the log has {out:?}");
     finished.expect_words("=recover", &["of this program too", "data: both would spoil it"])
+}
+
+fn shorter(bench: &Bench<'_>) -> Result<()> {
+    let line = "$P x > out; (sleep 100 & $P =recover; echo \"s $?\"; kill $!) > out";
+    let (finished, out) = in_a_shell(bench, "shorter log", line)?;
+    ensure!(out == ["s 125"], "the log has {out:?}; it said {}", finished.errors);
+    finished.expect_words("=recover", &["sleep"])
 }
