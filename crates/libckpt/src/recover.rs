@@ -110,7 +110,8 @@ fn recover_image(dir: PathBuf) -> String {
         outside_sockets: OutsideSockets::default(),
         new_session: false,
     };
-    match rewake_restore::own::become_program(&options, &mut before::undo, &mut |error| {
+    let mut note = |text: &str| eprintln!("libckpt: {text}");
+    match rewake_restore::own::become_program(&options, &mut note, &mut before::undo, &mut |error| {
         eprintln!("{}", told(error))
     }) {
         Ok(never) => match never {},

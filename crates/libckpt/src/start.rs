@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, Ordering};
 use crate::acting::{self, Copy};
 use crate::recover::Wanted;
 use crate::voice::Line;
-use crate::{entry, home, overrides, raw, recover, settings, voice};
+use crate::{entry, home, launcher, overrides, raw, recover, settings, voice};
 
 /// Where libc keeps a thread's id, from its thread pointer; 0 if that is not known.
 pub static TID_OFFSET: AtomicI32 = AtomicI32::new(0);
@@ -72,6 +72,7 @@ enum Asked<'a> {
 
 /// `=recover`, `=recover DIR`, `= recover`, `= recover DIR`: before all other words. Where the library is preloaded, a script and a word for
 /// its interpreter may stand before it: `python3 job.py =recover`, which is also what the kernel makes of `./job.py =recover`.
+/// A program that starts another (`nice ./prog =recover`) is not asked.
 ///
 /// # Safety
 /// So many strings are there.
@@ -90,6 +91,9 @@ unsafe fn asked<'a>(count: i32, arguments: Arguments) -> Asked<'a> {
         };
         let words = [get(1), get(2)].map(|word| word.filter(|_| before > 0));
         let words = if before == 1 { [words[0], None] } else { words };
+        if launcher::starts_another(&words) {
+            return Asked::Run;
+        }
         return Asked::Recover(Wanted { words, dir: get(rest), more: get(rest + 1) });
     }
     Asked::Run

@@ -19,7 +19,7 @@ use crate::plan::{Plan, Site};
 use crate::release::LastSteps as _;
 use crate::spaces::Spaces;
 use crate::transaction::{self, Transaction};
-use crate::{Examined, Options, Phases, Progress, contents, examine, run, survey};
+use crate::{Examined, Options, Phases, Progress, contents, examine, run, streams, survey};
 
 /// Status of a process that could not become the program.
 const FAILED: i32 = 125;
@@ -30,13 +30,14 @@ const LAST_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Becomes the program of the image. Nothing of this process is needed any more.
 ///
-/// `alone` is called last, and has to end all other threads; if it cannot, this process ends. `failed` is called in the companion, should
+/// `note` is told what else people should know, when all is checked and nothing is done yet. `alone` is called last, and has to end all other threads; if it cannot, this process ends. `failed` is called in the companion, should
 /// anything go wrong after this process has given itself up; the process then ends with status 125.
 ///
 /// # Errors
 /// One cause, when this process is as it was before, as are all files.
 pub fn become_program(
     options: &Options,
+    note: &mut dyn FnMut(&str),
     alone: &mut dyn FnMut() -> bool,
     failed: &mut dyn FnMut(&RestoreError),
 ) -> Result<Infallible, RestoreError> {
@@ -48,6 +49,7 @@ pub fn become_program(
     let (plan, site) = survey::plan_here(&image, options, &prepared, &spaces, &streams)?;
     transaction::refuse_unprepared(&image, &site, &decisions)?;
     let pages = run::page_source(&image, &reader)?;
+    let notes = streams::notes(&image, &streams, &decisions);
     let transaction = Transaction::begin(&options.dir, &image, &reader, &decisions, &streams)?;
     let system = |operation, object: &str, source| RestoreError::System {
         operation,
@@ -63,6 +65,7 @@ pub fn become_program(
     let stage = SharedStage::map(site.stage, site.stage_len, &assembled)
         .map_err(|source| system("mmap", "program of the restore", source))?;
     let pid = rustix::process::getpid();
+    notes.iter().for_each(|text| note(text));
     match fork::fork_apart().map_err(|source| system("fork", "companion", source))? {
         Forked::Child => {
             // The numbers are the process's; what they lead to is not ours to keep open.

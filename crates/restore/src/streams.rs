@@ -68,6 +68,34 @@ pub fn own(image: &Image, decisions: &mut Decisions) -> Streams {
     streams
 }
 
+/// What becomes of lines that were written since the image was made, for people. Nothing is said of the file where it would be written to.
+#[must_use]
+pub fn notes(image: &Image, streams: &Streams, decisions: &Decisions) -> Vec<String> {
+    let note = |(id, stream): (&u32, &Stream)| {
+        let file = image.open_files.iter().find(|file| file.id == *id)?;
+        let Some(open_file::Kind::Regular(regular)) = &file.kind else { return None };
+        let identity = regular.identity.as_ref()?;
+        let facts = rustix::fs::stat(format!("/proc/self/fd/{}", stream.number)).ok()?;
+        let is_where_we_say_it = rustix::fs::fstat(io::stderr())
+            .is_ok_and(|ours| (ours.st_dev, ours.st_ino) == (facts.st_dev, facts.st_ino));
+        let more = u64::try_from(facts.st_size).ok()?.checked_sub(identity.size).filter(|more| *more > 0)?;
+        if is_where_we_say_it {
+            return None;
+        }
+        let path = identity.as_path().display();
+        if stream.goes_on {
+            return Some(format!(
+                "{path} is open elsewhere too: nothing is taken back there, so what the program wrote after its checkpoint will be there twice"
+            ));
+        }
+        let goes = regular.content.is_some_and(|id| decisions.put_back.contains(&id));
+        goes.then(|| {
+            format!("{path} is as it was at the checkpoint: {more} bytes written after it are taken back")
+        })
+    };
+    streams.iter().filter_map(note).collect()
+}
+
 /// Which of ours the program writes to as its own, whoever else does.
 #[must_use]
 pub fn common(image: &Image) -> Vec<i32> {

@@ -188,7 +188,13 @@ impl Status {
 fn mark(pid: i32, status: &Status) -> Result<i32, Failure> {
     let maps = std::fs::read(format!("/proc/{pid}/maps")).map_err(|error| {
         let cause = text(pid, &format!("its memory map cannot be read: {error}"));
-        Failure::with_remedy(cause, Some("run ckpt as the owner of the process, or as root"))
+        let own = rustix::process::geteuid();
+        let remedy = if own.is_root() || own.as_raw() == status.uid {
+            "the process has rights that you have not here: run ckpt where it was started, perhaps outside this container"
+        } else {
+            "run ckpt as the owner of the process, or as root"
+        };
+        Failure::with_remedy(cause, Some(remedy))
     })?;
     if maps.is_empty() {
         return Err(failed(pid, "it has no memory: it has ended, or is the kernel's own"));
