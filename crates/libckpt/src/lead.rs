@@ -16,6 +16,7 @@ use crate::voice::Line;
 use crate::{answer, complaint, entry, helper, later, lineage, pending, raw, stand, timer, writer};
 
 /// A checkpoint is being made.
+#[unsafe(link_section = ".data.rewake_forks")]
 pub static BUSY: AtomicU32 = AtomicU32::new(0);
 /// Between two looks at who has carried out an order.
 const LOOK: u64 = 200_000;
