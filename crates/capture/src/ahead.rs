@@ -7,9 +7,12 @@ use rewake_linux::host::Host;
 use rewake_linux::proc::Proc;
 use rewake_linux::userfault::WriteTracking;
 
-use crate::error::{CaptureError, Obstacle, Result};
+use crate::contents::Contents;
+use crate::error::{CaptureError, During, Obstacle, Result};
+use crate::files::{self, Target};
+use crate::findings::Findings;
 use crate::guardian::Guardian;
-use crate::pages::{Earlier, can_be_tracked};
+use crate::pages::{Candidates, Earlier, EarlierFiles, can_be_tracked};
 use crate::{Options, Progress, kin};
 
 /// Memory that is read while the target stands still and written when it runs again: room made for it in advance, and at most.
@@ -30,14 +33,14 @@ pub(crate) struct Ahead {
 }
 
 impl Ahead {
-    /// Copies what can be copied while the target runs.
+    /// Copies what can be copied while the target runs, from this place in the stream on.
     ///
     /// # Errors
     /// When the image cannot be written or the target is gone; when this way is closed here or for this target.
     pub(crate) fn copy(
         options: &Options,
         mappings_in_advance: bool,
-        writer: &PageWriter,
+        (writer, stream): (&PageWriter, u64),
         guardian: &mut Guardian,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
@@ -48,7 +51,7 @@ impl Ahead {
         let (means, paused) = if can_be { guardian.track()? } else { (None, Duration::ZERO) };
         let tracking = means.and_then(|(pid, means)| Some((pid, WriteTracking::new(means).ok()?)));
         let (pid, tracking) = tracking.ok_or_else(|| impossible(options.pid))?;
-        let mut pages = Earlier::new(pid, tracking);
+        let mut pages = Earlier::new(pid, tracking, stream);
         let mut done = 0;
         let rest = pages.rounds(writer, &mut |bytes| {
             done += bytes;
@@ -75,6 +78,54 @@ impl Ahead {
             "mappings",
             "they, or advice given for them (madvise), were changed in the moment of the freeze",
         ))
+    }
+}
+
+/// Copies contents of files while the target runs, if they are so large that a pause more is worth it, and the disk has room for them
+/// twice. How long that was.
+///
+/// # Errors
+/// When the image cannot be written or the target is gone.
+pub(crate) fn copy_files(
+    options: &Options,
+    writer: &PageWriter,
+    guardian: &mut Guardian,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Option<(EarlierFiles, Duration)>> {
+    let pid = options.pid;
+    let candidates = candidates(options)?.filter(|those| writer.has_room(those.size() * 2));
+    let Some(mut candidates) = candidates else { return Ok(None) };
+    guardian.hold()?;
+    let noted = note(pid, &mut candidates);
+    let paused = guardian.release(false)?;
+    if let Err(error) = noted {
+        tracing::debug!(%error, "a process was killed meanwhile");
+        return Ok(None);
+    }
+    let files = candidates.copy(pid, writer, &mut |done, total| progress(Progress::Pages { done, total }))?;
+    Ok(Some((files, paused)))
+}
+
+/// Notes what they are like, while the target stands still.
+fn note(pid: i32, candidates: &mut Candidates) -> Result<()> {
+    let living = kin::members(pid)?.0;
+    let procs = living.into_iter().map(|member| Proc::open_living(member).during("open", member, "process"));
+    candidates.note(&procs.collect::<Result<Vec<Proc>>>()?)
+}
+
+/// Those that the image is to have, as far as a look at the running target tells.
+fn candidates(options: &Options) -> Result<Option<Candidates>> {
+    let (living, ended) = kin::members(options.pid)?;
+    let procs: Vec<Proc> = living.iter().filter_map(|member| Proc::open_living(*member).ok()).collect();
+    let family: Vec<i32> = living.into_iter().chain(ended).collect();
+    let (mut contents, mut findings) = (Contents::new(options.file_level), Findings::new(options.pid));
+    let target = Target { procs: &procs, family: &family, still: false };
+    match files::survey(target, &mut contents, &mut findings) {
+        Ok(_) => Ok(Candidates::of(contents.openable())),
+        Err(error) => {
+            tracing::debug!(%error, "a process ended meanwhile");
+            Ok(None)
+        }
     }
 }
 

@@ -13,11 +13,11 @@ use rewake_linux::mqueue::Journal;
 use rewake_linux::proc::Proc;
 use rewake_linux::twin;
 
-use crate::ahead::{Ahead, HOLD_MOST};
+use crate::ahead::{self, Ahead, HOLD_MOST, passing};
 use crate::error::{CaptureError, During, Result};
 use crate::family::Told;
 use crate::guardian::Guardian;
-use crate::pages::Part;
+use crate::pages::{EarlierFiles, Part};
 use crate::still::StandingStill;
 use crate::{Mode, Options, Progress, Summary, commit, kin, preflight};
 
@@ -50,8 +50,7 @@ impl Phases<'_> {
 
 /// See [`crate::capture`]. What may be over in a moment is waited for, while the target runs.
 pub(crate) fn run(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Summary> {
-    let mut attempt =
-        Attempt { begin: Instant::now(), lived: !kin::has_left(options.pid), mappings_in_advance: true };
+    let mut attempt = Attempt { begin: Instant::now(), lived: !kin::has_left(options.pid), in_advance: true };
     let mut wait = FIRST_WAIT;
     loop {
         match attempt.make(options, progress) {
@@ -59,7 +58,7 @@ pub(crate) fn run(options: &Options, progress: &mut dyn FnMut(Progress)) -> Resu
                 tracing::debug!(%error, ?wait, "tried again");
                 std::thread::sleep(wait);
                 wait *= 2;
-                attempt.mappings_in_advance = false;
+                attempt.in_advance = false;
             }
             done => return done,
         }
@@ -85,7 +84,7 @@ struct Attempt {
     /// The target was there then.
     lived: bool,
     /// Mappings are looked at before the target stands still, where that can be trusted.
-    mappings_in_advance: bool,
+    in_advance: bool,
 }
 
 impl Attempt {
@@ -105,10 +104,10 @@ impl Attempt {
 
         let writer = PageWriter::create(&pending, options.compression)
             .map_err(|error| commit::image_error("create", pid, error))?;
-        let ahead = self.go_ahead(options, &writer, &mut guardian, &mut phases)?;
+        let before = self.go_ahead(options, &writer, &mut guardian, &mut phases)?;
         let told = self.freeze(pid, &mut guardian, &mut phases)?;
         let written =
-            look_and_write(options, (manifest, told), writer, ahead, &journal, &mut guardian, &mut phases);
+            look_and_write(options, (manifest, told), writer, before, &journal, &mut guardian, &mut phases);
         // What goes wrong with a target that was let go meanwhile goes wrong because of that.
         let Written { image, paused, files_for_writing, strays } =
             written.map_err(|error| guardian.let_go_because().unwrap_or(error))?;
@@ -151,13 +150,27 @@ impl Attempt {
         writer: &PageWriter,
         guardian: &mut Guardian,
         phases: &mut Phases<'_>,
-    ) -> Result<Option<Ahead>> {
-        if options.kill || options.mode != Mode::PreCopy {
-            return Ok(None);
+    ) -> Result<Before> {
+        let mut before = Before::default();
+        if options.kill {
+            return Ok(before);
         }
-        phases.begin("pre-copy");
-        let ahead = Ahead::copy(options, self.mappings_in_advance, writer, guardian, phases.progress);
-        unless_ended(options.pid, self.lived, ahead.map(Some))
+        if self.in_advance {
+            phases.begin("copy files");
+            let files = ahead::copy_files(options, writer, guardian, phases.progress);
+            if let Some((files, paused)) = unless_ended(options.pid, self.lived, files)? {
+                before = Before { files: Some(files), paused, memory: None };
+            }
+        }
+        if options.mode == Mode::PreCopy {
+            phases.begin("pre-copy");
+            let stream = before.files.as_ref().map_or(0, EarlierFiles::stream);
+            let memory = Ahead::copy(options, self.in_advance, (writer, stream), guardian, phases.progress);
+            let memory = unless_ended(options.pid, self.lived, memory)?;
+            before.paused = before.paused.max(memory.paused);
+            before.memory = Some(memory);
+        }
+        Ok(before)
     }
 
     fn freeze(self, pid: i32, guardian: &mut Guardian, phases: &mut Phases<'_>) -> Result<Told> {
@@ -166,21 +179,30 @@ impl Attempt {
     }
 }
 
+/// What was copied while the target ran.
+#[derive(Default)]
+struct Before {
+    files: Option<EarlierFiles>,
+    memory: Option<Ahead>,
+    /// How long it stood still for that, at most.
+    paused: Duration,
+}
+
 /// Looks at the target that stands still, and writes what is not written yet. It goes on as soon as nothing of it is needed any more.
 fn look_and_write(
     options: &Options,
     (manifest, told): (Manifest, Told),
     writer: PageWriter,
-    mut ahead: Option<Ahead>,
+    mut before: Before,
     journal: &Journal,
     guardian: &mut Guardian,
     phases: &mut Phases<'_>,
 ) -> Result<Written> {
-    let tracked = ahead.as_ref().map(|ahead| &ahead.pages);
+    let copied = (before.memory.as_ref().map(|ahead| &ahead.pages), before.files.as_ref());
     let mut begin = |phase| phases.begin(phase);
-    let frozen = StandingStill::look(options, told, journal, &mut || guardian.queues(), &mut begin, tracked)?;
-    let room = ahead.as_mut().map(|ahead| std::mem::take(&mut ahead.room));
-    write_pages(options, manifest, frozen, (writer, room, ahead), guardian, phases)
+    let frozen = StandingStill::look(options, told, journal, &mut || guardian.queues(), &mut begin, copied)?;
+    let room = before.memory.as_mut().map(|ahead| std::mem::take(&mut ahead.room));
+    write_pages(options, manifest, frozen, (writer, room, before), guardian, phases)
 }
 
 /// What the image itself tells.
@@ -245,28 +267,38 @@ fn write_pages(
     options: &Options,
     mut manifest: Manifest,
     mut frozen: StandingStill,
-    (writer, room, mut ahead): (PageWriter, Option<Vec<u8>>, Option<Ahead>),
+    (writer, room, mut before): (PageWriter, Option<Vec<u8>>, Before),
     guardian: &mut Guardian,
     phases: &mut Phases<'_>,
 ) -> Result<Written> {
     let pid = options.pid;
+    let files = before.files.take();
     let mut settled = None;
     if let Some(room) = room.filter(|_| frozen.plan.rest() <= HOLD_MOST) {
         phases.begin("hold");
         frozen.plan.hold(pid, room)?;
-        settled = Some(settle(options, &frozen, ahead.take(), guardian, phases)?);
+        settled = Some(settle(options, &frozen, std::mem::take(&mut before), guardian, phases)?);
     }
     phases.begin("pages");
     let total = frozen.plan.total;
     writer.reserve(total).map_err(|error| commit::image_error("write", pid, error))?;
-    let before = total - frozen.plan.rest();
-    (phases.progress)(Progress::Pages { done: before, total });
+    let carried = total - frozen.plan.rest();
+    (phases.progress)(Progress::Pages { done: carried, total });
     let progress = &mut phases.progress;
-    frozen.plan.write(pid, &writer, &mut |done| progress(Progress::Pages { done: before + done, total }))?;
+    frozen.plan.write(pid, &writer, &mut |done| progress(Progress::Pages { done: carried + done, total }))?;
     let (vdsos, paused) = match settled {
         Some(settled) => settled,
-        None => settle(options, &frozen, ahead, guardian, phases)?,
+        None => settle(options, &frozen, before, guardian, phases)?,
     };
+    if let Some(files) = files
+        && !files.is_settled(pid, &writer)?
+    {
+        return Err(passing(
+            pid,
+            "files",
+            "one that it only adds to was written anew in the moment of the freeze",
+        ));
+    }
     let stream = writer.finish().map_err(|error| commit::image_error("write", pid, error))?;
     let files_for_writing = frozen.files_for_writing();
     manifest.root_pid = frozen.told.processes.first().map_or(0, |root| root.pid);
@@ -280,7 +312,7 @@ fn write_pages(
 fn settle(
     options: &Options,
     frozen: &StandingStill,
-    ahead: Option<Ahead>,
+    before: Before,
     guardian: &mut Guardian,
     phases: &mut Phases<'_>,
 ) -> Result<(Vec<Vec<u8>>, Option<Duration>)> {
@@ -292,9 +324,8 @@ fn settle(
     }
     phases.begin("thaw");
     let paused = guardian.release(false)?;
-    ahead.as_ref().map_or(Ok(()), Ahead::settle)?;
-    let before = ahead.map_or(Duration::ZERO, |ahead| ahead.paused);
-    Ok((vdsos, Some(paused.max(before))))
+    before.memory.as_ref().map_or(Ok(()), Ahead::settle)?;
+    Ok((vdsos, Some(paused.max(before.paused))))
 }
 
 /// Writes the pages of a process that this one is a copy of, and lets it go as soon as nothing of it is needed any more; the image, how

@@ -157,6 +157,20 @@ impl Contents {
         u32::try_from(at).expect("fewer files than 2^32")
     }
 
+    /// Those that can be opened anew while the target runs, each opened when it is asked for.
+    pub(crate) fn openable(&self) -> impl Iterator<Item = (FileContent, File)> {
+        let at_descriptors = |(record, source): &&(FileContent, Source)| {
+            matches!(source.way, Way::Descriptor(_)) && record.kind() != Kind::Memfd
+        };
+        self.files.iter().filter(at_descriptors).filter_map(|(record, source)| {
+            match open(record, source, &HashSet::new()) {
+                Ok((record, Opened::File(file))) => Some((record, file)),
+                // It may have been closed meanwhile; if not, the pause tells.
+                _ => None,
+            }
+        })
+    }
+
     /// Opens all of them for reading. The target stands still.
     ///
     /// # Errors

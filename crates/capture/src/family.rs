@@ -193,16 +193,14 @@ impl Family {
         Ok(objects)
     }
 
-    /// The waits with a time-out that this stop has interrupted, of the first process.
+    /// The waits with a time-out that this stop has interrupted.
     pub(crate) fn interrupted(&self) -> BTreeMap<i32, Begun> {
-        self.members.get(&self.root).map(Frozen::interrupted).unwrap_or_default()
+        self.members.values().flat_map(Frozen::interrupted).collect()
     }
 
-    /// What an earlier stop of the first process has interrupted.
-    pub(crate) fn remember(&mut self, begun: BTreeMap<i32, Begun>) {
-        if let Some(root) = self.members.get_mut(&self.root) {
-            root.begun = begun;
-        }
+    /// What earlier stops have interrupted.
+    pub(crate) fn remember(&mut self, begun: &BTreeMap<i32, Begun>) {
+        self.members.values_mut().for_each(|member| member.begun.clone_from(begun));
     }
 
     /// The means to be told which pages are written to, of a tree of one process; `None` where its kernel or its program does not allow it.

@@ -81,6 +81,14 @@ impl Guardian {
         }
     }
 
+    /// Stops the target for a moment, for what is looked at in between; then [`Guardian::release`] lets it go.
+    ///
+    /// # Errors
+    /// When it does not stop.
+    pub(crate) fn hold(&mut self) -> Result<()> {
+        self.held(Request::Hold)
+    }
+
     /// Makes sure that the target has stood still until now.
     ///
     /// # Errors

@@ -151,7 +151,8 @@ fn carry_out(
     let manifest = crate::capture::manifest(options)?;
     let journal = Journal::new().during("create", pid, "journal of message queues")?;
     let told = ask(company)?;
-    let frozen = StandingStill::look(options, told, &journal, &mut || Err(queues(pid)), &mut |_| {}, None)?;
+    let frozen =
+        StandingStill::look(options, told, &journal, &mut || Err(queues(pid)), &mut |_| {}, (None, None))?;
     frozen.within(pid, ceilings)?;
     let mut let_go = || company.let_go().during("thaw", pid, "process");
     let (image, paused, files_for_writing) =

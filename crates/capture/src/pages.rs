@@ -2,6 +2,7 @@
 
 mod carry;
 mod earlier;
+mod files;
 mod private;
 
 use std::fs::File;
@@ -22,6 +23,8 @@ use crate::memory::{MappedPart, Memory, SharedObject};
 
 pub(crate) use carry::Part;
 pub(crate) use earlier::{Earlier, can_be_tracked};
+pub(crate) use files::{Candidates, EarlierFiles};
+use files::{Unchanged, Writers};
 use private::Common;
 
 /// Shared objects and files that are kept open, if the others can be read in another way.
@@ -85,9 +88,9 @@ pub(crate) fn plan(
     memory: &Memory,
     contents: &Contents,
     segments: &mut Segments<'_>,
-    earlier: Option<&Earlier>,
+    (earlier, files): (Option<&Earlier>, Option<&EarlierFiles>),
 ) -> Result<Plan> {
-    let begin = earlier.map_or(0, Earlier::stream);
+    let begin = earlier.map_or(0, Earlier::stream).max(files.map_or(0, EarlierFiles::stream));
     let mut plan = Plan { total: begin, begin, ..Plan::default() };
     let mut common = Common::of(procs.len());
     for (proc, space) in procs.iter().zip(&memory.spaces) {
@@ -113,10 +116,15 @@ pub(crate) fn plan(
     for ((found, file), id) in segments.rest().into_iter().zip(next..) {
         plan.add_segment(root, ipc::contents::record(id, found), file)?;
     }
+    let writers = files.map_or_else(|| Ok(Writers::default()), |_| Writers::of(procs))?;
     for (record, opened) in contents.open()? {
         match opened {
-            Opened::File(file) => plan.add_content(root, record, file, true)?,
-            Opened::Held(file) => plan.add_content(root, record, file, false)?,
+            Opened::File(file) => {
+                let unchanged = files.and_then(|files| files.unchanged(&record, &file, &writers));
+                let Unchanged { pages, rest } = unchanged.unwrap_or_default();
+                plan.add_content(root, FileContent { pages, ..record }, file, (true, rest))?;
+            }
+            Opened::Held(file) => plan.add_content(root, record, file, (false, 0))?,
             Opened::Mappings => plan.add_shown(root, memory, record)?,
         }
     }
@@ -241,13 +249,19 @@ impl Plan {
         Ok(())
     }
 
-    /// Adds the content of a file, without its holes; those are told by moving its position, or found by reading.
-    fn add_content(&mut self, pid: i32, mut record: FileContent, file: File, may_move: bool) -> Result<()> {
+    /// Adds the content of a file from an offset on, without its holes; those are told by moving its position, or found by reading.
+    fn add_content(
+        &mut self,
+        pid: i32,
+        mut record: FileContent,
+        file: File,
+        (may_move, from): (bool, u64),
+    ) -> Result<()> {
         let size = record.identity.as_ref().map_or(0, |identity| identity.size);
         let place = self.objects.len();
         let mut end = 0;
         let runs = match record.huge_page_shift {
-            0 if may_move => pagemap::data_runs(&file, 0..size),
+            0 if may_move => pagemap::data_runs(&file, from..size),
             shift => hugetlb::data_runs(&file, shift.max(PAGE_SIZE.trailing_zeros())),
         };
         for run in runs.during("find data", pid, format!("content {}", record.id))? {
@@ -267,7 +281,9 @@ impl Plan {
 
     /// The parts of what was carried earlier that are in no extent.
     fn unused(&self) -> Vec<Extent> {
-        let private = self.private.iter().flatten().map(|extent| (extent.stream_offset, extent.length));
+        let contents = self.contents.iter().flat_map(|content| &content.pages);
+        let private =
+            self.private.iter().flatten().chain(contents).map(|extent| (extent.stream_offset, extent.length));
         let mut used: Vec<(u64, u64)> = private.filter(|(stream, _)| *stream < self.begin).collect();
         used.sort_unstable();
         let mut unused = Vec::new();

@@ -20,7 +20,7 @@ use crate::ipc;
 use crate::ipc::contents::Segments;
 use crate::memory::{self, Memory, Space};
 use crate::own::{Ceiling, Counted};
-use crate::pages::{self, Earlier, Plan};
+use crate::pages::{self, Earlier, EarlierFiles, Plan};
 use crate::spaces::Ids;
 use crate::{Options, preflight};
 
@@ -56,7 +56,7 @@ impl StandingStill {
         journal: &Journal,
         queues: AskQueues<'_>,
         phase: &mut dyn FnMut(&'static str),
-        earlier: Option<&Earlier>,
+        (earlier, copied): (Option<&Earlier>, Option<&EarlierFiles>),
     ) -> Result<Self> {
         let mut family = told.pids.clone();
         // A copy of one of them has what that one has, and is no outsider.
@@ -100,7 +100,7 @@ impl StandingStill {
                 "it began to be written to past its page tables (O_DIRECT, AIO) while it was copied",
             ));
         }
-        let plan = pages::plan(&with_memory, &memory, &contents, &mut segments, earlier)?;
+        let plan = pages::plan(&with_memory, &memory, &contents, &mut segments, (earlier, copied))?;
         findings.into_result()?;
         let ids = Ids::of_all(living.iter().map(Proc::id))?;
         for (pid, process) in told.pids.iter().zip(&mut told.processes) {

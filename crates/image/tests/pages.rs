@@ -199,3 +199,22 @@ fn garbage_with_a_right_checksum_does_not_panic() {
         }
     }
 }
+
+#[test]
+fn a_block_is_known_again_and_no_other_is() {
+    for compression in ALL {
+        let folder = tempfile::tempdir().unwrap();
+        let writer = PageWriter::create(&pending(folder.path()), compression).unwrap();
+        let blocks: Vec<&[u8]> = memory().chunks(BLOCK_SIZE).take(5).collect();
+        for (index, block) in (0..).zip(&blocks) {
+            writer.block(index, block).unwrap();
+        }
+        for (index, block) in (0..).zip(&blocks) {
+            assert!(writer.is_block(index, block).unwrap(), "block {index}, {compression:?}");
+            let mut other = block.to_vec();
+            other[BLOCK_SIZE / 2] ^= 1;
+            assert!(!writer.is_block(index, &other).unwrap(), "another than block {index}, {compression:?}");
+        }
+        assert!(!writer.is_block(5, blocks[0]).unwrap(), "one that was never written");
+    }
+}

@@ -31,7 +31,7 @@ pub(super) struct Keeper {
     pid: i32,
     freeze_timeout: Duration,
     held: Option<Family>,
-    /// Waits that the first of two stops has interrupted.
+    /// Waits that stops before the last one have interrupted.
     interrupted: BTreeMap<i32, Begun>,
     /// The front was found stopped, and the target let go.
     let_go: bool,
@@ -72,6 +72,7 @@ impl Keeper {
                 Request::Arm => self.arm(pending),
                 Request::Queues => self.queues(),
                 Request::Track => self.track(),
+                Request::Hold => self.hold(),
                 Request::Leave => return,
             };
             if reply.unwrap_or_else(Reply::Failed).send(&mut self.socket).is_err() {
@@ -111,7 +112,7 @@ impl Keeper {
         let begin = Instant::now();
         let mut family = Family::freeze(self.pid, self.freeze_timeout)?;
         tracing::debug!(phase = "freeze", elapsed = ?begin.elapsed());
-        family.remember(std::mem::take(&mut self.interrupted));
+        family.remember(&self.interrupted);
         let asked = Instant::now();
         let told = family.ask()?;
         tracing::debug!(phase = "ask", elapsed = ?asked.elapsed());
@@ -119,9 +120,16 @@ impl Keeper {
         Ok(Reply::Frozen(Box::new(told)))
     }
 
+    fn hold(&mut self) -> Result<Reply> {
+        let family = Family::freeze(self.pid, self.freeze_timeout)?;
+        self.interrupted.extend(family.interrupted());
+        self.held = Some(family);
+        Ok(Reply::Held)
+    }
+
     fn track(&mut self) -> Result<Reply> {
         let mut family = Family::freeze(self.pid, self.freeze_timeout)?;
-        self.interrupted = family.interrupted();
+        self.interrupted.extend(family.interrupted());
         let means = family.userfault()?;
         Ok(Reply::Tracked(means, family.release(false)?))
     }

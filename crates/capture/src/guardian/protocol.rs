@@ -39,6 +39,8 @@ pub(crate) enum Request {
     Queues = 7,
     /// Take from the target, in a moment's pause, the means to be told which pages it writes to.
     Track = 8,
+    /// Stop the target for a moment: nothing is told of it.
+    Hold = 9,
 }
 
 /// From the guardian.
@@ -208,8 +210,8 @@ impl Request {
     /// The next request; `None` when the front is gone.
     pub(crate) fn receive(from: &mut impl Read) -> io::Result<Option<Self>> {
         let Some((kind, _)) = read_frame(from)? else { return Ok(None) };
-        use Request::{Arm, Confirm, Freeze, Kill, Leave, Queues, Thaw, Track};
-        [Freeze, Thaw, Kill, Leave, Confirm, Arm, Queues, Track]
+        use Request::{Arm, Confirm, Freeze, Hold, Kill, Leave, Queues, Thaw, Track};
+        [Freeze, Thaw, Kill, Leave, Confirm, Arm, Queues, Track, Hold]
             .into_iter()
             .find(|&request| request as u8 == kind)
             .map(Some)

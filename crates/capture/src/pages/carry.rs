@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
@@ -41,6 +42,15 @@ impl Plan {
         Ok(())
     }
 
+    /// A block of it, read from where it is. `root` is the process whose memory it may be.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(super) fn read_block(&self, root: i32, index: u64, into: &mut [u8]) -> Result<()> {
+        let mut memories = Memories { root, open: HashMap::new(), snapshot: false };
+        self.read(&mut memories, index * BLOCK_SIZE_U64, into)
+    }
+
     /// Bytes `stream..stream + into.len()` of the stream.
     fn read(&self, memories: &mut Memories, mut stream: u64, mut into: &mut [u8]) -> Result<()> {
         if let Some(held) = &self.held {
@@ -65,11 +75,16 @@ impl Plan {
                     }
                 }
                 Place::Object(object, offset) => {
-                    self.objects[object].read(part, offset + skip).during(
-                        "read",
-                        memories.root,
-                        format!("file or shared memory, {len} bytes at offset {:#x}", offset + skip),
-                    )?;
+                    let read = self.objects[object].read(part, offset + skip);
+                    // One that is cut off meanwhile is not what it was, and shows it.
+                    let is_cut = |error: &std::io::Error| error.kind() == ErrorKind::UnexpectedEof;
+                    if !(self.running && read.as_ref().is_err_and(is_cut)) {
+                        read.during(
+                            "read",
+                            memories.root,
+                            format!("file or shared memory, {len} bytes at offset {:#x}", offset + skip),
+                        )?;
+                    }
                 }
             }
             into = rest;

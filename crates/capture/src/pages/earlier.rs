@@ -88,9 +88,9 @@ pub(crate) fn can_be_tracked(proc: &Proc) -> bool {
 }
 
 impl Earlier {
-    /// Nothing copied yet.
-    pub(crate) fn new(pid: i32, tracking: WriteTracking) -> Self {
-        Self { pid, tracking, copied: BTreeMap::new(), stream: 0, mappings: None, relied: Cell::new(false) }
+    /// Nothing copied yet; what will be goes into the stream from there on, where a block begins.
+    pub(crate) fn new(pid: i32, tracking: WriteTracking, stream: u64) -> Self {
+        Self { pid, tracking, copied: BTreeMap::new(), stream, mappings: None, relied: Cell::new(false) }
     }
 
     /// Whose pages.

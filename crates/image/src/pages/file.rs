@@ -44,6 +44,12 @@ impl PagesFile {
         }
     }
 
+    /// Bytes of the disk that are free for us.
+    pub fn available(&self) -> io::Result<u64> {
+        let system = rustix::fs::fstatvfs(&self.cached)?;
+        Ok(system.f_bavail.saturating_mul(system.f_frsize))
+    }
+
     /// Writes `bytes` at `offset`.
     pub fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         if let Some(direct) = self.direct_for(bytes, offset) {

@@ -45,7 +45,7 @@ struct Blocks {
     end: u64,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Block {
     checksum: u32,
     stored: u32,
@@ -86,6 +86,12 @@ impl PageWriter {
         self.file.reserve(length).map_err(ImageError::io("write", &self.path))
     }
 
+    /// Whether the disk has as much free, as far as it tells.
+    #[must_use]
+    pub fn has_room(&self, bytes: u64) -> bool {
+        self.file.available().is_ok_and(|available| available >= bytes)
+    }
+
     /// Writes block `index`: [`BLOCK_SIZE`] bytes, or fewer when it is the last.
     ///
     /// # Errors
@@ -103,6 +109,25 @@ impl PageWriter {
             }
             Compression::Lz4 | Compression::Zstd => self.compressed_block(index, bytes),
         }
+    }
+
+    /// Whether these are, as far as checksums tell, the bytes that were written as block `index`.
+    ///
+    /// # Errors
+    /// [`ImageError::Io`] when they cannot be compressed.
+    pub fn is_block(&self, index: u64, bytes: &[u8]) -> Result<bool, ImageError> {
+        let block = match self.compression {
+            Compression::None => Block::new(bytes, bytes.len()),
+            Compression::Lz4 | Compression::Zstd => {
+                let mut encoder = self.encoder()?;
+                let stored = encoder.encode(bytes).map_err(ImageError::io("compress", &self.path))?;
+                let block = Block::new(stored, bytes.len());
+                self.encoders.lock().expect("no holder of this lock panics").push(encoder);
+                block
+            }
+        };
+        let written = usize::try_from(index).ok().and_then(|index| *self.blocks().done.get(index)?);
+        Ok(written == Some(block))
     }
 
     /// Ends the stream.
