@@ -33,6 +33,8 @@ pub(crate) struct Guardian {
     socket: Option<UnixStream>,
     child: Pid,
     pid: i32,
+    /// It has been told to let the target go: what goes wrong then has another cause.
+    released: bool,
 }
 
 impl Guardian {
@@ -49,7 +51,7 @@ impl Guardian {
         let (front, guardian) = UnixStream::pair().during("socketpair", pid, "guardian")?;
         let caller = rustix::process::getpid();
         match fork::fork().during("fork", pid, "guardian")? {
-            Forked::Parent(child) => Ok(Self { socket: Some(front), child, pid }),
+            Forked::Parent(child) => Ok(Self { socket: Some(front), child, pid, released: false }),
             Forked::Child => {
                 drop(front);
                 let keeper = Keeper::new(guardian, caller, pid, freeze_timeout);
@@ -75,6 +77,7 @@ impl Guardian {
     /// # Errors
     /// When it does not stop or cannot be asked; then it goes on.
     pub(crate) fn freeze(&mut self) -> Result<Told> {
+        self.released = false;
         match self.request(Request::Freeze)? {
             Reply::Frozen(told) => Ok(*told),
             _ => Err(self.lost("freeze", "an answer to another question".into())),
@@ -124,9 +127,9 @@ impl Guardian {
         }
     }
 
-    /// Why the target has not stood still until now; `None` when it has.
+    /// Why the target has not stood still until now; `None` when it has, or until it was to go on.
     pub(crate) fn let_go_because(&mut self) -> Option<CaptureError> {
-        self.confirm().err()
+        if self.released { None } else { self.confirm().err() }
     }
 
     /// Lets the target go on, or kills it. The time it stood still.
@@ -135,7 +138,10 @@ impl Guardian {
     /// When the guardian is gone; the kernel has let the target go on then.
     pub(crate) fn release(&mut self, kill: bool) -> Result<Duration> {
         match self.request(if kill { Request::Kill } else { Request::Thaw })? {
-            Reply::Released(paused) => Ok(paused),
+            Reply::Released(paused) => {
+                self.released = true;
+                Ok(paused)
+            }
             _ => Err(self.lost("thaw", "an answer to another question".into())),
         }
     }
