@@ -13,7 +13,7 @@ use rewake_linux::mqueue::Journal;
 use rewake_linux::proc::Proc;
 use rewake_linux::twin;
 
-use crate::ahead::{Ahead, HOLD_MOST};
+use crate::ahead::Ahead;
 use crate::error::{CaptureError, During, Result};
 use crate::family::Told;
 use crate::guardian::Guardian;
@@ -143,8 +143,7 @@ impl Attempt {
         Err(CaptureError::Refused(obstacles))
     }
 
-    /// What can be copied before the target stands still. One that is to be killed misses nothing while it does. Nor is it done unless
-    /// somebody asks for it: see ARCHITECTURE, pre-copy.
+    /// What can be copied before the target stands still. One that is to be killed misses nothing while it does.
     fn go_ahead(
         self,
         options: &Options,
@@ -152,12 +151,12 @@ impl Attempt {
         guardian: &mut Guardian,
         phases: &mut Phases<'_>,
     ) -> Result<Option<Ahead>> {
-        if options.kill || options.mode != Mode::PreCopy {
+        if options.kill || options.mode == Mode::Stop {
             return Ok(None);
         }
         phases.begin("pre-copy");
         let ahead = Ahead::copy(options, self.mappings_in_advance, writer, guardian, phases.progress);
-        unless_ended(options.pid, self.lived, ahead.map(Some))
+        unless_ended(options.pid, self.lived, ahead)
     }
 
     fn freeze(self, pid: i32, guardian: &mut Guardian, phases: &mut Phases<'_>) -> Result<Told> {
@@ -179,7 +178,8 @@ fn look_and_write(
     let tracked = ahead.as_ref().map(|ahead| &ahead.pages);
     let mut begin = |phase| phases.begin(phase);
     let frozen = StandingStill::look(options, told, journal, &mut || guardian.queues(), &mut begin, tracked)?;
-    let room = ahead.as_mut().map(|ahead| std::mem::take(&mut ahead.room));
+    let room = ahead.as_mut().filter(|ahead| frozen.plan.rest() <= ahead.most);
+    let room = room.map(|ahead| std::mem::take(&mut ahead.room));
     write_pages(options, manifest, frozen, (writer, room, ahead), guardian, phases)
 }
 
@@ -251,7 +251,7 @@ fn write_pages(
 ) -> Result<Written> {
     let pid = options.pid;
     let mut settled = None;
-    if let Some(room) = room.filter(|_| frozen.plan.rest() <= HOLD_MOST) {
+    if let Some(room) = room {
         phases.begin("hold");
         frozen.plan.hold(pid, room)?;
         settled = Some(settle(options, &frozen, ahead.take(), guardian, phases)?);

@@ -11,7 +11,6 @@
 mod keeper;
 mod protocol;
 
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -26,6 +25,7 @@ use self::keeper::Keeper;
 use self::protocol::{Reply, Request};
 use crate::error::{CaptureError, During, Result};
 use crate::family::Told;
+use crate::watch::Watch;
 
 /// The front's end: dropping it thaws the target.
 #[derive(Debug)]
@@ -33,6 +33,8 @@ pub(crate) struct Guardian {
     socket: Option<UnixStream>,
     child: Pid,
     pid: i32,
+    /// The target goes on, or is dead, because we said so.
+    released: bool,
 }
 
 impl Guardian {
@@ -49,7 +51,7 @@ impl Guardian {
         let (front, guardian) = UnixStream::pair().during("socketpair", pid, "guardian")?;
         let caller = rustix::process::getpid();
         match fork::fork().during("fork", pid, "guardian")? {
-            Forked::Parent(child) => Ok(Self { socket: Some(front), child, pid }),
+            Forked::Parent(child) => Ok(Self { socket: Some(front), child, pid, released: false }),
             Forked::Child => {
                 drop(front);
                 let keeper = Keeper::new(guardian, caller, pid, freeze_timeout);
@@ -59,13 +61,15 @@ impl Guardian {
         }
     }
 
-    /// Takes from the target the means to be told which pages it writes to; the process, and how long it stood still for that.
+    /// Has it watched which pages the target writes to; the process, and how long it stood still for that.
     ///
     /// # Errors
     /// As [`Guardian::freeze`].
-    pub(crate) fn track(&mut self) -> Result<(Option<(i32, OwnedFd)>, Duration)> {
+    pub(crate) fn track(&mut self) -> Result<(Option<(i32, Watch)>, Duration)> {
         match self.request(Request::Track)? {
-            Reply::Tracked(means, paused) => Ok((means, paused)),
+            Reply::Tracked(watched, paused) => {
+                Ok((watched.map(|(pid, socket)| (pid, Watch::new(socket))), paused))
+            }
             _ => Err(self.lost("track", "an answer to another question".into())),
         }
     }
@@ -116,9 +120,9 @@ impl Guardian {
         }
     }
 
-    /// Why the target has not stood still until now; `None` when it has.
+    /// Why the target has not stood still until now, or until it was released; `None` when it has.
     pub(crate) fn let_go_because(&mut self) -> Option<CaptureError> {
-        self.confirm().err()
+        if self.released { None } else { self.confirm().err() }
     }
 
     /// Lets the target go on, or kills it. The time it stood still.
@@ -127,7 +131,10 @@ impl Guardian {
     /// When the guardian is gone; the kernel has let the target go on then.
     pub(crate) fn release(&mut self, kill: bool) -> Result<Duration> {
         match self.request(if kill { Request::Kill } else { Request::Thaw })? {
-            Reply::Released(paused) => Ok(paused),
+            Reply::Released(paused) => {
+                self.released = true;
+                Ok(paused)
+            }
             _ => Err(self.lost("thaw", "an answer to another question".into())),
         }
     }
