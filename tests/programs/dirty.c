@@ -50,22 +50,26 @@ static void *dirty(void *nothing) {
     return nothing;
 }
 
-/* Parts of a mapping are mapped anew and unmapped, and all of it moved, which takes that it is one. */
+/* Parts of a mapping are mapped anew, and all of it moved, which takes that it is one; others are unmapped and mapped again. */
 static void *call(void *nothing) {
     size_t size = 512 * PAGE;
     uint64_t state = 88172645463325252u;
     char *here = probe_map(size, PROT_READ | PROT_WRITE, MAP_PRIVATE), *there = probe_map(size, PROT_NONE, MAP_PRIVATE);
+    char *other = probe_map(size, PROT_READ | PROT_WRITE, MAP_PRIVATE);
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
     memset(here, 1, size);
+    memset(other, 1, size);
     while (!stop) {
         uint64_t begin = nanoseconds();
-        char *part = here + chance(&state) % 500 * PAGE;
-        CHECK(mmap(part, 8 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == part, "mmap: %s", strerror(errno));
-        *part = 1;
-        TRY(munmap(part, 4 * PAGE));
-        CHECK(mmap(part, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == part, "mmap: %s", strerror(errno));
+        size_t part = chance(&state) % 500 * PAGE;
+        CHECK(mmap(here + part, 8 * PAGE, PROT_READ | PROT_WRITE, flags, -1, 0) == here + part, "mmap: %s", strerror(errno));
+        here[part] = 1;
         CHECK(mremap(here, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, there) == there, "mremap: %s", strerror(errno));
         CHECK(mremap(there, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, here) == here, "mremap: %s", strerror(errno));
-        CHECK(mmap(there, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == there, "mmap: %s", strerror(errno));
+        CHECK(mmap(there, size, PROT_NONE, flags, -1, 0) == there, "mmap: %s", strerror(errno));
+        TRY(munmap(other + part, 8 * PAGE));
+        CHECK(mmap(other + part, 8 * PAGE, PROT_READ | PROT_WRITE, flags, -1, 0) == other + part, "mmap: %s", strerror(errno));
+        other[part] = 1;
         uint64_t took = nanoseconds() - begin;
         if (took > progress->longest_call) progress->longest_call = took;
         progress->calls++;

@@ -172,8 +172,8 @@ impl Watching {
         let took = begin.elapsed();
         if waits {
             // It cannot fail in a way that could be mended; whoever waits is let go at the latest with this process.
-            let _taken = self.tracking.take_events();
-            // Some of them may have come after that pass.
+            let _taken = self.tracking.take_event();
+            // Of several threads the one let go may have come after that pass.
             self.renew();
         }
         (took * CALM_FACTOR).clamp(CALM, Duration::from_millis(900))
@@ -190,7 +190,8 @@ impl Watching {
                 }
             }
         }
-        let _taken = self.tracking.take_events();
+        // The kernel lets go all others that wait.
+        let _taken = self.tracking.take_event();
     }
 
     fn renew(&mut self) {

@@ -42,8 +42,8 @@ const VERSION: u64 = 0xaa;
 /// `UFFD_FEATURE_EVENT_UNMAP`, `UFFD_FEATURE_WP_UNPOPULATED`, `UFFD_FEATURE_WP_ASYNC`. Not `EVENT_REMAP`: protection would move with
 /// pages, and what lies at an address now pass for what was copied from there before.
 const FEATURES: u64 = 1 << 6 | 1 << 13 | 1 << 15;
-/// Room for some events (`struct uffd_msg`, 32 bytes).
-const EVENTS: usize = 16 * 32;
+/// Room for one event (`struct uffd_msg`). In more, one read would take the next call of a thread with that which it has just let go.
+const EVENT: usize = 32;
 /// `UFFDIO_REGISTER_MODE_WP`.
 const WRITE_PROTECT: u64 = 1 << 1;
 
@@ -119,12 +119,12 @@ impl WriteTracking {
         if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Lets calls of the process that wait for it go on: those that have unmapped something.
+    /// Lets one call of the process that waits for it go on, which has unmapped something.
     ///
     /// # Errors
     /// As read(2); that nobody waits is none.
-    pub fn take_events(&self) -> io::Result<()> {
-        match rustix::io::read(&self.0, &mut [0; EVENTS]) {
+    pub fn take_event(&self) -> io::Result<()> {
+        match rustix::io::read(&self.0, &mut [0; EVENT]) {
             Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
             Err(errno) => Err(errno.into()),
         }
@@ -191,7 +191,7 @@ mod tests {
         assert_eq!(taken(), []);
         [1, 30].into_iter().for_each(write);
         assert_eq!(taken(), [(1, 1), (30, 1)]);
-        tracking.take_events().unwrap();
+        tracking.take_event().unwrap();
         write(1);
         assert_eq!(
             map.written(range.clone()).unwrap().map(|runs| runs.iter().any(|run| run.start == start + 4096)),

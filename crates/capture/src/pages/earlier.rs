@@ -4,9 +4,9 @@
 //! the next round. When the target stands still, a page that is protected yet is as it was copied; all others are carried now. Whatever
 //! happens to mappings meanwhile (munmap, mremap, fork, execve) takes the protection away, and so errs on the safe side.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use rewake_image::PageWriter;
@@ -29,7 +29,7 @@ const ROUNDS: u32 = 8;
 /// A round that leaves more than this part of what it copied, in eighths, to the next one gains nothing.
 const GAIN: u64 = 6;
 /// What one table of pages maps. Where there is none, kernels before 7.2 do not say that the pages are not what they were.
-const TABLE: u64 = 2 << 20;
+pub(super) const TABLE: u64 = 2 << 20;
 
 /// The pages of one process that were copied while it ran.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ pub(crate) struct Earlier {
     /// What the kernel told of the mappings after the last round.
     mappings: Option<Mappings>,
     /// And that was relied on.
-    relied: Cell<bool>,
+    relied: AtomicBool,
 }
 
 /// The mappings of a process that runs, without and with their flags. To read those takes the kernel milliseconds for each gigabyte.
@@ -90,7 +90,14 @@ pub(crate) fn can_be_tracked(proc: &Proc) -> bool {
 impl Earlier {
     /// Nothing copied yet.
     pub(crate) fn new(pid: i32, watch: Watch) -> Self {
-        Self { pid, watch, copied: BTreeMap::new(), stream: 0, mappings: None, relied: Cell::new(false) }
+        Self {
+            pid,
+            watch,
+            copied: BTreeMap::new(),
+            stream: 0,
+            mappings: None,
+            relied: AtomicBool::new(false),
+        }
     }
 
     /// Whose pages.
@@ -139,8 +146,9 @@ impl Earlier {
     pub(crate) fn mappings(&self, proc: &Proc) -> Result<Option<&[u8]>> {
         let Some(Mappings { maps, smaps }) = &self.mappings else { return Ok(None) };
         let now = proc.read("maps").during("read maps", self.pid, "mappings")?;
-        self.relied.set(now == *maps);
-        Ok(self.relied.get().then_some(smaps))
+        let same = now == *maps;
+        self.relied.store(same, Ordering::Relaxed);
+        Ok(same.then_some(smaps))
     }
 
     /// Whether all memory has the flags now that it had before the target stood still: then it had them in between. Nobody changes them
@@ -150,7 +158,9 @@ impl Earlier {
     /// When the target is gone.
     pub(crate) fn flags_are_the_same(&self) -> Result<bool> {
         let pid = self.pid;
-        let Some(Mappings { smaps, .. }) = self.mappings.as_ref().filter(|_| self.relied.get()) else {
+        let Some(Mappings { smaps, .. }) =
+            self.mappings.as_ref().filter(|_| self.relied.load(Ordering::Relaxed))
+        else {
             return Ok(true);
         };
         let parse = |text: &[u8]| parse_smaps(text).during("read smaps", pid, "mappings");
