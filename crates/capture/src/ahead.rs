@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use rewake_image::PageWriter;
+use rewake_linux::attributes::{self, Scheduling};
 use rewake_linux::cgroup;
 use rewake_linux::host::Host;
 use rewake_linux::proc::Proc;
@@ -53,8 +54,8 @@ impl Ahead {
         let asked = options.mode == Mode::PreCopy;
         let most = most_held(pid);
         // One that cannot be, or gains nothing, is not stopped twice.
-        let pays =
-            || most >= HOLD_LEAST && cgroup::anonymous_memory(pid).is_some_and(|bytes| bytes >= WORTH_IT);
+        let large = || cgroup::anonymous_memory(pid).is_some_and(|bytes| bytes >= WORTH_IT);
+        let pays = || most >= HOLD_LEAST && large() && is_as_prompt_as(pid);
         let wanted = can_be(pid)? && (asked || pays());
         let (watched, paused) = if wanted { guardian.track()? } else { (None, Duration::ZERO) };
         let Some(watch) = watched.map(|(_, watch)| begun(pid, watch)).transpose()?.flatten() else {
@@ -103,6 +104,18 @@ fn can_be(pid: i32) -> Result<bool> {
     let known = Host::here().is_ok_and(|host| host.kernel_version() >= KERNEL);
     let alone = known && kin::members(pid)?.0.len() == 1;
     Ok(alone && Proc::open_living(pid).is_ok_and(|proc| can_be_tracked(&proc)))
+}
+
+/// Whether a process of ours comes to run as soon as one of the target: whom calls of the target wait for must not have to stand back.
+fn is_as_prompt_as(pid: i32) -> bool {
+    let is = |one: &Scheduling, policies: &[i32]| policies.contains(&one.policy.cast_signed());
+    match (attributes::scheduling(0), attributes::scheduling(pid)) {
+        (Ok(own), Ok(target)) if is(&own, &[libc::SCHED_OTHER]) => {
+            is(&target, &[libc::SCHED_BATCH, libc::SCHED_IDLE])
+                || is(&target, &[libc::SCHED_OTHER]) && own.nice <= target.nice
+        }
+        _ => false,
+    }
 }
 
 /// How much may be held in memory without bringing ourselves or the target near a limit: who is over it is ended by the kernel.

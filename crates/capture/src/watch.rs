@@ -16,6 +16,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use rewake_linux::addr::RemoteAddr;
+use rewake_linux::attributes;
 use rewake_linux::fork;
 use rewake_linux::proc::{Mapping, MappingKind, Proc};
 use rewake_linux::userfault::WriteTracking;
@@ -113,6 +114,8 @@ pub(crate) fn is_trackable(mapping: &Mapping) -> bool {
 
 fn serve([means, front]: [OwnedFd; 2], pid: i32) {
     let mut front = UnixStream::from(front);
+    // As soon as others it is in any case.
+    let _not_sooner = attributes::be_prompt();
     match WriteTracking::new(means) {
         Ok(tracking) => {
             let mut watching = Watching { tracking, pid, zones: Vec::new() };
@@ -165,7 +168,7 @@ impl Watching {
         }
     }
 
-    /// Registers what is new; those who wait for it go on. How long no other pass need come.
+    /// Registers what is new; then one who waits goes on. If others wait yet, the next pass comes at once. How long none need come.
     fn pass(&mut self, waits: bool) -> Duration {
         let begin = Instant::now();
         self.renew();
@@ -173,8 +176,6 @@ impl Watching {
         if waits {
             // It cannot fail in a way that could be mended; whoever waits is let go at the latest with this process.
             let _taken = self.tracking.take_event();
-            // Of several threads the one let go may have come after that pass.
-            self.renew();
         }
         (took * CALM_FACTOR).clamp(CALM, Duration::from_millis(900))
     }
