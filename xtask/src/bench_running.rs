@@ -129,7 +129,7 @@ fn once(
         Ok(())
     })?;
     let mut command = save_command(workshop, subject.pid(), &subject.image());
-    command.args(["--mode", mode, "--files", "0"]);
+    command.args(["--mode", mode]);
     let (saved, during, took) = observed(progress, || {
         let running = Running::start(command, &subject.folder, "save")?;
         running.finish(PATIENCE)?.expect_code("save", 0)
