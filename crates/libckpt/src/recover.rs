@@ -35,11 +35,14 @@ static BACK: AtomicU32 = AtomicU32::new(0);
 /// Counts lives.
 static LIFE: AtomicU32 = AtomicU32::new(0);
 
+/// Words that may stand before the wish.
+pub const MOST_BEFORE: usize = 8;
+
 /// What is to be recovered.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted<'a> {
     /// Words before the wish: a script, say.
-    pub words: [Option<&'a CStr>; 2],
+    pub words: [Option<&'a CStr>; MOST_BEFORE],
     /// The image, or a store.
     pub dir: Option<&'a CStr>,
     /// A word too many.
