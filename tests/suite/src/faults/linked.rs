@@ -83,7 +83,7 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
     report.test("libckpt: an id that somebody gave to two programs does not make them one", || {
         given_build_id(workshop)
     });
-    for sanitizer in ["address"] {
+    for sanitizer in ["address", "leak", "thread", "undefined"] {
         report.test(&format!("libckpt: gcc -fsanitize={sanitizer}"), || sanitized(workshop, sanitizer));
     }
     report.test("libckpt: what the library adds to an image", || image_size(workshop));
