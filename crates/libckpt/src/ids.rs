@@ -285,19 +285,19 @@ mod tests {
 
     #[test]
     fn what_is_our_own_is_left_out() {
-        let parts = |range: Range<u64>, own: &[Range<u64>]| {
+        let parts = |range: Range<u64>, own: &[(u64, u64)]| {
             let mut parts = Vec::new();
-            let own = |call: &mut dyn FnMut(Range<u64>)| own.iter().cloned().for_each(call);
+            let own = |call: &mut dyn FnMut(Range<u64>)| own.iter().for_each(|(from, to)| call(*from..*to));
             apart(range, &own, &mut |part| parts.push((part.start, part.end)));
             parts
         };
         assert_eq!(parts(10..20, &[]), [(10, 20)]);
-        assert_eq!(parts(10..20, &[30..40, 0..10, 20..30]), [(10, 20)]);
-        assert_eq!(parts(10..20, &[16..18, 12..14]), [(10, 12), (14, 16), (18, 20)]);
-        assert_eq!(parts(10..20, &[12..14, 13..15, 5..11]), [(11, 12), (15, 20)]);
-        assert_eq!(parts(10..20, &[18..30, 0..12]), [(12, 18)]);
-        assert_eq!(parts(10..20, &[5..30]), []);
-        assert_eq!(parts(10..10, &[5..30]), []);
+        assert_eq!(parts(10..20, &[(30, 40), (0, 10), (20, 30)]), [(10, 20)]);
+        assert_eq!(parts(10..20, &[(16, 18), (12, 14)]), [(10, 12), (14, 16), (18, 20)]);
+        assert_eq!(parts(10..20, &[(12, 14), (13, 15), (5, 11)]), [(11, 12), (15, 20)]);
+        assert_eq!(parts(10..20, &[(18, 30), (0, 12)]), [(12, 18)]);
+        assert_eq!(parts(10..20, &[(5, 30)]), []);
+        assert_eq!(parts(10..10, &[(5, 30)]), []);
     }
 
     #[test]
