@@ -10,6 +10,7 @@
 #include <sys/select.h>
 #include <sys/sem.h>
 #include <sys/time.h>
+#include <sys/uio.h>
 
 static const double LASTS = 1.25;
 static int pipe_ends[2];
@@ -188,10 +189,19 @@ static void do_absolute(const char *kind) {
     late = waited_since(delayed);
 }
 
+/* Linux 6.7. */
+static long futex2_wait(unsigned long value) {
+    const long futex_wait = 455;
+    return syscall(futex_wait, &word, value, 0xffffffffUL, FUTEX_32, NULL, 0);
+}
+
 static void do_wait(const char *kind) {
     char byte[4] = {0};
     if (!strcmp(kind, "read")) CHECK(read(pipe_ends[0], byte, 4) == 4, "read: %s", strerror(errno));
     if (!strcmp(kind, "write")) CHECK(write(pipe_ends[1], byte, 4) == 4, "write: %s", strerror(errno));
+    struct iovec halves[] = {{byte, 2}, {byte + 2, 2}};
+    if (!strcmp(kind, "readv")) CHECK(readv(pipe_ends[0], halves, 2) == 4, "readv: %s", strerror(errno));
+    if (!strcmp(kind, "writev")) CHECK(writev(pipe_ends[1], halves, 2) == 4, "writev: %s", strerror(errno));
     if (!strcmp(kind, "poll")) {
         struct pollfd entry = {.fd = pipe_ends[0], .events = POLLIN};
         CHECK(poll(&entry, 1, -1) == 1, "poll: %s", strerror(errno));
@@ -217,6 +227,11 @@ static void do_wait(const char *kind) {
         PTRY(pthread_mutex_unlock(&mutex));
     }
     if (!strcmp(kind, "futex")) CHECK(syscall(SYS_futex, &word, FUTEX_WAIT, 0, NULL, NULL, 0) == 0, "futex: %s", strerror(errno));
+    if (!strcmp(kind, "futex2_one")) CHECK(futex2_wait(0) == 0, "futex_wait: %s", strerror(errno));
+    if (!strcmp(kind, "futex2_many")) {
+        struct futex_waitv waits[] = {{.uaddr = (uintptr_t)&word, .flags = FUTEX_32}};
+        CHECK(syscall(SYS_futex_waitv, waits, 1, 0, NULL, 0) == 0, "futex_waitv: %s", strerror(errno));
+    }
     if (!strcmp(kind, "semaphore")) CHECK(sem_wait(&semaphore) == 0, "sem_wait: %s", strerror(errno));
     if (!strcmp(kind, "pause")) CHECK(pause() == -1 && errno == EINTR && handled == SIGUSR1, "pause came back without a signal");
     if (!strcmp(kind, "sigsuspend")) {
@@ -249,7 +264,7 @@ static void *blocked(void *argument) {
 }
 
 static void wake(const char *kind) {
-    if (!strcmp(kind, "write")) {
+    if (!strncmp(kind, "write", 5)) {
         static char drain[65536];
         CHECK(read(pipe_ends[0], drain, sizeof drain) == sizeof drain, "drain");
     } else {
@@ -278,10 +293,11 @@ int main(int argc, char **argv) {
     sigaddset(&second, SIGUSR2);
     PTRY(pthread_sigmask(SIG_BLOCK, &second, NULL));
     TRY(pipe(pipe_ends));
-    if (!strcmp(kind, "write")) {
+    if (!strncmp(kind, "write", 5)) {
         static char full[65536];
         CHECK(write(pipe_ends[1], full, sizeof full) == sizeof full, "filling the pipe");
     }
+    if (!strcmp(kind, "futex2_one") && futex2_wait(1) == -1 && errno == ENOSYS) skip("this kernel has no futex_wait");
     TRY(sem_init(&semaphore, 0, 0));
     if (!strncmp(kind, "semtimedop", 10)) TRY(semaphores = semget(IPC_PRIVATE, 1, 0600));
     PTRY(pthread_create(&blocked_thread, NULL, blocked, kind));

@@ -2,7 +2,8 @@
    argument: pages (random ones are rewritten whole), moves (mappings are moved, given back, made anew and emptied), across (what was made anew within another mapping is moved
    with it), forks (children that
    have the memory too are born and end), threads (several rewrite each its own pages), empties and huge (whole tables of pages, of huge
-   ones too, are given back and filled again), calls (the kernel writes the pages), direct (a disk does). */
+   ones too, are given back and filled again), calls (the kernel writes the pages), direct (a disk does), opens (files
+   come and go meanwhile). */
 #include "probe.h"
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -109,7 +110,7 @@ static int pattern(const char *name, int flags) {
 }
 
 /* Pages 0 to 63 of the quarter are read from a file, where they are in the state of round 1000; then cleared by hand, and so on. */
-static void reads(int flags) {
+static void reads(int flags, int opens) {
     uint64_t state = 88172645463325252u;
     int fd = pattern("pattern", flags);
     while (!probe_resumed()) {
@@ -118,7 +119,11 @@ static void reads(int flags) {
         rounds[at] = 1000;
         rewrite(0, 64 + chance(&state) % 64);
         empty(chance(&state) % 64, 1);
-        usleep(100);
+        for (int more[8], i = 0; opens && i < 16; i++) {
+            if (i < 8) more[i] = TRY(open("pattern", O_RDONLY));
+            else TRY(close(more[i - 8]));
+        }
+        if (!opens) usleep(100);
     }
     close(fd);
 }
@@ -153,8 +158,9 @@ int main(int argc, char **argv) {
     else if (!strcmp(kind, "across")) moves(1);
     else if (!strcmp(kind, "forks")) forks();
     else if (!strcmp(kind, "empties") || !strcmp(kind, "huge")) empties();
-    else if (!strcmp(kind, "calls")) reads(0);
-    else if (!strcmp(kind, "direct")) reads(O_DIRECT);
+    else if (!strcmp(kind, "calls")) reads(0, 0);
+    else if (!strcmp(kind, "opens")) reads(0, 1);
+    else if (!strcmp(kind, "direct")) reads(O_DIRECT, 0);
     else {
         pthread_t threads[4];
         uintptr_t count = strcmp(kind, "threads") ? 1 : 4;

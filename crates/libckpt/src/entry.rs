@@ -86,6 +86,7 @@ pub fn put_off() {
 
 /// In a process that was made by fork(2), which may have been called in the midst of a checkpoint: that is none of its, nor are requests
 /// that wait for the end of it.
+#[inline]
 pub fn forked() {
     // Only what is not so already is written, since that is copied for the child.
     if BUSY.load(Ordering::Acquire) != 0 {

@@ -3,6 +3,9 @@
 //! Such a child has the handler, and the program's memory: its own copy of it (fork), or the very same (vfork). It must make no image,
 //! which would be taken for one of the program. When the process that made it is gone it has become the program itself (daemons do so).
 //!
+//! What every child looks at is in one section of the library's data, `.data.rewake_forks`, and the functions that look are in one piece: a
+//! child pays for each page that it touches first, and fork with the library must cost hardly more than without.
+//!
 //! # Safety
 //! Unsafe here: a handler that libc calls in children, and a raw system call without arguments.
 
@@ -13,7 +16,7 @@ use core::sync::atomic::{AtomicI32, Ordering};
 use crate::voice::Line;
 use crate::{answer, entry, lineage, raw};
 
-/// Ids of processes. They are in one place: what a child writes first of a page is copied for it.
+/// Ids of processes.
 #[repr(align(64))]
 struct Ids {
     /// The process.
@@ -24,6 +27,7 @@ struct Ids {
     maker: AtomicI32,
 }
 
+#[unsafe(link_section = ".data.rewake_forks")]
 static IDS: Ids = Ids { home: AtomicI32::new(0), parent: AtomicI32::new(0), maker: AtomicI32::new(0) };
 
 fn set(home: i32, parent: i32) {

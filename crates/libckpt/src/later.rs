@@ -16,6 +16,7 @@ const MOST: usize = 64;
 const PLAIN: u64 = u64::MAX;
 
 /// Tokens; 0 where there is none.
+#[unsafe(link_section = ".data.rewake_forks")]
 static WAITING: [AtomicU64; MOST] = [const { AtomicU64::new(0) }; MOST];
 
 /// Remembers a request. Those without a token are one.
@@ -45,6 +46,7 @@ pub fn send_again() {
 }
 
 /// In another life nobody waits.
+#[inline]
 pub fn forget() {
     let waiting = WAITING.iter().filter(|place| place.load(Ordering::SeqCst) != 0);
     waiting.for_each(|place| place.store(0, Ordering::SeqCst));

@@ -28,6 +28,7 @@ pub mod helper;
 pub mod home;
 pub mod ids;
 pub mod later;
+mod launcher;
 pub mod lead;
 pub mod lineage;
 pub mod mailbox;

@@ -10,9 +10,11 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::raw;
 
+#[unsafe(link_section = ".data.rewake_forks")]
 static NUMBER: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
 /// This process is another program from now on.
+#[inline]
 pub fn forget() {
     for word in NUMBER.iter().filter(|word| word.load(Ordering::Relaxed) != 0) {
         word.store(0, Ordering::Relaxed);

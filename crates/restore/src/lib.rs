@@ -252,7 +252,13 @@ fn restore(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Rest
     let put_back = transaction.paths();
     let (image, plan, site, pages) = (&image, &plan, &site, &pages);
     let clocks = spaces::clock_note(image, &spaces);
-    let notes = spaces.note.into_iter().chain(spaces.ipc.note).map(str::to_owned).chain(clocks).collect();
+    let streamed = if streams::stderr_is_the_programs(image) {
+        Vec::new()
+    } else {
+        streams::notes(image, &streams, &decisions)
+    };
+    let told = spaces.note.into_iter().chain(spaces.ipc.note).map(str::to_owned);
+    let notes = told.chain(clocks).chain(streamed).collect();
     let ready = Ready { image, reader: &reader, plan, site, pages, notes };
     let left = removed::Left::default();
     let woken = wake(&ready, prepared, init, &left, &mut transaction, &mut phase);

@@ -146,6 +146,7 @@ const MEMORY: &[Row] = &[
             changes("changing empties"),
             changes("changing huge"),
             changes("changing calls"),
+            changes("changing opens"),
             Probe { modes: &["stop"], ..changes("changing direct") },
         ],
     ),
@@ -362,12 +363,17 @@ const BLOCKED: &[Row] = &[
         "sleeps and waits until an absolute time",
         &[sleeps("blocked clock_abstime"), sleeps("blocked cond_abstime")],
     ),
-    row("read and write on a pipe", &[probe("blocked read"), probe("blocked write")]),
+    row(
+        "read and write on a pipe",
+        &[probe("blocked read"), probe("blocked write"), probe("blocked readv"), probe("blocked writev")],
+    ),
     row("poll, ppoll, select", &[probe("blocked poll"), probe("blocked ppoll"), probe("blocked select")]),
     row(
         "futex, condition variable with and without time-out, semaphore",
         &[
             probe("blocked futex"),
+            probe("blocked futex2_one"),
+            probe("blocked futex2_many"),
             probe("blocked cond"),
             probe("blocked cond_timed"),
             probe("blocked semaphore"),

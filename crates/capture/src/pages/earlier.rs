@@ -77,8 +77,8 @@ pub(super) struct Piece {
 /// those of files without a cache (O_DIRECT) and of asynchronous I/O do, are not noticed.
 pub(crate) fn can_be_tracked(proc: &Proc) -> bool {
     let direct = |fd: i32| {
-        // One that is closed meanwhile can have been in use until now.
-        proc.fdinfo(fd).map_or(true, |info| info.flags & OFlags::DIRECT.bits() != 0)
+        // What uses one that is closed meanwhile is over when the target stands still for the first time, before anything is copied.
+        proc.fdinfo(fd).is_ok_and(|info| info.flags & OFlags::DIRECT.bits() != 0)
     };
     let Ok(fds) = proc.fds() else { return false };
     let Ok(maps) = proc.maps() else { return false };

@@ -2,6 +2,11 @@
 //!
 //! Whoever leads a checkpoint closes the *gate* and looks whether anybody is in a section then; whoever enters one counts himself and
 //! waits while the gate is closed. So nobody stands still in a section.
+//!
+//! # Safety
+//! Unsafe here: the place of three words, see [`crate::home`].
+
+#![allow(unsafe_code, reason = "see Safety above")]
 
 use core::ffi::c_int;
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
@@ -11,10 +16,13 @@ use super::{AGAIN, fail, prepare, signal_myself};
 use crate::{answer, raw};
 
 /// Threads that are in sections, or wait at the gate.
+#[unsafe(link_section = ".data.rewake_forks")]
 static DISABLED: AtomicU32 = AtomicU32::new(0);
 /// 1: closed.
+#[unsafe(link_section = ".data.rewake_forks")]
 static GATE: AtomicU32 = AtomicU32::new(0);
 /// A request was put off.
+#[unsafe(link_section = ".data.rewake_forks")]
 static LATER: AtomicU32 = AtomicU32::new(0);
 /// Between two looks.
 const MOMENT: u64 = 50_000_000;
@@ -120,6 +128,7 @@ pub fn wait_for_all() {
 }
 
 /// A child has one thread, which is in the sections it was in.
+#[inline]
 pub fn in_child() {
     let disabled = u32::from(own().sections.load(Ordering::Relaxed) != 0);
     for (word, value) in [(&DISABLED, disabled), (&GATE, 0), (&LATER, 0)] {

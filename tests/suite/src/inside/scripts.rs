@@ -26,15 +26,20 @@ print('PASS' if mine == NAME and os.path.basename(os.getcwd()) == mine else 'FAI
 
 pub(super) fn run(bench: &Bench<'_>, report: &mut Report) {
     report.test("two scripts that share a store", || share_a_store(bench));
+    report.test("a script whose interpreter env finds", || found_by_env(bench));
     report.test("a script that was never captured", || never_captured(bench));
 }
 
 fn script(folder: &Path, name: &str) -> Result<PathBuf> {
+    script_of(folder, name, INTERPRETER)
+}
+
+fn script_of(folder: &Path, name: &str, interpreter: &str) -> Result<PathBuf> {
     if !Path::new(INTERPRETER).exists() {
         return Err(Skip(format!("there is no {INTERPRETER}")).into());
     }
     let path = folder.join("job.py");
-    fs::write(&path, format!("#!{INTERPRETER}\n{}", SOURCE.replace("NAME", &format!("{name:?}"))))?;
+    fs::write(&path, format!("#!{interpreter}\n{}", SOURCE.replace("NAME", &format!("{name:?}"))))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
     give_to_owner_of(folder, &path)?;
     Ok(path)
@@ -60,6 +65,19 @@ fn share_a_store(bench: &Bench<'_>) -> Result<()> {
         subject.pass()?;
     }
     Ok(())
+}
+
+/// The library is in `env` too, which is given the same words.
+fn found_by_env(bench: &Bench<'_>) -> Result<()> {
+    let folder = bench.workshop.folder("env-script")?;
+    let script = script_of(&folder, "env-script", "/usr/bin/env python3")?;
+    let inside = Inside::new(&bench.library, &script, &folder);
+    let mut subject = Subject::start_inside(&inside, bench.workshop, &[], folder)?;
+    inside.save(&mut subject)?;
+    process::signal(subject.pid(), Signal::KILL);
+    subject.wait_for_end()?;
+    inside.live_on(&mut subject, bench.workshop).context("recovering")?;
+    subject.pass()
 }
 
 /// It is not started anew, nor is another one recovered.
