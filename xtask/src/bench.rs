@@ -151,7 +151,8 @@ fn durable_write(folder: &Path, data: &[u8]) -> Result<Duration> {
     Ok(took)
 }
 
-fn figure(mut samples: Vec<Duration>) -> Figure {
+/// Median and worst.
+pub fn figure(mut samples: Vec<Duration>) -> Figure {
     samples.sort();
     let milliseconds = |time: Option<&Duration>| time.map_or(0.0, |time| time.as_secs_f64() * 1e3);
     Figure { median_ms: milliseconds(samples.get(samples.len() / 2)), worst_ms: milliseconds(samples.last()) }

@@ -3,6 +3,7 @@
 mod bench;
 mod bench_idle;
 mod bench_original;
+mod bench_running;
 mod bench_table;
 mod demo;
 mod fuzz;
@@ -77,6 +78,9 @@ enum Task {
         /// Measure the table of 2003 again: matrix multiplications and everyday programs
         #[arg(long, conflicts_with_all = ["sizes", "idle"])]
         original: bool,
+        /// Measure what programs notice that run on while they are saved: pause and slow-down
+        #[arg(long, conflicts_with_all = ["sizes", "idle", "original"])]
+        running: bool,
         /// Print JSON instead of a table
         #[arg(long)]
         json: bool,
@@ -106,6 +110,7 @@ fn main() -> ExitCode {
         Task::Lib { out } => library::run(&out),
         Task::Fuzz { minutes, targets } => fuzz::run(minutes, &targets),
         Task::Bench { original: true, runs, json, .. } => bench_original::run(runs, json).map(|()| true),
+        Task::Bench { running: true, runs, json, .. } => bench_running::run(runs, json).map(|()| true),
         Task::Bench { idle: true, runs, json, .. } => bench_idle::run(runs, json).map(|()| true),
         Task::Bench { sizes, runs, json, .. } => bench::run(&sizes, runs, json).map(|()| true),
     };

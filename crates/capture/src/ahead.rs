@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use rewake_image::PageWriter;
+use rewake_linux::attributes::{self, Scheduling};
+use rewake_linux::cgroup;
 use rewake_linux::host::Host;
 use rewake_linux::proc::Proc;
-use rewake_linux::userfault::WriteTracking;
 
 use crate::contents::Contents;
 use crate::error::{CaptureError, During, Obstacle, Result};
@@ -13,11 +14,17 @@ use crate::files::{self, Target};
 use crate::findings::Findings;
 use crate::guardian::Guardian;
 use crate::pages::{Candidates, Earlier, EarlierFiles, can_be_tracked};
-use crate::{Options, Progress, kin};
+use crate::watch::Watch;
+use crate::{Mode, Options, Progress, kin};
 
 /// Memory that is read while the target stands still and written when it runs again: room made for it in advance, and at most.
 const HOLD_LEAST: u64 = 8 << 20;
-pub(crate) const HOLD_MOST: u64 = 256 << 20;
+const HOLD_MOST: u64 = 256 << 20;
+/// The part that may be held of the memory that is left to us and to the target.
+const HOLD_PART: u64 = 4;
+
+/// A target with less memory of its own stands still no longer than it would twice.
+const WORTH_IT: u64 = 8 << 20;
 
 /// Kernels before this one say of pages that were written to that they were not: of those that were moved (mremap) until 6.13, of those in
 /// swap or on their way to another place until 6.9. They learned to tell written pages with 6.7.
@@ -30,28 +37,35 @@ pub(crate) struct Ahead {
     pub(crate) paused: Duration,
     /// Memory that was touched, for what is left to be read when it stands still.
     pub(crate) room: Vec<u8>,
+    /// More than this is not held.
+    pub(crate) most: u64,
 }
 
 impl Ahead {
-    /// Copies what can be copied while the target runs, from this place in the stream on.
+    /// Copies what can be copied while the target runs, from this place in the stream on; `None` when nothing can be, or nobody asks for it
+    /// and it would gain nothing.
     ///
     /// # Errors
-    /// When the image cannot be written or the target is gone; when this way is closed here or for this target.
+    /// When the image cannot be written or the target is gone; when somebody asks for it and this way is closed here or for this target.
     pub(crate) fn copy(
         options: &Options,
         mappings_in_advance: bool,
         (writer, stream): (&PageWriter, u64),
         guardian: &mut Guardian,
         progress: &mut dyn FnMut(Progress),
-    ) -> Result<Self> {
-        let known = Host::here().is_ok_and(|host| host.kernel_version() >= KERNEL);
-        let alone = kin::members(options.pid)?.0.len() == 1;
-        // One that cannot be is not stopped twice.
-        let can_be = known && alone && Proc::open_living(options.pid).is_ok_and(|proc| can_be_tracked(&proc));
-        let (means, paused) = if can_be { guardian.track()? } else { (None, Duration::ZERO) };
-        let tracking = means.and_then(|(pid, means)| Some((pid, WriteTracking::new(means).ok()?)));
-        let (pid, tracking) = tracking.ok_or_else(|| impossible(options.pid))?;
-        let mut pages = Earlier::new(pid, tracking, stream);
+    ) -> Result<Option<Self>> {
+        let pid = options.pid;
+        let asked = options.mode == Mode::PreCopy;
+        let most = most_held(pid);
+        // One that cannot be, or gains nothing, is not stopped twice.
+        let large = || cgroup::anonymous_memory(pid).is_some_and(|bytes| bytes >= WORTH_IT);
+        let pays = || most >= HOLD_LEAST && large() && is_as_prompt_as(pid);
+        let wanted = can_be(pid)? && (asked || pays());
+        let (watched, paused) = if wanted { guardian.track()? } else { (None, Duration::ZERO) };
+        let Some(watch) = watched.map(|(_, watch)| begun(pid, watch)).transpose()?.flatten() else {
+            return if asked { Err(impossible(pid)) } else { Ok(None) };
+        };
+        let mut pages = Earlier::new(pid, watch, stream);
         let mut done = 0;
         let rest = pages.rounds(writer, &mut |bytes| {
             done += bytes;
@@ -60,9 +74,9 @@ impl Ahead {
         if mappings_in_advance {
             pages.look_at_mappings()?;
         }
-        let expected = usize::try_from((rest * 2 + HOLD_LEAST).min(HOLD_MOST)).unwrap_or(0);
+        let expected = usize::try_from((rest * 2 + HOLD_LEAST).min(most)).unwrap_or(0);
         // Not zeros: those would be mapped when they are written only.
-        Ok(Self { pages, paused, room: vec![1; expected] })
+        Ok(Some(Self { pages, paused, room: vec![1; expected], most }))
     }
 
     /// Looks at what was taken for granted while the target stood still. It runs again.
@@ -127,6 +141,40 @@ fn candidates(options: &Options) -> Result<Option<Candidates>> {
             Ok(None)
         }
     }
+}
+
+/// Watches for the first time; `None` when the kernel does not allow it.
+fn begun(pid: i32, mut watch: Watch) -> Result<Option<Watch>> {
+    match watch.renew() {
+        Ok(watched) => Ok(watched.then_some(watch)),
+        Err(error) => Err(CaptureError::failed("watch", pid, "memory", error).advise("try again")),
+    }
+}
+
+/// Whether kernel and target allow it, as far as can be told without touching it.
+fn can_be(pid: i32) -> Result<bool> {
+    let known = Host::here().is_ok_and(|host| host.kernel_version() >= KERNEL);
+    let alone = known && kin::members(pid)?.0.len() == 1;
+    Ok(alone && Proc::open_living(pid).is_ok_and(|proc| can_be_tracked(&proc)))
+}
+
+/// Whether a process of ours comes to run as soon as one of the target: whom calls of the target wait for must not have to stand back.
+fn is_as_prompt_as(pid: i32) -> bool {
+    let is = |one: &Scheduling, policies: &[i32]| policies.contains(&one.policy.cast_signed());
+    match (attributes::scheduling(0), attributes::scheduling(pid)) {
+        (Ok(own), Ok(target)) if is(&own, &[libc::SCHED_OTHER]) => {
+            is(&target, &[libc::SCHED_BATCH, libc::SCHED_IDLE])
+                || is(&target, &[libc::SCHED_OTHER]) && own.nice <= target.nice
+        }
+        _ => false,
+    }
+}
+
+/// How much may be held in memory without bringing ourselves or the target near a limit: who is over it is ended by the kernel.
+fn most_held(pid: i32) -> u64 {
+    let own = i32::try_from(std::process::id()).unwrap_or_default();
+    let left = [own, pid].into_iter().filter_map(cgroup::memory_left).min();
+    left.map_or(HOLD_MOST, |left| (left / HOLD_PART).min(HOLD_MOST))
 }
 
 /// What may not be so the next time.

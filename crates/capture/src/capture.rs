@@ -13,7 +13,7 @@ use rewake_linux::mqueue::Journal;
 use rewake_linux::proc::Proc;
 use rewake_linux::twin;
 
-use crate::ahead::{self, Ahead, HOLD_MOST, passing};
+use crate::ahead::{self, Ahead, passing};
 use crate::error::{CaptureError, During, Result};
 use crate::family::Told;
 use crate::guardian::Guardian;
@@ -142,8 +142,7 @@ impl Attempt {
         Err(CaptureError::Refused(obstacles))
     }
 
-    /// What can be copied before the target stands still. One that is to be killed misses nothing while it does. Nor is it done unless
-    /// somebody asks for it: see ARCHITECTURE, pre-copy.
+    /// What can be copied before the target stands still. One that is to be killed misses nothing while it does.
     fn go_ahead(
         self,
         options: &Options,
@@ -162,13 +161,13 @@ impl Attempt {
                 before = Before { files: Some(files), paused, memory: None };
             }
         }
-        if options.mode == Mode::PreCopy {
+        if options.mode != Mode::Stop {
             phases.begin("pre-copy");
             let stream = before.files.as_ref().map_or(0, EarlierFiles::stream);
             let memory = Ahead::copy(options, self.in_advance, (writer, stream), guardian, phases.progress);
-            let memory = unless_ended(options.pid, self.lived, memory)?;
-            before.paused = before.paused.max(memory.paused);
-            before.memory = Some(memory);
+            before.memory = unless_ended(options.pid, self.lived, memory)?;
+            let paused = before.memory.as_ref().map_or(Duration::ZERO, |memory| memory.paused);
+            before.paused = before.paused.max(paused);
         }
         Ok(before)
     }
@@ -201,7 +200,8 @@ fn look_and_write(
     let copied = (before.memory.as_ref().map(|ahead| &ahead.pages), before.files.as_ref());
     let mut begin = |phase| phases.begin(phase);
     let frozen = StandingStill::look(options, told, journal, &mut || guardian.queues(), &mut begin, copied)?;
-    let room = before.memory.as_mut().map(|ahead| std::mem::take(&mut ahead.room));
+    let room = before.memory.as_mut().filter(|ahead| frozen.plan.rest() <= ahead.most);
+    let room = room.map(|ahead| std::mem::take(&mut ahead.room));
     write_pages(options, manifest, frozen, (writer, room, before), guardian, phases)
 }
 
@@ -274,7 +274,7 @@ fn write_pages(
     let pid = options.pid;
     let files = before.files.take();
     let mut settled = None;
-    if let Some(room) = room.filter(|_| frozen.plan.rest() <= HOLD_MOST) {
+    if let Some(room) = room {
         phases.begin("hold");
         frozen.plan.hold(pid, room)?;
         settled = Some(settle(options, &frozen, std::mem::take(&mut before), guardian, phases)?);

@@ -11,7 +11,6 @@
 mod keeper;
 mod protocol;
 
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -26,6 +25,7 @@ use self::keeper::Keeper;
 use self::protocol::{Reply, Request};
 use crate::error::{CaptureError, During, Result};
 use crate::family::Told;
+use crate::watch::Watch;
 
 /// The front's end: dropping it thaws the target.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub(crate) struct Guardian {
     socket: Option<UnixStream>,
     child: Pid,
     pid: i32,
-    /// It has been told to let the target go: what goes wrong then has another cause.
+    /// The target goes on, or is dead, because we said so.
     released: bool,
 }
 
@@ -61,13 +61,15 @@ impl Guardian {
         }
     }
 
-    /// Takes from the target the means to be told which pages it writes to; the process, and how long it stood still for that.
+    /// Has it watched which pages the target writes to; the process, and how long it stood still for that.
     ///
     /// # Errors
     /// As [`Guardian::freeze`].
-    pub(crate) fn track(&mut self) -> Result<(Option<(i32, OwnedFd)>, Duration)> {
+    pub(crate) fn track(&mut self) -> Result<(Option<(i32, Watch)>, Duration)> {
         match self.request(Request::Track)? {
-            Reply::Tracked(means, paused) => Ok((means, paused)),
+            Reply::Tracked(watched, paused) => {
+                Ok((watched.map(|(pid, socket)| (pid, Watch::new(socket))), paused))
+            }
             _ => Err(self.lost("track", "an answer to another question".into())),
         }
     }
@@ -127,7 +129,7 @@ impl Guardian {
         }
     }
 
-    /// Why the target has not stood still until now; `None` when it has, or until it was to go on.
+    /// Why the target has not stood still until now, or until it was released; `None` when it has.
     pub(crate) fn let_go_because(&mut self) -> Option<CaptureError> {
         if self.released { None } else { self.confirm().err() }
     }

@@ -29,6 +29,7 @@ mod still;
 mod threads;
 mod timers;
 mod waiting;
+mod watch;
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -82,13 +83,12 @@ impl Options {
 /// How memory is saved of a target that goes on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// What harms no target: that it stands still, for now.
+    /// Memory is copied ahead of one that stands still for a noticeable time else, and can be watched. All others stand still.
     #[default]
     Auto,
     /// It stands still until all of its memory is written.
     Stop,
-    /// Memory is copied while it runs; it stands still for what it wrote to in the meantime. Meanwhile mremap(2) of several mappings that
-    /// lie one behind the other fails (EFAULT), of which one was made in that time.
+    /// Memory is copied while it runs; it stands still for what it wrote to in the meantime. What cannot be is refused.
     PreCopy,
 }
 

@@ -1,4 +1,7 @@
 //! The build id of a program or library (GNU): a note that linkers put into it, equal where the same thing was built again.
+//!
+//! That holds of ids that are made of the content, and these have the lengths of sums. Whoever builds may write anything there
+//! (`--build-id=0x1`), equal for all that he builds: an id of another length says nothing, and is none.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
@@ -6,7 +9,9 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 
-/// Longest id; those of today have 20 bytes.
+/// Bytes of ids that linkers make of the content: fast (lld), md5 and uuid, sha1, sha256.
+const MADE: [usize; 4] = [8, 16, 20, 32];
+/// Longest id in images.
 pub const LONGEST: usize = 64;
 /// More program headers no file has, and longer notes neither.
 const HEADERS: usize = 128;
@@ -80,7 +85,7 @@ fn among(mut notes: &[u8], align: usize) -> Option<&[u8]> {
         let content = HEADER.checked_add(name)?.checked_next_multiple_of(align)?;
         let end = content.checked_add(len)?;
         if number(notes, 8, 4)? == NT_GNU_BUILD_ID && notes.get(HEADER..HEADER + name)? == b"GNU\0" {
-            return notes.get(content..end).filter(|id| (1..=LONGEST).contains(&id.len()));
+            return notes.get(content..end).filter(|id| MADE.contains(&id.len()));
         }
         notes = notes.get(end.checked_next_multiple_of(align)?..)?;
     }
@@ -123,7 +128,11 @@ mod tests {
             let _ = among(&notes[..cut], 4);
         }
         assert_eq!(among(&[0xff; 100], 4), None);
-        assert_eq!(among(&note(3, b"GNU\0", &[1; 65]), 4), None);
+        // Of these lengths linkers make them of the content; others are whatever somebody has written there.
+        for len in 0..70 {
+            let (note, made) = (note(3, b"GNU\0", &vec![1; len]), [8, 16, 20, 32].contains(&len));
+            assert_eq!(among(&note, 4).map(<[u8]>::len), made.then_some(len));
+        }
     }
 
     #[test]

@@ -22,7 +22,7 @@ use rewake_linux::twin::{self, Twin};
 
 use crate::answer::{Asker, BEGUN};
 use crate::copy::Stacks;
-use crate::lead::{FACTS, FAILED_ORDER, GO_ORDER, MAILBOX, STACKS, WALK_ORDER};
+use crate::lead::{FACTS, FAILED_ORDER, GO_ORDER, MAILBOX, NO_MEMORY_ORDER, STACKS, WALK_ORDER};
 use crate::mailbox::{Mailbox, Walk};
 use crate::snapshot;
 use crate::stand::{BY_OTHERS, STANDING, woken};
@@ -41,6 +41,8 @@ const LENGTH: usize = 480;
 const HEADER: usize = 512;
 const STORE_REMEDY: &str =
     "make the folder writable, or name another store (directory in .ckptrc, or CKPT_DIRECTORY)";
+const NO_FOLDER_REMEDY: &str =
+    "a file is there, and no folder: name another store (directory in .ckptrc, or CKPT_DIRECTORY)";
 /// Between two looks whether the process is still there.
 const LOOK: u64 = 100_000_000;
 
@@ -56,7 +58,8 @@ pub extern "C" fn run(mailbox: u64) -> ! {
     match raw::map(OWN_STACK, libc::MAP_PRIVATE | libc::MAP_NORESERVE) {
         // SAFETY: new memory, which nobody else knows.
         Some(stack) => unsafe { helper::on_stack(stack as u64 + OWN_STACK as u64, run_there, mailbox) },
-        None => voice::say(b"libckpt: no checkpoint: there is no memory for it"),
+        // The process tells whoever asked, and is told nothing if it is gone.
+        None => drop(order(NO_MEMORY_ORDER)),
     }
     end(1)
 }
@@ -237,7 +240,10 @@ fn checkpoint(mailbox: u64, snapshot: Option<File>, keeper: Option<i32>) -> Resu
     let store = store::of_this_program();
     let failed = |operation: &'static str| {
         let shown = format!("store {}", store.display());
-        move |source| CaptureError::of(operation, pid, &shown, source).with_remedy(STORE_REMEDY)
+        move |source: io::Error| {
+            let remedy = store_remedy(source.kind());
+            CaptureError::of(operation, pid, &shown, source).with_remedy(remedy)
+        }
     };
     if let Some(reason) = settings::too_long(&store) {
         return Err(failed("create")(io::Error::other(reason)));
@@ -267,6 +273,14 @@ fn checkpoint(mailbox: u64, snapshot: Option<File>, keeper: Option<i32>) -> Resu
         voice::write(text.as_bytes());
     }
     Ok(summary)
+}
+
+/// What to do about a store that cannot be made or used.
+fn store_remedy(kind: io::ErrorKind) -> &'static str {
+    match kind {
+        io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => NO_FOLDER_REMEDY,
+        _ => STORE_REMEDY,
+    }
 }
 
 /// Those that somebody set when the library was built.

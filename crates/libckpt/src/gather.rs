@@ -54,6 +54,8 @@ pub enum Gathered {
     All,
     /// This thread did not come.
     Missing(i32),
+    /// The first thread has ended while others run: it cannot come.
+    FirstEnded,
     /// Nobody was asked: who there is cannot be seen.
     Unlisted,
     /// The kernel makes no thread that could ask.
@@ -65,17 +67,21 @@ struct Gathering {
     leader: i32,
     missing: AtomicI32,
     unlisted: AtomicBool,
+    first_ended: AtomicBool,
 }
 
 /// Makes all threads but the calling one stand still.
 pub fn gather(mailbox: Mailbox, stacks: &Stacks, leader: i32) -> Gathered {
     TIMES.fetch_add(1, Ordering::AcqRel);
-    let gathering =
-        Gathering { mailbox, leader, missing: AtomicI32::new(0), unlisted: AtomicBool::new(false) };
+    let [unlisted, first_ended] = [const { AtomicBool::new(false) }; 2];
+    let gathering = Gathering { mailbox, leader, missing: AtomicI32::new(0), unlisted, first_ended };
     // SAFETY: the function takes what it is given here, and keeps to raw system calls.
     let helped = unsafe { helper::run(stacks.helper(), ask_all, (&raw const gathering) as u64) };
     if gathering.unlisted.load(Ordering::Acquire) {
         return Gathered::Unlisted;
+    }
+    if gathering.first_ended.load(Ordering::Acquire) {
+        return Gathered::FirstEnded;
     }
     match (helped, gathering.missing.load(Ordering::Acquire)) {
         (false, _) => Gathered::NoHelper,
@@ -90,7 +96,7 @@ extern "C" fn ask_all(told: u64) {
     let (own, begin) = (raw::gettid(), raw::now());
     let mut before = 0;
     loop {
-        let mut asked = Asked { mailbox: gathering.mailbox, missing: 0 };
+        let mut asked = Asked { mailbox: gathering.mailbox, missing: 0, first: false };
         let mut others = 0;
         let listed = each_thread(&mut |tid| {
             if tid == own {
@@ -113,13 +119,20 @@ extern "C" fn ask_all(told: u64) {
             return;
         }
         before = others;
-        if raw::now() - begin > PATIENCE {
+        let ended = asked.first && first_has_ended();
+        if ended || raw::now() - begin > PATIENCE {
             asked.forget_all();
+            gathering.first_ended.store(ended, Ordering::Release);
             gathering.missing.store(if missing == 0 { -1 } else { missing }, Ordering::Release);
             return;
         }
         raw::futex_wait(&LISTED, LISTED.load(Ordering::Acquire), Some(LOOK));
     }
+}
+
+/// Whether the first thread has ended; others run, or nobody would ask. For the passing thread only, as it opens a file.
+fn first_has_ended() -> bool {
+    matches!(raw::state_in(b"/proc/self/stat\0", |_| true), Some(b'Z' | b'X'))
 }
 
 /// Whether a thread stands still.
@@ -145,11 +158,14 @@ pub fn each_slot(holds: impl Fn(&Slot) -> bool) -> bool {
 struct Asked {
     mailbox: Mailbox,
     missing: i32,
+    /// The first thread is missing.
+    first: bool,
 }
 
 impl Asked {
     fn ask(&mut self, tid: i32) {
         self.missing = tid;
+        self.first |= tid == raw::getpid();
         let id = u64::from(tid.unsigned_abs());
         let mut at = 0;
         // SAFETY: the table is zero at first, and ours until the copy is made.

@@ -7,8 +7,8 @@
 //! image with any such words is refused ([`doubtful`]).
 //!
 //! # Safety
-//! Unsafe here: memory that is mapped, present and writable, while no other thread runs; libc's list of robust mutexes, as the
-//! kernel reads it.
+//! Unsafe here: memory that is mapped, present and writable, while no other thread runs, but for what is used meanwhile: the stack
+//! and the memory of the library itself; libc's list of robust mutexes, as the kernel reads it.
 
 #![allow(unsafe_code, reason = "see Safety above")]
 
@@ -16,12 +16,14 @@ mod doubt;
 
 pub use doubt::doubtful;
 
+use core::ops::Range;
+
 use rewake_linux::addr::RemoteAddr;
 use rewake_linux::pagemap::{PageMap, Query, Run};
 use rewake_linux::proc::Proc;
 
-use crate::raw;
 use crate::stand::Slot;
+use crate::{arena, raw};
 
 /// In a lock word: the id of the owner.
 const OWNER: u32 = 0x3fff_ffff;
@@ -108,11 +110,11 @@ impl Ids {
         held.then_some([(6, now), (6, now)])
     }
 
-    /// Puts all mutexes right that lie in memory this process can write.
+    /// Puts all mutexes right that lie in memory this process can write, but for its own and the stack that this runs on.
     ///
     /// # Safety
     /// No other thread runs.
-    pub unsafe fn put_right(&self) {
+    pub unsafe fn put_right(&self, stack: &Range<u64>) {
         if self.0.is_empty() {
             return;
         }
@@ -127,8 +129,15 @@ impl Ids {
                 continue;
             }
             for run in &runs {
-                // SAFETY: present, readable and writable; nobody else runs.
-                unsafe { self.look_through(run.start, run.end()) };
+                // SAFETY: called by the one thread there is; it takes no memory meanwhile.
+                let own = |call: &mut dyn FnMut(Range<u64>)| unsafe {
+                    call(stack.clone());
+                    arena::each_range(call);
+                };
+                apart(run.start.get()..run.end().get(), &own, &mut |part| {
+                    // SAFETY: present, readable and writable; nobody else runs, and this is not ours.
+                    unsafe { self.look_through(RemoteAddr::new(part.start), RemoteAddr::new(part.end)) };
+                });
             }
         }
     }
@@ -157,10 +166,31 @@ impl Ids {
             if ids.contains(&here[2]) || here.get(6).is_some_and(|word| ids.contains(word)) {
                 // What is behind the end is nothing that a lock has there.
                 let mut words = [u32::MAX; WORDS];
-                words[..here.len()].copy_from_slice(here);
+                for (to, from) in words.iter_mut().zip(here) {
+                    // SAFETY: a word of ours or of the caller's. One by one, as nobody's `memcpy` need like to read there: that of
+                    // AddressSanitizer does not.
+                    *to = unsafe { core::ptr::from_ref(from).read_volatile() };
+                }
                 found(&mut memory[at..], &words);
             }
         }
+    }
+}
+
+/// Calls for each part of a range that lies in none of some others, in ascending order.
+fn apart(range: Range<u64>, others: &dyn Fn(&mut dyn FnMut(Range<u64>)), call: &mut dyn FnMut(Range<u64>)) {
+    let mut at = range.start;
+    while at < range.end {
+        let mut next = range.end..range.end;
+        others(&mut |other| {
+            if other.end > at && other.start < next.start {
+                next = other;
+            }
+        });
+        if at < next.start {
+            call(at..next.start);
+        }
+        at = next.end;
     }
 }
 
@@ -251,6 +281,23 @@ mod tests {
         ] {
             assert_eq!(changed(other), None, "{other:?}");
         }
+    }
+
+    #[test]
+    fn what_is_our_own_is_left_out() {
+        let parts = |range: Range<u64>, own: &[(u64, u64)]| {
+            let mut parts = Vec::new();
+            let own = |call: &mut dyn FnMut(Range<u64>)| own.iter().for_each(|(from, to)| call(*from..*to));
+            apart(range, &own, &mut |part| parts.push((part.start, part.end)));
+            parts
+        };
+        assert_eq!(parts(10..20, &[]), [(10, 20)]);
+        assert_eq!(parts(10..20, &[(30, 40), (0, 10), (20, 30)]), [(10, 20)]);
+        assert_eq!(parts(10..20, &[(16, 18), (12, 14)]), [(10, 12), (14, 16), (18, 20)]);
+        assert_eq!(parts(10..20, &[(12, 14), (13, 15), (5, 11)]), [(11, 12), (15, 20)]);
+        assert_eq!(parts(10..20, &[(18, 30), (0, 12)]), [(12, 18)]);
+        assert_eq!(parts(10..20, &[(5, 30)]), []);
+        assert_eq!(parts(10..10, &[(5, 30)]), []);
     }
 
     #[test]

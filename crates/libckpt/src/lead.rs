@@ -28,6 +28,9 @@ pub const GO_ORDER: u8 = b'g';
 /// All may go, as there will be no image; the copy has said why.
 pub const FAILED_ORDER: u8 = b'f';
 
+/// All may go, as there is no memory for an image; the copy has told nobody.
+pub const NO_MEMORY_ORDER: u8 = b'm';
+
 /// What the copy has to know; it reads it in its own memory.
 pub struct Facts {
     /// The process.
@@ -92,7 +95,7 @@ pub unsafe extern "C" fn lead(slot: *mut Slot) {
             ((*task).all_came, (*task).writes)
         };
     } else {
-        failed(libc::ENOMEM, &[b"there is no memory for it (limits of memory, or of locked memory)"]);
+        failed(libc::ENOMEM, &[NO_MEMORY], b"");
     }
     stand::close();
     if all_came {
@@ -124,19 +127,24 @@ fn here() -> bool {
     FACTS.here.load(Ordering::Relaxed) != 0
 }
 
-/// There is no checkpoint: whoever asked is told, or whoever reads what the program says.
-fn failed(error: i32, why: &[&[u8]]) {
+/// There is no checkpoint: whoever asked is told, or whoever reads what the program says. The remedy is one line, or empty.
+fn failed(error: i32, why: &[&[u8]], remedy: &[u8]) {
     let mut line = Line::new(b"");
     why.iter().for_each(|part| line.text(part));
     if here() {
         words::own().outcome.store(-error, Ordering::Relaxed);
         words::own().say(line.as_bytes());
-    } else if !answer::refuse(FACTS.token.load(Ordering::Relaxed), line.as_bytes(), b"") {
+    } else if !answer::refuse(FACTS.token.load(Ordering::Relaxed), line.as_bytes(), remedy) {
         let mut whole = Line::new(b"libckpt: no checkpoint: ");
         whole.text(line.as_bytes());
         let short = complaint::short(whole.as_bytes());
         if !at_interval() || !complaint::is_known(short) {
             whole.say();
+            if !remedy.is_empty() {
+                let mut advice = Line::new(b"  ");
+                advice.text(remedy);
+                advice.say();
+            }
         }
         complaint::note(short);
     }
@@ -149,7 +157,7 @@ fn await_outcome(mailbox: Mailbox) {
             words::own().outcome.store(-number, Ordering::Relaxed);
             words::own().say(why);
         }
-        None => failed(libc::EIO, &[KILLED]),
+        None => failed(libc::EIO, &[KILLED], b""),
     }
 }
 
@@ -171,21 +179,28 @@ extern "C" fn checkpoint(task: u64) {
     // SAFETY: it is the caller's, who waits for our return.
     let task = unsafe { &mut *(task as *mut Task<'_>) };
     let gathered = gather(task.means.mailbox, &task.means.stacks, task.slot.tid);
-    task.all_came = !matches!(gathered, Gathered::Missing(_));
+    task.all_came = !matches!(gathered, Gathered::Missing(_) | Gathered::FirstEnded);
     stand::close();
     match gathered {
-        Gathered::All if open_files() => task.writes = task.means.capture(task.slot),
-        Gathered::All => {
-            // The answer takes one.
-            close_files();
-            failed(libc::EMFILE, &[b"no three descriptors are free"]);
-        }
-        Gathered::Unlisted => failed(libc::ENOENT, &[NO_PROC]),
-        Gathered::NoHelper => failed(libc::EAGAIN, &[NO_PROCESS]),
+        Gathered::All => match open_files() {
+            Ok(()) => task.writes = task.means.capture(task.slot),
+            Err(error) => {
+                // The answer takes one.
+                close_files();
+                if matches!(error, libc::EACCES | libc::EPERM) {
+                    failed(error, &[NOT_DUMPABLE], DUMPABLE);
+                } else {
+                    failed(error, &[b"no three descriptors are free"], b"");
+                }
+            }
+        },
+        Gathered::Unlisted => failed(libc::ENOENT, &[NO_PROC], b""),
+        Gathered::NoHelper => failed(libc::EAGAIN, &[NO_PROCESS], b""),
+        Gathered::FirstEnded => failed(libc::ENOTSUP, &[FIRST_ENDED], FROM_OUTSIDE),
         Gathered::Missing(tid) => {
             let mut number = Line::new(b"");
             number.number(tid.unsigned_abs().into());
-            failed(libc::EAGAIN, &[b"thread ", number.as_bytes(), MISSING]);
+            failed(libc::EAGAIN, &[b"thread ", number.as_bytes(), MISSING], b"");
         }
     }
     close_files();
@@ -194,23 +209,29 @@ extern "C" fn checkpoint(task: u64) {
 const NO_PROCESS: &[u8] = b"the kernel makes no process (limits of processes or memory)";
 const NO_PROC: &[u8] = b"its threads cannot be listed: there is no /proc, or it may open no file";
 const MISSING: &[u8] = b" does not take signals, or there are new threads all the time";
+const NO_MEMORY: &[u8] = b"there is no memory for it (limits of memory, or of locked memory)";
+const NOT_DUMPABLE: &[u8] =
+    b"it may not look at its own memory: it has changed its rights (setresuid), or called prctl(PR_SET_DUMPABLE, 0)";
+const DUMPABLE: &[u8] = b"call prctl(PR_SET_DUMPABLE, 1) in the program when it has changed its rights";
+const FIRST_ENDED: &[u8] = b"its first thread has ended while others run, which is not supported from inside";
+const FROM_OUTSIDE: &[u8] = b"capture the program from outside instead (chkpnt)";
 const KILLED: &[u8] = b"the process that was writing the image was killed";
 
-/// Opens what the copy needs of this process. Nobody runs who could close it, or miss the numbers.
-fn open_files() -> bool {
+/// Opens what the copy needs of this process; an error number where that fails. Nobody runs who could close it, or miss the numbers.
+fn open_files() -> Result<(), i32> {
     let mut pipe = [-1i32; 2];
     let flags = raw::word(libc::O_CLOEXEC);
-    // SAFETY: two numbers of ours; a string of ours.
-    let memory = unsafe {
-        raw::call(libc::SYS_pipe2, [pipe.as_mut_ptr() as u64, flags, 0, 0, 0, 0]);
-        let path = c"/proc/self/mem".as_ptr() as u64;
-        raw::call(libc::SYS_openat, [raw::word(libc::AT_FDCWD), path, flags, 0, 0, 0])
-    };
-    let memory = i32::try_from(memory).unwrap_or(-1);
+    // SAFETY: two numbers of ours.
+    let piped = unsafe { raw::call(libc::SYS_pipe2, [pipe.as_mut_ptr() as u64, flags, 0, 0, 0, 0]) };
+    let memory = raw::open(b"/proc/self/mem\0", 0);
     FACTS.memory.store(memory, Ordering::Relaxed);
     FACTS.orders_in.store(pipe[0], Ordering::Relaxed);
     FACTS.orders_out.store(pipe[1], Ordering::Relaxed);
-    memory >= 0 && pipe[0] >= 0
+    match i32::try_from(piped) {
+        Ok(0) if memory >= 0 => Ok(()),
+        Ok(0) => Err(-memory),
+        _ => Err(libc::EMFILE),
+    }
 }
 
 fn close_files() {
@@ -247,7 +268,7 @@ impl Means {
             set_subreaper(true);
         }
         if made.is_err() {
-            failed(libc::EAGAIN, &[NO_PROCESS]);
+            failed(libc::EAGAIN, &[NO_PROCESS], b"");
             return false;
         }
         let end = FACTS.orders_out.swap(-1, Ordering::Relaxed);
@@ -276,9 +297,13 @@ impl Means {
                     self.tell_done();
                 }
                 (1, GO_ORDER | FAILED_ORDER) => return true,
+                (1, NO_MEMORY_ORDER) => {
+                    failed(libc::ENOMEM, &[NO_MEMORY], b"");
+                    return false;
+                }
                 (read, _) if read == -i64::from(libc::EINTR) => {}
                 _ => {
-                    failed(libc::EIO, &[KILLED]);
+                    failed(libc::EIO, &[KILLED], b"");
                     return false;
                 }
             }

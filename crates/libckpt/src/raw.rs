@@ -145,3 +145,24 @@ pub fn open(path: &[u8], flags: i32) -> i32 {
         unsafe { call(libc::SYS_openat, [word(libc::AT_FDCWD), path.as_ptr() as u64, flags, 0, 0, 0]) };
     i32::try_from(opened).unwrap_or(-libc::EBADF)
 }
+
+/// The state of a process or thread, as its file `stat` tells it, whose path ends with a zero byte; `None` where there is none, or its
+/// name is not the one that is looked for.
+#[must_use]
+pub fn state_in(path: &[u8], is_name: impl Fn(&[u8]) -> bool) -> Option<u8> {
+    let file = open(path, 0);
+    if file < 0 {
+        return None;
+    }
+    let mut text = [0u8; 64];
+    let len = read(file, &mut text);
+    close(file);
+    // The id, the name in brackets, which may have brackets itself, the state.
+    let shown = &text[..len];
+    let begin = shown.iter().position(|byte| *byte == b'(')? + 1;
+    let end = shown.iter().rposition(|byte| *byte == b')')?;
+    if !is_name(shown.get(begin..end)?) {
+        return None;
+    }
+    shown.get(end + 2).copied()
+}

@@ -35,11 +35,14 @@ static BACK: AtomicU32 = AtomicU32::new(0);
 /// Counts lives.
 static LIFE: AtomicU32 = AtomicU32::new(0);
 
+/// Words that may stand before the wish.
+pub const MOST_BEFORE: usize = 8;
+
 /// What is to be recovered.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted<'a> {
     /// Words before the wish: a script, say.
-    pub words: [Option<&'a CStr>; 2],
+    pub words: [Option<&'a CStr>; MOST_BEFORE],
     /// The image, or a store.
     pub dir: Option<&'a CStr>,
     /// A word too many.
@@ -170,10 +173,17 @@ pub fn put_right(slot: &Slot, leads: bool, since: Since) {
     match raw::map(STACK, libc::MAP_PRIVATE | libc::MAP_NORESERVE) {
         // SAFETY: new memory, given back when nobody is on it any more; all others wait.
         Some(stack) => unsafe {
-            helper::on_stack(stack as u64 + STACK as u64, put_mutexes_right, 0);
+            let used = stack as u64..stack as u64 + STACK as u64;
+            helper::on_stack(used.end, put_mutexes_right, &raw const used as u64);
             raw::unmap(stack, STACK);
         },
-        None => put_mutexes_right(0),
+        None => {
+            let mut used = 0..0u64;
+            let here = &raw mut used;
+            // SAFETY: the line above.
+            unsafe { here.write(here as u64 - FRAMES..here as u64) };
+            put_mutexes_right(here as u64);
+        }
     }
     crate::entry::give_back();
     crate::home::settle();
@@ -194,10 +204,16 @@ pub fn put_right(slot: &Slot, leads: bool, since: Since) {
 /// Bytes of the stack that is used for what takes some.
 const STACK: usize = 1 << 20;
 
-extern "C" fn put_mutexes_right(_: u64) {
+/// More than the frames take of those that use it.
+const FRAMES: u64 = 32 << 10;
+
+/// `used` leads to the addresses of the stack that this runs on.
+extern "C" fn put_mutexes_right(used: u64) {
+    // SAFETY: the caller's, who waits for our return.
+    let used = unsafe { &*(used as *const core::ops::Range<u64>) };
     let changed = Ids::new(slots().map(|slot| (slot.tid, slot.tid_now.load(Ordering::Acquire))));
     // SAFETY: all others wait.
-    unsafe { changed.put_right() };
+    unsafe { changed.put_right(used) };
 }
 
 /// libc keeps the id of each thread; the kernel gave it another one.

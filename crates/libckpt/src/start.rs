@@ -9,7 +9,7 @@ use core::ffi::CStr;
 use core::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, Ordering};
 
 use crate::acting::{self, Copy};
-use crate::recover::Wanted;
+use crate::recover::{MOST_BEFORE, Wanted};
 use crate::voice::Line;
 use crate::{entry, home, launcher, overrides, raw, recover, settings, voice};
 
@@ -70,30 +70,28 @@ enum Asked<'a> {
     Recover(Wanted<'a>),
 }
 
-/// `=recover`, `=recover DIR`, `= recover`, `= recover DIR`: before all other words. Where the library is preloaded, a script and a word for
-/// its interpreter may stand before it: `python3 job.py =recover`, which is also what the kernel makes of `./job.py =recover`.
-/// A program that starts another (`nice ./prog =recover`) is not asked.
+/// `=recover`, `=recover DIR`, `= recover`, `= recover DIR`: before all other words. Where the library is preloaded, a script and words for
+/// its interpreter may stand before it: `python3 job.py =recover`, which is also what the kernel makes of `./job.py =recover`. A program that
+/// only starts another (`nice ./prog =recover`) is not asked.
 ///
 /// # Safety
 /// So many strings are there.
 unsafe fn asked<'a>(count: i32, arguments: Arguments) -> Asked<'a> {
-    const BEFORE: usize = 2;
     let get = |at: usize| {
         // SAFETY: the caller's.
         i32::try_from(at).is_ok_and(|at| at < count).then(|| unsafe { CStr::from_ptr(*arguments.add(at)) })
     };
-    for before in 0..=if acting::is_preloaded() { BEFORE } else { 0 } {
+    for before in 0..=if acting::is_preloaded() { MOST_BEFORE } else { 0 } {
         let first = 1 + before;
         let rest = match (get(first), get(first + 1)) {
             (Some(word), _) if word == c"=recover" => first + 1,
             (Some(word), Some(second)) if word == c"=" && second == c"recover" => first + 2,
             _ => continue,
         };
-        let words = [get(1), get(2)].map(|word| word.filter(|_| before > 0));
-        let words = if before == 1 { [words[0], None] } else { words };
-        if launcher::starts_another(&words) {
+        if before > 0 && launcher::is_this() {
             return Asked::Run;
         }
+        let words = core::array::from_fn(|at| get(1 + at).filter(|_| at < before));
         return Asked::Recover(Wanted { words, dir: get(rest), more: get(rest + 1) });
     }
     Asked::Run

@@ -58,18 +58,9 @@ fn lives(copy: i32) -> bool {
         path[at] = if rest == 0 { b'/' } else { b'0' + u8::try_from(rest % 10).unwrap_or(0) };
         rest /= 10;
     }
-    let file = raw::open(&path, 0);
-    if file < 0 {
-        return false;
-    }
-    let mut text = [0u8; 64];
-    let len = raw::read(file, &mut text);
-    raw::close(file);
-    // The id, the name in brackets, the state. It may be another process by now, or have ended and not been waited for.
-    let shown = &text[..len];
-    let begin = shown.iter().position(|byte| *byte == b'(').map_or(len, |at| at + 1);
-    let rest = shown[begin..].strip_prefix(COPY.to_bytes()).and_then(|rest| rest.strip_prefix(b") "));
-    rest.and_then(<[u8]>::first).is_some_and(|state| !b"ZX".contains(state))
+    // It may be another process by now, or have ended and not been waited for.
+    let state = raw::state_in(&path, |name| name == COPY.to_bytes());
+    state.is_some_and(|state| !b"ZX".contains(&state))
 }
 
 /// Gives this process the name of copies, those that it makes included.

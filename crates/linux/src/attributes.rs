@@ -66,6 +66,24 @@ pub fn scheduling(tid: i32) -> io::Result<Scheduling> {
     })
 }
 
+/// Makes this thread one that works for moments and is to begin them soon: since Linux 6.12 those with a short slice come first. It needs
+/// no right; what is not scheduled as most are stays as it is.
+///
+/// # Errors
+/// When the kernel does not allow it.
+pub fn be_prompt() -> io::Result<()> {
+    /// The shortest slice there is.
+    const SLICE_NS: u64 = 100_000;
+    let Scheduling { policy, nice, flags, .. } = scheduling(0)?;
+    if policy != libc::SCHED_OTHER.cast_unsigned() {
+        return Ok(());
+    }
+    let size = u32::try_from(std::mem::size_of::<SchedAttr>()).map_err(io::Error::other)?;
+    let attr = SchedAttr { size, policy, nice, flags, runtime: SLICE_NS, ..SchedAttr::default() };
+    // SAFETY: the kernel reads `size` bytes, which is the size of `attr`.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) }).map(drop)
+}
+
 /// The processors a thread may run on: little-endian bits, as long as the kernel's mask.
 ///
 /// # Errors

@@ -9,7 +9,8 @@
 use std::io;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rustix::process::Pid;
 
@@ -42,6 +43,28 @@ fn copy() -> io::Result<Forked> {
         0 => Ok(Forked::Child),
         pid => {
             Pid::from_raw(pid).filter(|_| pid > 0).map(Forked::Parent).ok_or_else(io::Error::last_os_error)
+        }
+    }
+}
+
+/// Makes a child that only serves: of the descriptors it has these and the three standard ones, and it ends when `serve` returns.
+///
+/// # Errors
+/// As [`fork`].
+pub fn server<const N: usize>(
+    fds: [OwnedFd; N],
+    subject: i32,
+    serve: fn([OwnedFd; N], i32),
+) -> io::Result<Pid> {
+    match fork()? {
+        Forked::Parent(child) => Ok(child),
+        Forked::Child => {
+            let mut keep = vec![0, 1, 2];
+            keep.extend(fds.iter().map(AsRawFd::as_raw_fd));
+            // SAFETY: this process never returns to whoever owns the others, and `serve` is a function, which carries none of them.
+            unsafe { close_all_but(&keep) };
+            let served = catch_unwind(AssertUnwindSafe(|| serve(fds, subject)));
+            leave(i32::from(served.is_err()))
         }
     }
 }

@@ -4,13 +4,18 @@
 //! [`PageMap::take_written`](crate::pagemap::PageMap::take_written) protects their pages. A write to a protected page takes the protection
 //! away, in the kernel, without asking anybody. When the last descriptor is closed everything is as before.
 //!
+//! Registered mappings do not merge with others. So that what the process maps anew in their midst comes to be one with them before it
+//! can tell, its calls that unmap some of them wait until the news is taken: whoever holds the descriptor must be quick, and registers first.
+//!
 //! # Safety
 //! ioctl(2) with structures of ours, of the kernel's layout.
 #![allow(unsafe_code, reason = "ioctls of userfaultfd, see Safety above")]
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
 
 use crate::addr::RemoteAddr;
 
@@ -34,8 +39,11 @@ pub fn is_left_over(link: &[u8], flags: u32) -> bool {
 
 /// `UFFD_API`.
 const VERSION: u64 = 0xaa;
-/// `UFFD_FEATURE_WP_UNPOPULATED`, `UFFD_FEATURE_WP_ASYNC`.
-const FEATURES: u64 = 1 << 13 | 1 << 15;
+/// `UFFD_FEATURE_EVENT_UNMAP`, `UFFD_FEATURE_WP_UNPOPULATED`, `UFFD_FEATURE_WP_ASYNC`. Not `EVENT_REMAP`: protection would move with
+/// pages, and what lies at an address now pass for what was copied from there before.
+const FEATURES: u64 = 1 << 6 | 1 << 13 | 1 << 15;
+/// Room for one event (`struct uffd_msg`). In more, one read would take the next call of a thread with that which it has just let go.
+const EVENT: usize = 32;
 /// `UFFDIO_REGISTER_MODE_WP`.
 const WRITE_PROTECT: u64 = 1 << 1;
 
@@ -56,10 +64,18 @@ struct Register {
     calls: u64,
 }
 
-/// `_IOWR(0xaa, 0x3f, struct uffdio_api)`, `_IOWR(0xaa, 0, struct uffdio_register)`.
+/// `struct uffdio_range`.
+#[repr(C)]
+struct Span {
+    start: u64,
+    len: u64,
+}
+
+/// `_IOWR(0xaa, 0x3f, struct uffdio_api)`, `_IOWR(0xaa, 0, struct uffdio_register)`, `_IOR(0xaa, 1, struct uffdio_range)`.
 const UFFDIO_API: libc::Ioctl = 0xc018_aa3f;
 const UFFDIO_REGISTER: libc::Ioctl = 0xc020_aa00;
-const _: () = assert!(size_of::<Api>() == 0x18 && size_of::<Register>() == 0x20);
+const UFFDIO_UNREGISTER: libc::Ioctl = 0x8010_aa01;
+const _: () = assert!(size_of::<Api>() == 0x18 && size_of::<Register>() == 0x20 && size_of::<Span>() == 0x10);
 
 /// The means to protect a process's pages.
 #[derive(Debug)]
@@ -77,16 +93,48 @@ impl WriteTracking {
         if done < 0 { Err(io::Error::last_os_error()) } else { Ok(Self(fd)) }
     }
 
-    /// Makes pages of one mapping protectable.
+    /// Makes pages of all mappings in a range protectable. Those that are already cost next to nothing.
     ///
     /// # Errors
-    /// EBUSY when the process does the like itself, EINVAL for memory of a kind that cannot be; ESRCH when the process is gone.
+    /// EBUSY when the process does the like itself, EINVAL or EPERM for memory of a kind that cannot be, EINVAL where nothing is mapped;
+    /// ESRCH when the process is gone.
     pub fn register(&self, range: &Range<RemoteAddr>) -> io::Result<()> {
         let (start, end) = (range.start.get(), range.end.get());
         let mut register = Register { start, len: end - start, mode: WRITE_PROTECT, calls: 0 };
         // SAFETY: as above.
         let done = unsafe { libc::ioctl(self.0.as_fd().as_raw_fd(), UFFDIO_REGISTER, &raw mut register) };
         if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Takes all of this back for a range, in one step. When the last descriptor is closed the kernel does the like, but lets calls that
+    /// would have to wait pass a moment before: what they mapped does not merge with its neighbours in that moment.
+    ///
+    /// # Errors
+    /// EINVAL where nothing is mapped, or memory of a kind that could not be registered.
+    pub fn unregister(&self, range: &Range<RemoteAddr>) -> io::Result<()> {
+        let (start, end) = (range.start.get(), range.end.get());
+        let span = Span { start, len: end - start };
+        // SAFETY: as above; this one is only read.
+        let done = unsafe { libc::ioctl(self.0.as_fd().as_raw_fd(), UFFDIO_UNREGISTER, &raw const span) };
+        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Lets one call of the process that waits for it go on, which has unmapped something.
+    ///
+    /// # Errors
+    /// As read(2); that nobody waits is none.
+    pub fn take_event(&self) -> io::Result<()> {
+        match rustix::io::read(&self.0, &mut [0; EVENT]) {
+            Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+impl AsFd for WriteTracking {
+    /// To be polled: it can be read from when calls wait.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
@@ -143,12 +191,13 @@ mod tests {
         assert_eq!(taken(), []);
         [1, 30].into_iter().for_each(write);
         assert_eq!(taken(), [(1, 1), (30, 1)]);
+        tracking.take_event().unwrap();
         write(1);
         assert_eq!(
             map.written(range.clone()).unwrap().map(|runs| runs.iter().any(|run| run.start == start + 4096)),
             Some(true)
         );
-        drop(tracking);
+        tracking.unregister(&range).unwrap();
         assert_eq!(map.written(range).unwrap(), None);
         // SAFETY: within that memory.
         unsafe { libc::madvise(memory, 8 * 4096, libc::MADV_DONTNEED) };

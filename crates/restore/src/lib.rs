@@ -252,7 +252,11 @@ fn restore(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Rest
     let put_back = transaction.paths();
     let (image, plan, site, pages) = (&image, &plan, &site, &pages);
     let clocks = spaces::clock_note(image, &spaces);
-    let streamed = streams::notes(image, &streams, &decisions);
+    let streamed = if streams::stderr_is_the_programs(image) {
+        Vec::new()
+    } else {
+        streams::notes(image, &streams, &decisions)
+    };
     let told = spaces.note.into_iter().chain(spaces.ipc.note).map(str::to_owned);
     let notes = told.chain(clocks).chain(streamed).collect();
     let ready = Ready { image, reader: &reader, plan, site, pages, notes };

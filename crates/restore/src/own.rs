@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use rewake_image::Image;
 use rewake_linux::fork::{self, Forked};
+use rewake_linux::proc::Proc;
 use rewake_linux::program::Assembled;
 use rewake_linux::seed::SharedStage;
 use rustix::process::{Pid, test_kill_process};
@@ -19,13 +20,15 @@ use crate::plan::{Plan, Site};
 use crate::release::LastSteps as _;
 use crate::spaces::Spaces;
 use crate::transaction::{self, Transaction};
-use crate::{Examined, Options, Phases, Progress, contents, examine, run, streams, survey};
+use crate::{Examined, Options, Phases, Progress, contents, examine, run, spaces, streams, survey};
 
 /// Status of a process that could not become the program.
 const FAILED: i32 = 125;
 /// Pause between two looks at the process.
 const POLL: Duration = Duration::from_micros(100);
-/// How long a process that was told to end may take.
+/// How long a process that was told to end may sleep.
+const ASLEEP: Duration = Duration::from_secs(1);
+/// How long it may take.
 const LAST_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Becomes the program of the image. Nothing of this process is needed any more.
@@ -49,7 +52,15 @@ pub fn become_program(
     let (plan, site) = survey::plan_here(&image, options, &prepared, &spaces, &streams)?;
     transaction::refuse_unprepared(&image, &site, &decisions)?;
     let pages = run::page_source(&image, &reader)?;
-    let notes = streams::notes(&image, &streams, &decisions);
+    let notes: Vec<String> = match streams::stderr_is_the_programs(&image) {
+        // What is said there goes, or comes between.
+        true => Vec::new(),
+        false => {
+            let clocks = spaces::clock_note(&image, &spaces).into_iter();
+            let told = spaces.note.iter().chain(&spaces.ipc.note).map(ToString::to_string).chain(clocks);
+            told.chain(streams::notes(&image, &streams, &decisions)).collect()
+        }
+    };
     let transaction = Transaction::begin(&options.dir, &image, &reader, &decisions, &streams)?;
     let system = |operation, object: &str, source| RestoreError::System {
         operation,
@@ -113,12 +124,18 @@ impl Companion<'_> {
         self.say(speaker)
     }
 
-    /// It ends by itself when it hears nothing any more; it may be in the midst of a long read.
+    /// It ends by itself when it hears nothing any more; it may be in the midst of a long read. If it sleeps, it waits for somebody who failed.
     fn await_end(&self) {
-        let begin = Instant::now();
-        while begin.elapsed() < LAST_PATIENCE {
+        let mut awake = Instant::now();
+        let begin = awake;
+        while begin.elapsed() < LAST_PATIENCE && awake.elapsed() < ASLEEP {
             if test_kill_process(self.pid).is_err() {
                 return;
+            }
+            match Proc::open(self.id()).and_then(|process| process.stat()).map(|stat| stat.state) {
+                Ok('Z' | 'X') => return,
+                Ok('S') => {}
+                _ => awake = Instant::now(),
             }
             std::thread::sleep(POLL);
         }

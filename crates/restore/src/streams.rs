@@ -68,7 +68,7 @@ pub fn own(image: &Image, decisions: &mut Decisions) -> Streams {
     streams
 }
 
-/// What becomes of lines that were written since the image was made, for people. Nothing is said of the file where it would be written to.
+/// What becomes of lines that were written since the image was made, for people.
 #[must_use]
 pub fn notes(image: &Image, streams: &Streams, decisions: &Decisions) -> Vec<String> {
     let note = |(id, stream): (&u32, &Stream)| {
@@ -76,12 +76,7 @@ pub fn notes(image: &Image, streams: &Streams, decisions: &Decisions) -> Vec<Str
         let Some(open_file::Kind::Regular(regular)) = &file.kind else { return None };
         let identity = regular.identity.as_ref()?;
         let facts = rustix::fs::stat(format!("/proc/self/fd/{}", stream.number)).ok()?;
-        let is_where_we_say_it = rustix::fs::fstat(io::stderr())
-            .is_ok_and(|ours| (ours.st_dev, ours.st_ino) == (facts.st_dev, facts.st_ino));
         let more = u64::try_from(facts.st_size).ok()?.checked_sub(identity.size).filter(|more| *more > 0)?;
-        if is_where_we_say_it {
-            return None;
-        }
         let path = identity.as_path().display();
         if stream.goes_on {
             return Some(format!(
@@ -94,6 +89,23 @@ pub fn notes(image: &Image, streams: &Streams, decisions: &Decisions) -> Vec<Str
         })
     };
     streams.iter().filter_map(note).collect()
+}
+
+/// Whether our standard error is a file that the program has open, or has the content of.
+#[must_use]
+pub fn stderr_is_the_programs(image: &Image) -> bool {
+    let Ok(ours) = rustix::fs::fstat(io::stderr()) else { return true };
+    let opened = image.open_files.iter().filter_map(|file| match file.kind.as_ref()? {
+        open_file::Kind::Regular(regular) => regular.identity.as_ref(),
+        _ => None,
+    });
+    let stored = image.file_contents.iter().filter_map(|content| content.identity.as_ref());
+    let is_ours = |identity: &FileIdentity| {
+        // It may have been on another file system then, or another host.
+        std::fs::metadata(identity.as_path())
+            .is_ok_and(|named| (named.dev(), named.ino()) == (ours.st_dev, ours.st_ino))
+    };
+    opened.chain(stored).any(is_ours)
 }
 
 /// Which of ours the program writes to as its own, whoever else does.

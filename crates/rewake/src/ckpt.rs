@@ -24,7 +24,7 @@ use crate::failure::Failure;
 use crate::format::{count, milliseconds, plain, rate, size, time};
 use crate::output;
 
-/// How long a program that ends may take to leave word.
+/// How long a program that ends may take to leave word, and to end altogether.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Between two looks whether it is still that program.
 const LOOK: Duration = Duration::from_secs(1);
@@ -57,6 +57,7 @@ struct Status {
     name: String,
     state: char,
     uid: u32,
+    threads: usize,
     caught: u64,
 }
 
@@ -66,9 +67,7 @@ impl Asked {
         let id = Pid::from_raw(pid).ok_or_else(gone)?;
         let process = pidfd_open(id, PidfdFlags::empty()).map_err(|_| gone())?;
         let status = Status::of(pid).ok_or_else(gone)?;
-        if matches!(status.state, 'Z' | 'X') {
-            return Err(failed(pid, "it has ended"));
-        }
+        status.check(pid, &process)?;
         let signal = mark(pid, &status)?;
         if matches!(status.state, 'T' | 't') {
             let remedy = format!("let it go on first (kill -CONT {pid})");
@@ -92,9 +91,7 @@ impl Asked {
     fn ask(&self, token: u64) -> Result<(), Failure> {
         let Self { pid, signal, .. } = *self;
         let status = Status::of(pid).ok_or_else(|| failed(pid, "it has ended"))?;
-        if matches!(status.state, 'Z' | 'X') {
-            return Err(failed(pid, "it has ended"));
-        }
+        status.check(pid, &self.process)?;
         if status.caught >> (signal - 1) & 1 == 0 {
             return Err(left_alone(pid, &status.name, &format!("does not catch signal {signal} now")));
         }
@@ -179,9 +176,29 @@ impl Status {
             state: field("State:")?.chars().next()?,
             // The effective one.
             uid: field("Uid:")?.split_whitespace().nth(1)?.parse().ok()?,
+            threads: field("Threads:")?.parse().ok()?,
             caught: u64::from_str_radix(field("SigCgt:")?, 16).ok()?,
         })
     }
+
+    /// It must not have ended, nor its first thread.
+    fn check(&self, pid: i32, process: &OwnedFd) -> Result<(), Failure> {
+        match self.state {
+            'Z' | 'X' if self.threads > 1 && !ends(process) => {
+                let cause = "its first thread has ended while others run, which is not supported from inside";
+                let remedy = format!("capture it from outside: chkpnt -p {pid}");
+                Err(Failure::with_remedy(text(pid, cause), Some(remedy)))
+            }
+            'Z' | 'X' => Err(failed(pid, "it has ended")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether a process whose first thread has ended does so as a whole, which takes a moment.
+fn ends(process: &OwnedFd) -> bool {
+    let time = Timespec { tv_sec: 0, tv_nsec: LAST_WORDS.subsec_nanos().into() };
+    poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&time)).is_ok_and(|ready| ready > 0)
 }
 
 /// The signal that the library in this process waits for.
@@ -189,7 +206,9 @@ fn mark(pid: i32, status: &Status) -> Result<i32, Failure> {
     let maps = std::fs::read(format!("/proc/{pid}/maps")).map_err(|error| {
         let cause = text(pid, &format!("its memory map cannot be read: {error}"));
         let own = rustix::process::geteuid();
-        let remedy = if own.is_root() || own.as_raw() == status.uid {
+        let remedy = if own.as_raw() == status.uid && !is_dumpable(pid, status.uid) {
+            "it is not dumpable, since it has changed its rights (setresuid) or called prctl(PR_SET_DUMPABLE, 0): let it call prctl(PR_SET_DUMPABLE, 1) after that"
+        } else if own.is_root() || own.as_raw() == status.uid {
             "the process has rights that you have not here: run ckpt where it was started, perhaps outside this container"
         } else {
             "run ckpt as the owner of the process, or as root"
@@ -201,6 +220,12 @@ fn mark(pid: i32, status: &Status) -> Result<i32, Failure> {
     }
     let found = String::from_utf8_lossy(&maps).lines().find_map(inside::signal_in);
     found.ok_or_else(|| left_alone(pid, &status.name, "has no libckpt inside"))
+}
+
+/// Whether its files in `/proc` are its user's: those of programs that are not dumpable are root's.
+fn is_dumpable(pid: i32, uid: u32) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::metadata(format!("/proc/{pid}/stat")).map_or(true, |data| data.uid() == uid)
 }
 
 /// Where an answer is awaited, and the token that tells it.

@@ -121,8 +121,8 @@ fn ways(probe: &Probe) -> Vec<Way> {
     if probe.modes.contains(&"stop") {
         ways.push(Way::Stop);
     }
-    // One that stops itself is no different for it; to another one it would do harm, which is documented.
-    if !probe.stops && !probe.modes.contains(&"no precopy") {
+    // One that stops itself is no different for it.
+    if !probe.stops {
         ways.push(if probe.modes.contains(&"precopy") { Way::PreCopy } else { Way::PreCopyOrRefused });
     }
     ways

@@ -140,8 +140,7 @@ const MEMORY: &[Row] = &[
             changes("changing pages"),
             changes("changing threads"),
             changes("changing moves"),
-            // While memory is copied ahead its mremap fails.
-            Probe { modes: &["stop", "no precopy"], ..changes("changing across") },
+            changes("changing across"),
             // Now and then it has a child, and may not be copied ahead then.
             Probe { modes: &["stop"], ..changes("changing forks") },
             changes("changing empties"),

@@ -18,6 +18,7 @@ use super::protocol::{Reply, Request};
 use crate::error::{CaptureError, During, Result};
 use crate::family::Family;
 use crate::waiting::Begun;
+use crate::watch::Watcher;
 
 /// Between looks at whether the front still runs, while the target is held.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
@@ -37,6 +38,8 @@ pub(super) struct Keeper {
     let_go: bool,
     /// Device and inode of the image that the target is to be killed for, until that has been tried.
     armed: Option<(u64, u64)>,
+    /// What watches memory of the target, until we leave.
+    watcher: Option<Watcher>,
 }
 
 impl Keeper {
@@ -51,6 +54,7 @@ impl Keeper {
             interrupted: BTreeMap::new(),
             let_go: false,
             armed: None,
+            watcher: None,
         }
     }
 
@@ -131,7 +135,11 @@ impl Keeper {
         let mut family = Family::freeze(self.pid, self.freeze_timeout)?;
         self.interrupted.extend(family.interrupted());
         let means = family.userfault()?;
-        Ok(Reply::Tracked(means, family.release(false)?))
+        let paused = family.release(false)?;
+        let Some((pid, means)) = means else { return Ok(Reply::Tracked(None, paused)) };
+        let (watcher, watch) = Watcher::start(pid, means).during("fork", pid, "watcher")?;
+        self.watcher = Some(watcher);
+        Ok(Reply::Tracked(Some((pid, watch)), paused))
     }
 
     fn confirm(&self) -> Result<Reply> {

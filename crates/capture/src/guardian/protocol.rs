@@ -37,7 +37,7 @@ pub(crate) enum Request {
     Arm = 6,
     /// Look at the messages of POSIX queues, and at who is told of the next one.
     Queues = 7,
-    /// Take from the target, in a moment's pause, the means to be told which pages it writes to.
+    /// Take from the target, in a moment's pause, the means to be told which pages it writes to, and give them to a watcher.
     Track = 8,
     /// Stop the target for a moment: nothing is told of it.
     Hold = 9,
@@ -52,7 +52,7 @@ pub(crate) enum Reply {
     Held,
     /// What the queues hold, and who is told of the next message.
     Queues(Vec<PosixQueue>),
-    /// The means for the process of this id, and how long it stood still; none where that is not to be had.
+    /// The process that is watched and a socket of its watcher, none where that is not to be had; and how long it stood still.
     Tracked(Option<(i32, OwnedFd)>, Duration),
     /// The target goes on, or is dead as asked; how long it stood still.
     Released(Duration),

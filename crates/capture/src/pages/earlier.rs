@@ -4,21 +4,21 @@
 //! the next round. When the target stands still, a page that is protected yet is as it was copied; all others are carried now. Whatever
 //! happens to mappings meanwhile (munmap, mremap, fork, execve) takes the protection away, and so errs on the safe side.
 
-use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use rewake_image::PageWriter;
 use rewake_image::pages::BLOCK_SIZE_U64;
 use rewake_linux::addr::RemoteAddr;
 use rewake_linux::pagemap::{PageMap, Run};
-use rewake_linux::proc::{Mapping, MappingKind, Proc, ProcError, parse_smaps};
-use rewake_linux::userfault::WriteTracking;
+use rewake_linux::proc::{Mapping, Proc, ProcError, VmFlags, parse_smaps};
 use rustix::fs::OFlags;
 
 use super::{Place, Plan};
 use crate::error::{During, Result};
+use crate::watch::{MOST_MAPPINGS, Watch, is_trackable};
 
 /// Bytes that are write-protected in one go: the target waits for its memory map as long.
 const SLICE: u64 = 16 << 20;
@@ -29,15 +29,13 @@ const ROUNDS: u32 = 8;
 /// A round that leaves more than this part of what it copied, in eighths, to the next one gains nothing.
 const GAIN: u64 = 6;
 /// What one table of pages maps. Where there is none, kernels before 7.2 do not say that the pages are not what they were.
-const TABLE: u64 = 2 << 20;
-/// What the kernel calls private memory of huge pages that have no file.
-const HUGE: &[u8] = b"/anon_hugepage";
+pub(super) const TABLE: u64 = 2 << 20;
 
 /// The pages of one process that were copied while it ran.
 #[derive(Debug)]
 pub(crate) struct Earlier {
     pid: i32,
-    tracking: WriteTracking,
+    watch: Watch,
     /// By address: length and place in the stream. No two overlap.
     copied: BTreeMap<u64, (u64, u64)>,
     /// Where the stream goes on.
@@ -45,7 +43,7 @@ pub(crate) struct Earlier {
     /// What the kernel told of the mappings after the last round.
     mappings: Option<Mappings>,
     /// And that was relied on.
-    relied: Cell<bool>,
+    relied: AtomicBool,
 }
 
 /// The mappings of a process that runs, without and with their flags. To read those takes the kernel milliseconds for each gigabyte.
@@ -84,13 +82,15 @@ pub(crate) fn can_be_tracked(proc: &Proc) -> bool {
     };
     let Ok(fds) = proc.fds() else { return false };
     let Ok(maps) = proc.maps() else { return false };
-    !fds.iter().any(|fd| direct(fd.fd)) && !maps.iter().any(|mapping| mapping.name == b"/[aio]")
+    maps.len() <= MOST_MAPPINGS / 2
+        && !fds.iter().any(|fd| direct(fd.fd))
+        && !maps.iter().any(|mapping| mapping.name == b"/[aio]")
 }
 
 impl Earlier {
     /// Nothing copied yet; what will be goes into the stream from there on, where a block begins.
-    pub(crate) fn new(pid: i32, tracking: WriteTracking, stream: u64) -> Self {
-        Self { pid, tracking, copied: BTreeMap::new(), stream, mappings: None, relied: Cell::new(false) }
+    pub(crate) fn new(pid: i32, watch: Watch, stream: u64) -> Self {
+        Self { pid, watch, copied: BTreeMap::new(), stream, mappings: None, relied: AtomicBool::new(false) }
     }
 
     /// Whose pages.
@@ -139,44 +139,45 @@ impl Earlier {
     pub(crate) fn mappings(&self, proc: &Proc) -> Result<Option<&[u8]>> {
         let Some(Mappings { maps, smaps }) = &self.mappings else { return Ok(None) };
         let now = proc.read("maps").during("read maps", self.pid, "mappings")?;
-        self.relied.set(now == *maps);
-        Ok(self.relied.get().then_some(smaps))
+        let same = now == *maps;
+        self.relied.store(same, Ordering::Relaxed);
+        Ok(same.then_some(smaps))
     }
 
-    /// Whether all mappings have the flags now that they had before the target stood still: then they had them in between. Nobody
-    /// changes them twice in such a moment.
+    /// Whether all memory has the flags now that it had before the target stood still: then it had them in between. Nobody changes them
+    /// twice in such a moment, nor gives back what he has just changed them of. Mappings may have become one with others.
     ///
     /// # Errors
     /// When the target is gone.
     pub(crate) fn flags_are_the_same(&self) -> Result<bool> {
         let pid = self.pid;
-        let Some(Mappings { smaps, .. }) = self.mappings.as_ref().filter(|_| self.relied.get()) else {
+        let Some(Mappings { smaps, .. }) =
+            self.mappings.as_ref().filter(|_| self.relied.load(Ordering::Relaxed))
+        else {
             return Ok(true);
         };
         let parse = |text: &[u8]| parse_smaps(text).during("read smaps", pid, "mappings");
         let proc = Proc::open_living(pid).during("open", pid, "process")?;
         let now = parse(&proc.read("smaps").during("read smaps", pid, "mappings")?)?;
-        let facts = |mapping: &Mapping| (mapping.start, (mapping.end, mapping.flags, mapping.page_size));
-        let now: HashMap<_, _> = now.iter().map(facts).collect();
-        let same = |mapping: &Mapping| now.get(&mapping.start) == Some(&facts(mapping).1);
-        Ok(parse(smaps)?.iter().all(same))
+        Ok(parse(smaps)?.iter().all(|mapping| has_flags_of(&now, mapping)))
     }
 
     fn round(&mut self, writer: &PageWriter, progress: &mut dyn FnMut(u64)) -> Result<u64> {
         let pid = self.pid;
         let proc = Proc::open_living(pid).during("open", pid, "process")?;
+        if !self.watch.renew().unwrap_or(false) {
+            tracing::debug!(pid, "memory is not watched any more");
+            return Ok(0);
+        }
         let mut map = PageMap::of(&proc).during("open", pid, "pagemap")?;
         let mut plan = Plan { total: self.stream, begin: self.stream, running: true, ..Plan::default() };
         let mut runs: Vec<Run> = Vec::new();
         for range in trackable(&proc)? {
-            // Memory of a kind that cannot be protected is copied when the target stands still.
-            if self.tracking.register(&range).is_err() {
-                continue;
-            }
             for slice in slices(&range) {
                 runs.clear();
                 if map.take_written(slice.clone(), &mut runs).is_err() {
-                    // It was unmapped meanwhile, or another mapping is there: pages may be protected that we were not told of.
+                    // It cannot be watched, or was unmapped or mapped anew meanwhile: it is copied when the target stands still. Pages may
+                    // be protected that we were not told of.
                     self.forget(slice.start.get()..slice.end.get());
                     continue;
                 }
@@ -310,18 +311,22 @@ impl Pieces<'_, '_> {
     }
 }
 
+/// Whether what is left of a mapping has its flags, but for being watched. What has another protection or another file now tells nothing.
+fn has_flags_of(now: &[Mapping], before: &Mapping) -> bool {
+    let flags = |one: &Mapping| one.flags.union(VmFlags::UFFD_WRITE_PROTECT);
+    let first = now.partition_point(|one| one.end <= before.start);
+    let there = now[first..].iter().take_while(|one| one.start < before.end);
+    there
+        .filter(|one| {
+            (one.protection, one.shared, &one.name) == (before.protection, before.shared, &before.name)
+        })
+        .all(|one| (flags(one), one.page_size) == (flags(before), before.page_size))
+}
+
 /// Private mappings of ordinary memory.
 fn trackable(proc: &Proc) -> Result<Vec<Range<RemoteAddr>>> {
     let maps = proc.maps().during("read maps", proc.id(), "process")?;
-    let special = |kind: MappingKind<'_>| {
-        matches!(
-            kind,
-            MappingKind::Vdso | MappingKind::Vvar | MappingKind::VvarVclock | MappingKind::Vsyscall
-        )
-    };
-    let those = maps
-        .iter()
-        .filter(|mapping| !mapping.shared && !special(mapping.kind()) && !mapping.name.starts_with(HUGE));
+    let those = maps.iter().filter(|mapping| is_trackable(mapping));
     Ok(those.map(|mapping| mapping.start..mapping.end).collect())
 }
 

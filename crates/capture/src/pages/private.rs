@@ -10,11 +10,14 @@ use rewake_linux::memory::ProcessMemory;
 use rewake_linux::pagemap::{Frame, PageMap, Query, Run};
 use rewake_linux::proc::Proc;
 
-use super::earlier::{Earlier, Piece};
+use super::earlier::{Earlier, Piece, TABLE};
 use super::{Place, Plan};
 use crate::error::{CaptureError, During, Result};
 use crate::memory::{Content, Space};
 
+/// A thread looks at no less than this; and there are not more.
+const SHARE: u64 = 128 << 20;
+const MOST_THREADS: u64 = 4;
 /// Bytes whose frames are asked for at once.
 const WINDOW: u64 = 64 << 20;
 
@@ -32,6 +35,48 @@ impl Common {
     pub(super) fn of(processes: usize) -> Self {
         Self { wanted: processes > 1, by_frame: HashMap::new(), by_content: HashMap::new() }
     }
+}
+
+/// Those that hold something.
+fn look(pid: i32, map: &mut PageMap, run: &Run, runs: &mut Vec<Run>) -> Result<()> {
+    let found = map.scan_into(run.start..run.end(), Query::ANONYMOUS, runs);
+    found.during("scan pages", pid, format!("page at {}", run.start))
+}
+
+/// See [`Earlier::pieces`]: of a large mapping by several threads, as the process stands still meanwhile.
+fn pieces(
+    proc: &Proc,
+    map: &mut PageMap,
+    range: Range<u64>,
+    earlier: &Earlier,
+) -> Result<Option<Vec<Piece>>> {
+    let pid = proc.id();
+    let shares = shares(&range, std::thread::available_parallelism().map_or(1, usize::from));
+    if shares.len() == 1 {
+        return earlier.pieces(map, range, &mut |map, run, runs| look(pid, map, run, runs));
+    }
+    let share = |range: Range<u64>| {
+        let mut map = PageMap::of(proc).during("open", pid, "pagemap")?;
+        earlier.pieces(&mut map, range, &mut |map, run, runs| look(pid, map, run, runs))
+    };
+    let found: Result<Vec<_>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = shares.into_iter().map(|range| scope.spawn(|| share(range))).collect();
+        let panicked = || CaptureError::failed("scan pages", pid, "mapping", "a thread panicked");
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err(panicked()))).collect()
+    });
+    // Where one tells nothing, none does.
+    Ok(found?.into_iter().collect::<Option<Vec<_>>>().map(|all| all.concat()))
+}
+
+/// Parts of a mapping for so many threads, none of them small, whole tables of pages each.
+fn shares(range: &Range<u64>, threads: usize) -> Vec<Range<u64>> {
+    let most = u64::try_from(threads).unwrap_or(1).min(MOST_THREADS);
+    let count = ((range.end - range.start) / SHARE).clamp(1, most);
+    let step = ((range.end - range.start) / count).next_multiple_of(TABLE);
+    let cuts: Vec<u64> = (1..count).map(|n| (range.start + n * step) & !(TABLE - 1)).collect();
+    let starts = std::iter::once(range.start).chain(cuts.iter().copied());
+    let ends = cuts.iter().copied().chain(std::iter::once(range.end));
+    starts.zip(ends).map(|(start, end)| start..end).collect()
 }
 
 /// The pages of one process on their way into the plan.
@@ -72,7 +117,7 @@ impl Plan {
         for vmas in private(space) {
             if let Some(earlier) = earlier {
                 for vma in vmas {
-                    carrier.add_rest(&mut map, vma, earlier)?;
+                    carrier.add_rest(proc, &mut map, vma, earlier)?;
                 }
                 continue;
             }
@@ -112,23 +157,14 @@ impl Carrier<'_> {
     }
 
     /// The pages of a mapping, as far as they were not copied earlier or were written to since.
-    fn add_rest(&mut self, map: &mut PageMap, vma: &Vma, earlier: &Earlier) -> Result<()> {
+    fn add_rest(&mut self, proc: &Proc, map: &mut PageMap, vma: &Vma, earlier: &Earlier) -> Result<()> {
         self.begins = true;
-        let pid = self.pid;
-        let mut scan = |map: &mut PageMap, run: &Run, runs: &mut Vec<Run>| {
-            let range = run.start..run.end();
-            map.scan_into(range, Query::ANONYMOUS, runs).during(
-                "scan pages",
-                pid,
-                format!("page at {}", run.start),
-            )
-        };
         let pieces =
-            if vma.huge_page_shift == 0 { earlier.pieces(map, vma.start..vma.end, &mut scan)? } else { None };
+            if vma.huge_page_shift == 0 { pieces(proc, map, vma.start..vma.end, earlier)? } else { None };
         let Some(pieces) = pieces else {
             let mut runs = Vec::new();
             let all = Run { start: RemoteAddr::new(vma.start), len: vma.end - vma.start };
-            scan(map, &all, &mut runs)?;
+            look(self.pid, map, &all, &mut runs)?;
             runs.iter().for_each(|run| self.add_own(run.start.get(), run.len));
             return Ok(());
         };
@@ -288,6 +324,17 @@ mod tests {
 
     fn vma(start: u64, end: u64) -> Vma {
         Vma { start, end, ..Vma::default() }
+    }
+
+    #[test]
+    fn large_mappings_are_shared_out_by_whole_tables() {
+        let (start, end) = (0x7f00_0000_1000, 0x7f00_0000_1000 + 5 * SHARE + 0x3000);
+        let parts = shares(&(start..end), 3);
+        assert_eq!((parts.len(), parts[0].start, parts[2].end), (3, start, end));
+        let meet = |pair: &[Range<u64>]| pair[0].end == pair[1].start && pair[0].end.is_multiple_of(TABLE);
+        assert!(parts.windows(2).all(meet) && parts.iter().all(|part| part.start < part.end));
+        assert_eq!(shares(&(start..start + SHARE), 8).len(), 1);
+        assert_eq!(shares(&(start..end), 64).len(), 4);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //! calls of `malloc` and its kin from within the library here (`--wrap`).
 //!
 //! # Safety
-//! Unsafe here: a header before each piece tells its size, and that it is ours; what is not ours goes to libc.
+//! Unsafe here: a header before each piece of ours tells its size and leads to the next one. What is not in that list goes to libc
+//! unseen: nobody says what is before a piece of the program's malloc, or whether anything is.
 
 #![allow(unsafe_code, reason = "see Safety above")]
 
@@ -11,9 +12,16 @@ use core::ptr::null_mut;
 
 use super::ARENA;
 
-/// Bytes before a piece: a word by which it is known, and its size.
-const HEADER: usize = 16;
-const OURS: u64 = 0x7265_7761_6b65_2163;
+/// Before a piece. There are few at a time: zstd takes some large ones.
+#[repr(C, align(16))]
+struct Header {
+    /// The header of the piece that was given out before.
+    next: *mut Header,
+    /// What was asked for.
+    size: usize,
+}
+
+const HEADER: usize = size_of::<Header>();
 
 unsafe extern "C" {
     fn __real_free(piece: *mut u8);
@@ -24,16 +32,21 @@ fn layout(size: usize) -> Option<Layout> {
     Layout::from_size_align(size.checked_add(HEADER)?, HEADER).ok()
 }
 
-/// Where the header of a piece of ours is, and the size it was asked for with.
+/// What leads to the header of this piece, if the piece is ours.
 ///
 /// # Safety
-/// A piece of ours or of libc's, which has as many bytes before each.
-unsafe fn header(piece: *mut u8) -> Option<(*mut u8, usize)> {
-    // SAFETY: the caller's.
+/// One thread at a time, as everywhere here.
+unsafe fn leading_to(piece: *mut u8) -> Option<*mut *mut Header> {
+    // SAFETY: the list has headers of pieces that are given out, and ends with null.
     unsafe {
-        let begin = piece.sub(HEADER).cast::<u64>();
-        let known = begin.read() == OURS ^ piece as u64;
-        known.then(|| (begin.cast(), usize::try_from(begin.add(1).read()).unwrap_or(0)))
+        let mut place = (&raw mut (*ARENA.0.get()).pieces).cast::<*mut Header>();
+        while !(*place).is_null() {
+            if (*place).cast::<u8>().wrapping_add(HEADER) == piece {
+                return Some(place);
+            }
+            place = &raw mut (**place).next;
+        }
+        None
     }
 }
 
@@ -50,10 +63,11 @@ unsafe extern "C" fn __wrap_malloc(size: usize) -> *mut u8 {
         if begin.is_null() {
             return begin;
         }
-        let piece = begin.add(HEADER);
-        begin.cast::<u64>().write(OURS ^ piece as u64);
-        begin.cast::<u64>().add(1).write(size as u64);
-        piece
+        let header = begin.cast::<Header>();
+        let pieces = &raw mut (*ARENA.0.get()).pieces;
+        header.write(Header { next: (*pieces).cast(), size });
+        *pieces = begin;
+        begin.add(HEADER)
     }
 }
 
@@ -85,12 +99,12 @@ unsafe extern "C" fn __wrap_free(piece: *mut u8) {
     }
     // SAFETY: the caller's.
     unsafe {
-        match header(piece).and_then(|(begin, size)| Some((begin, layout(size)?))) {
-            Some((begin, layout)) => {
-                begin.cast::<u64>().write(0);
-                ARENA.dealloc(begin, layout);
-            }
-            None => __real_free(piece),
+        let Some(place) = leading_to(piece) else { return __real_free(piece) };
+        let begin = *place;
+        let Header { next, size } = begin.read();
+        *place = next;
+        if let Some(layout) = layout(size) {
+            ARENA.dealloc(begin.cast(), layout);
         }
     }
 }
@@ -106,7 +120,8 @@ unsafe extern "C" fn __wrap_realloc(piece: *mut u8, size: usize) -> *mut u8 {
         if piece.is_null() {
             return __wrap_malloc(size);
         }
-        let Some((_, before)) = header(piece) else { return __real_realloc(piece, size) };
+        let Some(place) = leading_to(piece) else { return __real_realloc(piece, size) };
+        let before = (**place).size;
         let new = __wrap_malloc(size);
         if !new.is_null() {
             new.copy_from_nonoverlapping(piece, before.min(size));

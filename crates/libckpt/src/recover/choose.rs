@@ -97,8 +97,10 @@ fn latest(place: &Path) -> Result<PathBuf, String> {
     Ok(dir)
 }
 
-/// It must be of this very program: by its build id; where it has none, by its size and the time when it was written.
+/// It must be of this very program: by its build id and its size, as somebody may have given one id to several programs; where it has
+/// none, by its size and the time when it was written.
 fn check_program(dir: &Path, image: &Image) -> Result<(), String> {
+    use std::os::unix::fs::MetadataExt as _;
     let shown = dir.display();
     let failed = |error: &dyn std::fmt::Display| format!("libckpt: {error}");
     let exe = image.root().memory.as_ref().and_then(|memory| memory.exe.as_ref());
@@ -106,16 +108,19 @@ fn check_program(dir: &Path, image: &Image) -> Result<(), String> {
         return Err(format!("libckpt: {shown} does not say of which program it is"));
     };
     let own = Path::new("/proc/self/exe");
+    let now = std::fs::metadata(own).map_err(|error| failed(&error))?;
     let (same, how) = if then.build_id.is_empty() {
-        use std::os::unix::fs::MetadataExt as _;
-        let now = std::fs::metadata(own).map_err(|error| failed(&error))?;
         let time = (now.mtime(), now.mtime_nsec());
         let same = then.size == now.size() && (then.mtime_s, i64::from(then.mtime_ns)) == time;
         (same, "which has no build id, and another size or time".to_owned())
     } else {
-        let now = build_id::of(own);
-        let text = format!("build id {}, this one has {}", hexadecimal(&then.build_id), hexadecimal(&now));
-        (now == then.build_id, text)
+        let id = build_id::of(own);
+        let how = if id == then.build_id {
+            format!("of the same build id and {} bytes, this one has {}", then.size, now.size())
+        } else {
+            format!("build id {}, this one has {}", hexadecimal(&then.build_id), hexadecimal(&id))
+        };
+        (id == then.build_id && then.size == now.size(), how)
     };
     if same {
         return Ok(());

@@ -36,13 +36,27 @@ impl Planner<'_> {
         call.accept(Accept::Exactly(1)).note(note);
     }
 
-    /// In the way of failure: the companion says why, if it is still there.
+    /// In the way of failure: the leader says so.
     pub(super) fn say_that_it_failed(&mut self) {
         if self.site.own {
             let text = self.program.string(FAILED);
             let len = u64::try_from(FAILED.len()).unwrap_or_default();
             let args = [self.site.stream(2).into(), text.into(), len.into()];
             self.program.call(self.leader, Sysno::write, args).accept(Accept::Any);
+        }
+    }
+
+    /// In the way of failure of a thread: whoever waits for this process to end may take files as they are then for what they were. So it
+    /// lives on until the companion has made them that, has said why, and is gone.
+    pub(super) fn await_companion(&mut self, track: TrackRef) {
+        if !self.site.own {
+            return;
+        }
+        let (place, from) = (self.program.zeros(8), self.site.word());
+        // Words that were not heard come first, of which there are two.
+        for _ in 0..3 {
+            let call = self.program.call(track, Sysno::read, args![from, place, 8]);
+            call.accept(Accept::Any).retry().note("the companion is gone");
         }
     }
 

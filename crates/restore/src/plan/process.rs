@@ -246,6 +246,7 @@ impl Planner<'_> {
         self.park(self.leader, thread);
         self.program.on_failure(self.leader);
         self.say_that_it_failed();
+        self.await_companion(self.leader);
         self.program.call(self.leader, Sysno::exit_group, args![FAILED]).accept(Accept::Any);
         Ok(())
     }

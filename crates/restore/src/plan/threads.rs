@@ -57,6 +57,7 @@ impl<'a> Planner<'a> {
             self.thread_state(track, thread);
             self.park(track, thread);
             self.program.on_failure(track);
+            self.await_companion(track);
             self.program.call(track, Sysno::exit_group, args![FAILED]).accept(Accept::Any);
         }
         Ok(())

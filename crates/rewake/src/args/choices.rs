@@ -16,12 +16,12 @@ pub enum Compress {
 /// How memory is saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
-    /// stop, which is safe with every program
+    /// precopy where it can be and shortens the pause, else stop
     Auto,
     /// It stands still until all of its memory is written
     Stop,
-    /// Memory is copied while it runs; it stands still for what it has changed meanwhile (Linux 6.13). Not for programs
-    /// that move memory with mremap which they have mapped anew in part
+    /// Memory is copied while it runs; it stands still for what it has changed meanwhile. For
+    /// programs of one process, without O_DIRECT and AIO, on Linux 6.13 or later
     Precopy,
 }
 

@@ -2,6 +2,7 @@
 //! alone.
 
 mod asking;
+mod causes;
 mod settings;
 
 use std::fs;
@@ -22,6 +23,7 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
     let library = || Ok(library::for_tests()?.join("libckpt.so"));
     settings::run(workshop, report, &library);
     asking::run(workshop, report, &library);
+    causes::run(workshop, report, &library);
 }
 
 /// Where the library is; built when it is first wanted.

@@ -80,6 +80,12 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
     report.test("libckpt: without a build id the same file is taken, a newer one refused", || {
         no_build_id(workshop)
     });
+    report.test("libckpt: an id that somebody gave to two programs does not make them one", || {
+        given_build_id(workshop)
+    });
+    for sanitizer in ["address", "leak", "thread", "undefined"] {
+        report.test(&format!("libckpt: gcc -fsanitize={sanitizer}"), || sanitized(workshop, sanitizer));
+    }
     report.test("libckpt: what the library adds to an image", || image_size(workshop));
     report.measured("libckpt: what the library adds to a start", || start_up(workshop));
 }
@@ -252,6 +258,37 @@ fn no_build_id(workshop: &Workshop) -> Result<()> {
     refuses(&inside, &subject, workshop, &["another program", "no build id"])?;
     hello.set_modified(time)?;
     inside.recover_and_pass(&subject, workshop)
+}
+
+/// One that is no sum of the content counts as none; of one that looks like it the size counts too.
+fn given_build_id(workshop: &Workshop) -> Result<()> {
+    for (id, words) in
+        [("0xdeadbeef", "no build id"), ("0x0123456789012345678901234567890123456789", "same build id")]
+    {
+        let folder = folder(workshop, &format!("given-{}", id.len()))?;
+        write(&folder, "hello.c", RENAMED)?;
+        let line = format!("gcc -Wl,--build-id={id} -o hello hello.c {REST}");
+        let (inside, subject) = captured(workshop, &folder, &line)?;
+        let hello = folder.join("hello");
+        fs::rename(&hello, folder.join("first"))?;
+        write(&folder, "hello.c", &format!("char more[100000] = {{1}};\n{RENAMED}"))?;
+        compile(&folder, &line)?;
+        refuses(&inside, &subject, workshop, &["another program", words])?;
+        fs::rename(folder.join("first"), &hello)?;
+        inside.recover_and_pass(&subject, workshop).context(id)?;
+    }
+    Ok(())
+}
+
+/// They have a malloc of their own, and look at what the library's code does as well, as far as it calls functions of libc.
+fn sanitized(workshop: &Workshop, sanitizer: &str) -> Result<()> {
+    let folder = folder(workshop, &format!("sanitized-{sanitizer}"))?;
+    write(&folder, "hello.c", RENAMED)?;
+    fs::write(folder.join("trial.c"), "int main(void) { return 0; }\n")?;
+    let option = format!("-fsanitize={sanitizer}");
+    let trial = compile(&folder, &format!("gcc {option} -o trial trial.c && ./trial"));
+    trial.map_err(|error| Skip(format!("no program with {option} runs here: {error}")))?;
+    proven(workshop, &folder, &format!("gcc -g {option} -o hello hello.c {REST}"))
 }
 
 /// Bytes of the files in a folder.

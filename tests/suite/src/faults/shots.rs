@@ -1,6 +1,7 @@
 //! Signals at random instants: to `chkpnt`, to its guardian, to `resume`.
 
 mod target;
+mod watched;
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -49,9 +50,17 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report) {
         ("a program copied while it runs", Kind::Large, GUARDIAN_SHOTS),
     ] {
         report.test(&format!("SIGKILL to the guardian of {of} at {shots} instants"), || {
-            shoot_guardian(workshop, kind, shots)
+            shoot_helpers(workshop, kind, shots, "guardian", process::children)
         });
     }
+    for (whom, victims) in
+        [("watcher", watcher as fn(u32) -> Vec<u32>), ("chkpnt, guardian and watcher at once", all_at_once)]
+    {
+        let name =
+            format!("SIGKILL to the {whom} of a program copied while it runs at {HARD_SHOTS} instants");
+        report.test(&name, || shoot_helpers(workshop, Kind::Large, HARD_SHOTS, whom, victims));
+    }
+    watched::run(workshop, report);
     for (of, kind) in [("", Kind::Running), (" of a tree", Kind::Tree)] {
         report.test(&format!("SIGKILL to resume{of} at {SHOTS} instants"), || shoot_resume(workshop, kind));
     }
@@ -114,32 +123,51 @@ fn shoot_front_once(workshop: &Workshop, target: &Target, signal: Signal, delay:
     target.image_is_whole_or_absent(workshop, &ended)
 }
 
-fn shoot_guardian(workshop: &Workshop, kind: Kind, shots: u32) -> Result<()> {
-    let mut target = Target::start(workshop, &format!("guardian-{kind:?}"), kind)?;
+/// What answers for the calls of a program that is copied while it runs.
+fn watcher(front: u32) -> Vec<u32> {
+    process::children(front).into_iter().flat_map(process::children).collect()
+}
+
+/// Nobody is left who could clear up.
+fn all_at_once(front: u32) -> Vec<u32> {
+    let helpers: Vec<u32> = process::children(front).into_iter().chain(watcher(front)).collect();
+    if helpers.is_empty() { helpers } else { [vec![front], helpers].concat() }
+}
+
+/// Kills those of the command `front` that `victims` names.
+fn shoot_helpers(
+    workshop: &Workshop,
+    kind: Kind,
+    shots: u32,
+    whom: &str,
+    victims: fn(u32) -> Vec<u32>,
+) -> Result<()> {
+    let mut target = Target::start(workshop, &format!("{}-{kind:?}", whom.replace(' ', "-")), kind)?;
     let span = target.measure(workshop)?;
     let mut instants = Instants::new(4, span, 0.1);
     let (mut hits, mut tries, mut successes) = (0, 0, 0);
     while hits < shots {
         tries += 1;
-        ensure!(tries < shots * 10, "only {hits} of {tries} tries found a guardian to kill");
+        ensure!(tries < shots * 10, "only {hits} of {tries} tries found a {whom} to kill");
         let delay = instants.pick();
         let span = instants.span;
         let command = target.save_command(workshop);
         let mut running = Running::start(command, &target.subject.folder, "save")?;
         std::thread::sleep(delay);
         instants.learn(matches!(running.child.try_wait(), Ok(Some(_))));
-        let guardians = process::children(running.child.id());
-        guardians.iter().for_each(|&pid| process::signal(pid, Signal::KILL));
-        hits += u32::from(!guardians.is_empty());
-        let what = || format!("shot {hits}, guardian killed after {delay:?} of {span:?}");
+        let front = running.child.id();
+        let victims = victims(front);
+        victims.iter().for_each(|&pid| process::signal(pid, Signal::KILL));
+        hits += u32::from(!victims.is_empty());
+        let what = || format!("shot {hits}, {whom} killed after {delay:?} of {span:?}");
         let ended = running.finish(PATIENCE).with_context(what)?;
         ensure!(
-            matches!(ended.status.code(), Some(0 | 1)),
+            matches!(ended.status.code(), Some(0 | 1)) || victims.contains(&front),
             "{}: chkpnt ended with {}",
             what(),
             process::describe(ended.status)
         );
-        successes += u32::from(ended.status.success() && !guardians.is_empty());
+        successes += u32::from(ended.status.success() && !victims.is_empty());
         process::nothing_left(&[target.subject.pid()], SOON).with_context(what)?;
         target.is_unharmed().with_context(what)?;
         target.image_is_whole_or_absent(workshop, &ended).with_context(what)?;
@@ -147,7 +175,7 @@ fn shoot_guardian(workshop: &Workshop, kind: Kind, shots: u32) -> Result<()> {
             target.undisturbed(workshop).with_context(what)?;
         }
     }
-    println!("         {hits} guardians killed; {successes} of these commands succeeded all the same");
+    println!("         {hits} killed; {successes} of these commands succeeded all the same");
     target.undisturbed(workshop)?;
     target.wake()?;
     target.subject.pass().context("self-check of the target at the end")

@@ -41,6 +41,7 @@ pub(super) fn run(bench: &Bench<'_>, report: &mut Report) {
         let other = library::jemalloc().ok_or_else(|| Skip("libjemalloc2 is not installed".into()))?;
         endured(bench, &trial, &[], Some(other))
     });
+    report.test("a malloc whose pieces have nothing before them", || guarded(bench));
     report.measured("a library that starts threads, timers and more before main", || {
         let trial = Trial { what: "printf", times: 30, recovered_every: 6 };
         let eager = bench.workshop.compile("library/eager", &["-shared", "-fPIC"])?;
@@ -83,6 +84,16 @@ fn left_behind(bench: &Bench<'_>) -> Result<()> {
         ensure!(subject.lives(), "it ended");
     }
     subject.pass()
+}
+
+/// Of a program that writes a file: when that is put back, the path that libc makes of its folder's lies in such a piece.
+fn guarded(bench: &Bench<'_>) -> Result<()> {
+    let program = bench.workshop.compile("endure", &[])?;
+    let guarded = bench.workshop.compile("library/guarded", &["-shared", "-fPIC"])?;
+    let folder = bench.workshop.folder("guarded")?;
+    let inside = Inside::new(&bench.library, &program, &folder).with(&guarded);
+    let mut subject = Subject::start_inside(&inside, bench.workshop, &["printf"], folder)?;
+    inside.prove(&mut subject, bench.workshop)
 }
 
 fn endured(bench: &Bench<'_>, trial: &Trial, options: &[&str], other: Option<PathBuf>) -> Result<String> {

@@ -20,6 +20,12 @@ const LINES: &[(&str, &str)] = &[
     ("(echo x before; $P x || $P =recover; echo x after) >> out", "before 0 1 2 3 end after"),
     ("exec > out; $P x || $P =recover; echo x more; $P x; $P =recover", "0 1 2 3 end more 0 1 2 3 end"),
     ("exec >> out; for i in 1 2; do $P x || $P =recover; done", "0 1 2 3 end 0 1 2 3 end"),
+    // Nor into one that is to be as it was.
+    (
+        "($P x errors || $P =recover) > out 2> err; diff out err | grep -v '^[0-9]'; cat out > all; mv all out",
+        "0 1 2 3 end",
+    ),
+    ("$P x errors > out 2> err || $P =recover >> out 2>> err", "0 1 2 3 end"),
     // The library is in those that start the program as well.
     (
         "export LD_PRELOAD=$L CKPT_DIRECTORY=store REWAKE_OTHER_IDS=1; nice $F x > out; timeout 10 $F =recover >> out",
@@ -37,6 +43,8 @@ pub(super) fn run(bench: &Bench<'_>, report: &mut Report) {
     for (line, expected) in LINES {
         report.test(&format!("in a shell: {line}"), || one_after_the_other(bench, line, expected));
     }
+    report.test("a word that is the name of a program", || name_of_a_program(bench));
+    report.test("a recovery that fails midway", || halfway(bench));
     report.test("lines that are taken back are told of", || taken_back(bench));
     report.test("runs side by side that share a log: no line of the others is lost", || side_by_side(bench));
     report.test("a log that is shorter than it was, and that another holds", || shorter(bench));
@@ -103,6 +111,33 @@ fn taken_back(bench: &Bench<'_>) -> Result<()> {
     let (finished, out) = in_a_shell(bench, "taken back", "($P x; echo x more; $P =recover) > out")?;
     ensure!(out == ["x 0", "x 1", "x 2", "x 3", "x end"], "the log has {out:?}");
     finished.expect_words("=recover", &["out is as it was", "15 bytes"])
+}
+
+/// It is the program's own wish all the same, with an image and without.
+fn name_of_a_program(bench: &Bench<'_>) -> Result<()> {
+    let line = "exec > out; $P sort; $P sort =recover; ${P/store/none} sort =recover; echo \"s $?\"";
+    let (finished, out) = in_a_shell(bench, "name of a program", line)?;
+    let expected = ["sort 0", "sort 1", "sort 2", "sort 3", "sort end", "s 125"];
+    ensure!(out == expected, "the log has {out:?}; it said {}", finished.errors);
+    finished.expect_words("=recover", &["nothing to recover"])
+}
+
+/// Whoever waits for a recovery that fails midway finds the files of the program as they were before.
+fn halfway(bench: &Bench<'_>) -> Result<()> {
+    let deny = bench.workshop.compile("library/deny", &[])?;
+    let deny = deny.display();
+    let line = format!(
+        "D={deny}; $D nothing $P; cp data before
+         for i in 1 2 3; do $D timers $P =recover; echo s $?; cmp data before && echo same; done > out 2> said
+         $D nothing $P =recover; echo end $? >> out"
+    );
+    let (finished, folder) = shell(bench, "library/halfway", "halfway", &line)?;
+    let out = fs::read_to_string(folder.join("out")).context("out")?;
+    let expected = "s 125\nsame\n".repeat(3) + "end 0\n";
+    ensure!(out == expected, "out has {out:?}; it said {}", finished.errors);
+    let said = fs::read_to_string(folder.join("said")).context("said")?;
+    ensure!(said.matches("timer_create").count() == 3, "it said {said}");
+    Ok(())
 }
 
 fn shorter(bench: &Bench<'_>) -> Result<()> {

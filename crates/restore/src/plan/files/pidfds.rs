@@ -57,7 +57,8 @@ impl<'a> Planner<'a> {
     }
 
     pub(super) fn open_pidfd(&mut self, file: &OpenFile, pidfd: &Pidfd) -> CallRef {
-        let args = args![pidfd.id, file.flags & (NONBLOCK | THREAD)];
+        let id = self.id_of_any(pidfd.id);
+        let args = args![id, file.flags & (NONBLOCK | THREAD)];
         self.program.call(self.leader, Sysno::pidfd_open, args).note(format!("pidfd of {}", pidfd.id)).done()
     }
 }

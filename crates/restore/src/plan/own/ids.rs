@@ -50,7 +50,8 @@ impl Planner<'_> {
         own.into()
     }
 
-    fn id_of_any(&mut self, id: i32) -> Value {
+    /// The same for whoever of them it is.
+    pub(in super::super) fn id_of_any(&mut self, id: i32) -> Value {
         match self.ids.get(&id) {
             Some(call) => (*call).into(),
             None => self.id(self.leader, id),

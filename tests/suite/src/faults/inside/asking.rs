@@ -37,12 +37,6 @@ pub(super) fn run(workshop: &Workshop, report: &mut Report, library: Library<'_>
     test("store that is not there is made", &|| {
         Inside::start(workshop, library, "missing", "threads", "directory a/b/store\n")?.saved_in("a/b/store")
     });
-    test("store that is a file", &|| {
-        let inside = Inside::start(workshop, library, "file", "busy", STORE)?;
-        fs::write(inside.store(), "")?;
-        let store = inside.store();
-        inside.refused(&store, &["store", "directory in .ckptrc"])
-    });
     test("store that cannot be written", &|| unwritable(workshop, library));
     test("store that is full", &|| full(workshop, library));
     test("program that cannot be captured now", &|| unable(workshop, library));

@@ -68,7 +68,9 @@ impl<'a> Planner<'a> {
 
     fn begin_passing(&mut self, track: TrackRef, is_thread: bool, who: Option<&PeerCredentials>) {
         if !is_thread {
-            let root = u64::from(self.image.root().pid.unsigned_abs());
+            // A process that becomes the program makes the plan itself.
+            let own = std::process::id();
+            let root = u64::from(if self.site.own { own } else { self.image.root().pid.unsigned_abs() });
             self.program
                 .call(track, Sysno::prctl, args![libc::PR_SET_PDEATHSIG, libc::SIGKILL])
                 .note("die with the parent");
