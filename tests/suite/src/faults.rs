@@ -3,6 +3,7 @@
 
 mod births;
 mod fifos;
+mod files_ahead;
 mod hosts;
 mod huge;
 mod images;
@@ -39,6 +40,7 @@ pub fn run(workshop: &Workshop, report: &mut Report) {
     kernels::run(workshop, report);
     namespaces::run(workshop, report);
     putback::run(workshop, report);
+    files_ahead::run(workshop, report);
     users::run(workshop, report);
     removed::run(workshop, report);
     births::run(workshop, report);

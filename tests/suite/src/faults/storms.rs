@@ -74,7 +74,7 @@ fn captured(workshop: &Workshop, kind: &str, times: u32) -> Result<()> {
 }
 
 /// How long the tree stood still.
-fn pause(told: &str) -> Result<Duration> {
+pub(super) fn pause(told: &str) -> Result<Duration> {
     let number = told.split_once("\"paused_ms\":").map(|(_, rest)| rest.trim_start());
     let number = number.and_then(|rest| rest.split([',', '\n', '}']).next()).context("the pause")?;
     Ok(Duration::from_secs_f64(number.trim().parse::<f64>()? / 1e3))
