@@ -177,8 +177,11 @@ impl Ids {
     }
 }
 
+/// Called for each of some ranges.
+type Each<'a> = &'a mut dyn FnMut(Range<u64>);
+
 /// Calls for each part of a range that lies in none of some others, in ascending order.
-fn apart(range: Range<u64>, others: &dyn Fn(&mut dyn FnMut(Range<u64>)), call: &mut dyn FnMut(Range<u64>)) {
+fn apart(range: Range<u64>, others: &dyn Fn(Each<'_>), call: Each<'_>) {
     let mut at = range.start;
     while at < range.end {
         let mut next = range.end..range.end;

@@ -363,10 +363,8 @@ const BLOCKED: &[Row] = &[
         "sleeps and waits until an absolute time",
         &[sleeps("blocked clock_abstime"), sleeps("blocked cond_abstime")],
     ),
-    row(
-        "read and write on a pipe",
-        &[probe("blocked read"), probe("blocked write"), probe("blocked readv"), probe("blocked writev")],
-    ),
+    row("read and write on a pipe", &[probe("blocked read"), probe("blocked write")]),
+    row("readv and writev on a pipe", &[probe("blocked readv"), probe("blocked writev")]),
     row("poll, ppoll, select", &[probe("blocked poll"), probe("blocked ppoll"), probe("blocked select")]),
     row(
         "futex, condition variable with and without time-out, semaphore",

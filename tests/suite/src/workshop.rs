@@ -93,13 +93,19 @@ impl Workshop {
         self.account.as_ref()
     }
 
+    /// Where that folder is.
+    #[must_use]
+    pub fn folder_of(&self, name: &str) -> PathBuf {
+        self.scratch.join(short(name))
+    }
+
     /// A new, empty folder for the test of this name. Its own name is short, since some programs put sockets there, whose paths may
     /// have 107 bytes.
     ///
     /// # Errors
     /// Fails when it cannot be made.
     pub fn folder(&self, name: &str) -> Result<PathBuf> {
-        let folder = self.scratch.join(short(name));
+        let folder = self.folder_of(name);
         if folder.exists() {
             fs::remove_dir_all(&folder).with_context(|| format!("clearing {}", folder.display()))?;
         }

@@ -14,9 +14,9 @@ use crate::subject::Subject;
 use crate::workshop::Workshop;
 
 /// Captures of a program for each way, in each of which it changes its file once.
-const CAPTURES: u64 = 3;
+const CAPTURES: u64 = 2;
 /// Captures of which the shortest pause counts.
-const PAUSES: u32 = 3;
+const PAUSES: u32 = 2;
 /// What was changed that long ago is not changed all the time.
 const QUIET: Duration = Duration::from_millis(1300);
 /// How the program changes its file, and what it is called in the report.
@@ -81,6 +81,7 @@ fn changed(workshop: &Workshop, way: &str, processes: u64, options: &[&str]) -> 
         std::thread::sleep(Duration::from_millis(long));
     }
     subject.end();
+    process::nothing_left(&[], Duration::from_secs(5))?;
     for capture in 0..=CAPTURES {
         resumed(workshop, &subject, &format!("image-{capture}"), processes)
             .with_context(|| format!("capture {capture}"))?;
