@@ -111,7 +111,7 @@ fn side_by_side(bench: &Bench<'_>) -> Result<()> {
 }
 
 fn share_data(bench: &Bench<'_>) -> Result<()> {
-    let (finished, out) = in_a_shell(bench, "share data", &together("data"))?;
+    let (_, out) = in_a_shell(bench, "share data", &together("data"))?;
     ensure!(out.last().is_some_and(|line| line == "s 125"), "the log has {out:?}");
     said(bench, "share data", &["of this program too", "data: both would spoil it"])
 }
