@@ -299,7 +299,7 @@ mod tests {
         assert_eq!(Request::receive(&mut wire).unwrap(), Some(Request::Freeze));
         assert_eq!(Request::receive(&mut wire).unwrap(), Some(Request::Leave));
         assert_eq!(Request::receive(&mut wire).unwrap(), None);
-        assert!(Request::receive(&mut [9, 0, 0, 0, 0].as_slice()).is_err());
+        assert!(Request::receive(&mut [u8::MAX, 0, 0, 0, 0].as_slice()).is_err());
     }
 
     #[test]
