@@ -98,7 +98,7 @@ fn one_after_the_other(bench: &Bench<'_>, line: &str, expected: &str) -> Result<
 fn together(how: &str) -> String {
     let until = "until grep -q 'b 3' out; do sleep 0.01; done";
     format!(
-        "exec > out; $P a {how}; CKPT_DIRECTORY=other; P=\"${{P/store/other}}\"; $P b wait{how} & {until}; ${{P/other/store}} =recover 2> said; echo \"s $?\"; touch go; wait"
+        "exec > out 2> /dev/null; $P a {how}; CKPT_DIRECTORY=other; P=\"${{P/store/other}}\"; $P b wait{how} & {until}; ${{P/other/store}} =recover 2> said; echo \"s $?\"; touch go; wait"
     )
 }
 
