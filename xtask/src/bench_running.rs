@@ -1,5 +1,5 @@
 //! `cargo xtask bench --running`: what a program notices of being saved while it runs on: how long it stands still, by its own clock, and
-//! how much slower it is from the start of the command to its end; in the way that `--mode auto` chooses and in the plain one.
+//! how much slower it is from the start of the command to its end; with `--mode precopy` and in the plain way.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -24,7 +24,7 @@ const AFTER: Duration = Duration::from_millis(50);
 /// What the program does: megabytes, random pages written to in a second, and whether it maps, unmaps and moves memory all the time.
 const PROGRAMS: &[(u64, u64, bool)] =
     &[(16, 0, false), (950, 0, false), (950, 20_000, false), (4096, 20_000, false), (400, 2_000, true)];
-const MODES: [&str; 2] = ["stop", "auto"];
+const MODES: [&str; 2] = ["stop", "precopy"];
 
 /// Where `dirty` tells how it fares: numbers of 8 bytes.
 const WORK: usize = 0;

@@ -161,7 +161,8 @@ impl Attempt {
                 before = Before { files: Some(files), paused, memory: None };
             }
         }
-        if options.mode != Mode::Stop {
+        // Nor is memory copied ahead unless somebody asks for it: see ARCHITECTURE, pre-copy.
+        if options.mode == Mode::PreCopy {
             phases.begin("pre-copy");
             let stream = before.files.as_ref().map_or(0, EarlierFiles::stream);
             let memory = Ahead::copy(options, self.in_advance, (writer, stream), guardian, phases.progress);

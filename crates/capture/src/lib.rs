@@ -83,7 +83,7 @@ impl Options {
 /// How memory is saved of a target that goes on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// Memory is copied ahead of one that stands still for a noticeable time else, and can be watched. All others stand still.
+    /// What harms no target: that it stands still, for now.
     #[default]
     Auto,
     /// It stands still until all of its memory is written.

@@ -16,7 +16,7 @@ pub enum Compress {
 /// How memory is saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
-    /// precopy where it can be and shortens the pause, else stop
+    /// stop, which is safe with every program
     Auto,
     /// It stands still until all of its memory is written
     Stop,
