@@ -4,6 +4,7 @@
  */
 #include "probe.h"
 #include <dlfcn.h>
+#include <execinfo.h>
 #include <poll.h>
 #include <sys/auxv.h>
 #include <sys/wait.h>
@@ -221,31 +222,77 @@ static void lacks(const char *what) {
 
 static _Atomic int rounds, handled;
 static pthread_t waits;
+static int nothing_comes[2];
+/* Who called the function that waits: he is found from within a handler. */
+static void *caller;
 
-static void on_usr1(int signal) {
+static void on_signal(int signal) {
     (void)signal;
     handled++;
+    void *frames[32];
+    int count = backtrace(frames, 32), at = 0;
+    while (at < count && frames[at] != caller) at++;
+    CHECK(at < count, "nobody finds the caller in %d frames", count);
+}
+
+/* Of the four ways to wait, that of this round; two of them can be left only by a signal that comes when they have begun. */
+enum { SUSPEND, PPOLL, PAUSE, READ };
+
+static int way(int round) { return round % 4; }
+
+/* The first thread is in the call of this round; the library reads something else. */
+static int has_begun(int round) {
+    char text[256] = "", pauses[32], reads[32];
+    snprintf(pauses, sizeof pauses, "%d ", SYS_pause);
+    snprintf(reads, sizeof reads, "%d %#x ", SYS_read, nothing_comes[0]);
+    const char *call = way(round) == PAUSE ? pauses : reads;
+    int file = TRY(open("/proc/self/syscall", O_RDONLY | O_CLOEXEC));
+    TRY(read(file, text, sizeof text - 1));
+    close(file);
+    return !strncmp(text, call, strlen(call));
 }
 
 static void *sends(void *argument) {
     for (int sent = 0; sent < rounds || !over; usleep(50)) {
         int now = rounds;
         if (sent >= now) continue;
+        if (way(now - 1) >= PAUSE) while (!has_begun(now - 1)) usleep(20);
         usleep((useconds_t)(probe_mix((uint64_t)sent) % 400));
-        PTRY(pthread_kill(waits, SIGUSR1));
+        PTRY(pthread_kill(waits, way(now - 1) == READ ? SIGUSR2 : SIGUSR1));
         sent = now;
     }
     return argument;
 }
 
+static int waits_in(int round, const sigset_t *blocked, const sigset_t *before) {
+    char byte;
+    int result;
+    switch (way(round)) {
+    case SUSPEND: return sigsuspend(before);
+    case PPOLL: return ppoll(NULL, 0, NULL, before);
+    case PAUSE:
+        PTRY(pthread_sigmask(SIG_UNBLOCK, blocked, NULL));
+        result = pause();
+        PTRY(pthread_sigmask(SIG_BLOCK, blocked, NULL));
+        return result;
+    default: return (int)read(nothing_comes[0], &byte, 1);
+    }
+}
+
 /* A signal ends a wait, also when it comes in the midst of a checkpoint. */
-static void waits_end(void) {
+__attribute__((noinline)) static void waits_end(void) {
+    caller = __builtin_return_address(0);
+    void *first[1];
+    backtrace(first, 1);
+    TRY(pipe(nothing_comes));
     sigset_t blocked, before;
     sigemptyset(&blocked);
     sigaddset(&blocked, SIGUSR1);
     PTRY(pthread_sigmask(SIG_BLOCK, &blocked, &before));
-    struct sigaction action = {.sa_handler = on_usr1, .sa_flags = SA_RESTART};
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
     TRY(sigaction(SIGUSR1, &action, NULL));
+    action.sa_flags = 0;
+    TRY(sigaction(SIGUSR2, &action, NULL));
     waits = pthread_self();
     pthread_t sender;
     PTRY(pthread_create(&sender, NULL, sends, NULL));
@@ -253,7 +300,7 @@ static void waits_end(void) {
     alarm(60);
     for (int i = 0; i < 200 || made < 20; i++) {
         rounds = i + 1;
-        int result = i % 2 ? sigsuspend(&before) : ppoll(NULL, 0, NULL, &before);
+        int result = waits_in(i, &blocked, &before);
         CHECK(result == -1 && errno == EINTR, "wait %d returned %d: %s", i, result, strerror(errno));
         CHECK(handled == i + 1, "%d signals of %d", handled, i + 1);
     }

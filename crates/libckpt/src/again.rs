@@ -9,8 +9,8 @@
 
 use core::arch::global_asm;
 
-use crate::gather::number;
 use crate::mailbox::Doing;
+use crate::returns::{Notes, Place};
 use crate::{pending, raw};
 
 /// Places in the registers of a signal frame.
@@ -81,17 +81,18 @@ const ENDED_BY_HANDLERS: &[i64] = &[
 const IO_PGETEVENTS: i64 = 333;
 const FUTEX_WAIT: i64 = 455;
 
-const EINTR: i64 = -4;
+pub(crate) const EINTR: i64 = -4;
 const MILLISECOND: u64 = 1_000_000;
 
-// Of each thread: when its wait began, by our own functions of that name (0: it is in none of them); and room for the time that is left.
+// Of each thread: when its wait began, by our own functions of that name (0: it is in none of them); our signal, if it believes to block it;
+// room for the time that is left; and the notes of `returns`.
 global_asm!(
     ".pushsection .tbss.rewake_ckpt, \"awT\", @nobits",
     ".balign 16",
     ".hidden rewake_ckpt_wait",
     ".globl rewake_ckpt_wait",
     "rewake_ckpt_wait:",
-    ".zero 32",
+    ".zero 80",
     ".popsection",
 );
 
@@ -165,7 +166,7 @@ pub fn doing(tid: i32) -> Doing {
     }
     path[16 + len..][..9].copy_from_slice(b"/syscall\0");
     let mut text = [0u8; 256];
-    let flags = raw::word(libc::O_CLOEXEC);
+    let (at, flags) = (raw::now(), raw::word(libc::O_CLOEXEC));
     // SAFETY: a string and a buffer of ours; the text ends with a zero byte, as not all of it is filled.
     unsafe {
         let args = [raw::word(libc::AT_FDCWD), path.as_ptr() as u64, flags, 0, 0, 0];
@@ -176,19 +177,19 @@ pub fn doing(tid: i32) -> Doing {
         if read <= 0 {
             return Doing::NOTHING;
         }
-        parse(&text).unwrap_or(Doing::NOTHING)
+        parse(&text, at).unwrap_or(Doing::NOTHING)
     }
 }
 
 /// `number arg*6 stack place`, the number in decimal, all else in hexadecimal.
-fn parse(text: &[u8]) -> Option<Doing> {
+fn parse(text: &[u8], at: u64) -> Option<Doing> {
     let line = text.split(|byte| *byte == b'\n').next()?;
     let mut words = line.split(|byte| *byte == b' ');
-    let mut decimal = [0u8; 16];
-    let first = words.next()?;
-    decimal.get_mut(..first.len())?.copy_from_slice(first);
-    // SAFETY: a zero byte is at its end.
-    let number = (first.len() < 16).then(|| unsafe { number(decimal.as_ptr()) })??;
+    // -1 where it is in none; and `running`.
+    let number = words.next()?.iter().try_fold(0i64, |sum, byte| {
+        let digit = char::from(*byte).to_digit(10)?;
+        sum.checked_mul(10)?.checked_add(digit.into())
+    })?;
     let mut last = [0u64; 2];
     let mut count = 0;
     for word in words {
@@ -200,11 +201,12 @@ fn parse(text: &[u8]) -> Option<Doing> {
         last = [last[1], value];
         count += 1;
     }
-    (count == 8).then_some(Doing { number: number.into(), stack: last[0], place: last[1] })
+    (count == 8).then_some(Doing { number, stack: last[0], place: last[1], at })
 }
 
-/// The words of the calling thread: beginning of the wait, our signal if it believes to block it, seconds and nanoseconds that are left.
-fn words() -> *mut [u64; 4] {
+/// The words of the calling thread: beginning of the wait, our signal if it believes to block it, seconds and nanoseconds that are left;
+/// the rest is of [`returns`](crate::returns).
+fn words() -> *mut [u64; 10] {
     let at: u64;
     // SAFETY: the address of this thread's copy, by the model that programs and libraries loaded at the start use.
     unsafe {
@@ -215,7 +217,17 @@ fn words() -> *mut [u64; 4] {
             options(nostack, readonly),
         );
     }
-    at as *mut [u64; 4]
+    at as *mut [u64; 10]
+}
+
+/// What the calling thread notes for the ends of handlers.
+///
+/// # Safety
+/// For this thread, while it lives, and not twice at a time.
+pub(crate) unsafe fn notes<'a>() -> &'a mut Notes {
+    const _: () = assert!(size_of::<Notes>() <= 6 * size_of::<u64>(), "they are behind four words of ten");
+    // SAFETY: this thread's own words, which are numbers.
+    unsafe { &mut *words().cast::<u64>().add(4).cast::<Notes>() }
 }
 
 /// The bit of our signal, if the calling thread believes to block it.
@@ -235,6 +247,7 @@ pub fn begin_wait() -> u64 {
     unsafe {
         let before = (*words)[0];
         (*words)[0] = raw::now();
+        notes().ended = Place::NOWHERE;
         before
     }
 }
@@ -252,21 +265,30 @@ pub fn end_wait(before: u64) {
 /// `context` is the third argument of the signal handler that this thread is in.
 pub unsafe fn restart(context: *mut libc::ucontext_t, doing: Doing, stood: u64) {
     // SAFETY: the caller's.
-    let registers = unsafe { &mut (*context).uc_mcontext.gregs };
-    if registers[RAX] != EINTR {
-        return;
-    }
+    let (registers, notes) = unsafe { (&mut (*context).uc_mcontext.gregs, notes()) };
+    let after = if registers[RAX] == EINTR { registers[RIP] } else { registers[RIP] + 2 };
     // One that was woken for nothing (another thread took the signal) is in restart_syscall: its arguments are those of the call before.
     let seen = doing.number >= 0
         && doing.number != libc::SYS_restart_syscall
-        && (doing.stack, doing.place) == (registers[RSP].cast_unsigned(), registers[RIP].cast_unsigned());
+        && (doing.stack, doing.place) == (registers[RSP].cast_unsigned(), after.cast_unsigned());
+    if registers[RAX] != EINTR {
+        if seen && registers[RAX] == doing.number {
+            // The kernel makes it again by itself.
+            (notes.again, notes.number) = (Place::of(registers), doing.number);
+        }
+        return;
+    }
+    // The handler that has ended this call has just returned; or long ago, if the thread was seen in it since.
+    if notes.ended == Place::of(registers) && !(seen && notes.returned < doing.at) {
+        return;
+    }
     // SAFETY: the thread has just executed what lies before its instruction pointer.
     let shown = || unsafe { system_call_before(registers[RIP] as *const u8, registers[RSP] as *const u64) };
     let Some(number) = Some(doing.number).filter(|_| seen).or_else(shown) else { return };
     // A signal that has come meanwhile is delivered before the call is made again, and would not end it.
     // SAFETY: the caller's; a set of signals begins with those there are.
     let mask = unsafe { (&raw const (*context).uc_sigmask).cast::<u64>().read() };
-    if ENDED_BY_HANDLERS.contains(&number) && pending::will_be_handled(mask) {
+    if pending::will_be_handled(mask, is_ended_by_handlers(number)) {
         return;
     }
     // Counted up to the checkpoint, whenever the thread goes on; from then on anew.
@@ -305,6 +327,12 @@ pub unsafe fn restart(context: *mut libc::ucontext_t, doing: Doing, stood: u64) 
     }
     registers[RAX] = number;
     registers[RIP] -= 2;
+    (notes.again, notes.number) = (Place::of(registers), number);
+}
+
+/// Whether a handler ends this call also if it was set with `SA_RESTART`.
+pub(crate) fn is_ended_by_handlers(number: i64) -> bool {
+    ENDED_BY_HANDLERS.contains(&number)
 }
 
 /// The 32 bits that the kernel looks at.
@@ -349,5 +377,23 @@ unsafe fn system_call_before(after: *const u8, stack: *const u64) -> Option<i64>
             return None;
         }
         Some(i64::from(after.sub(6).cast::<i32>().read_unaligned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_call_is_seen() {
+        let seen =
+            |text: &[u8]| parse(text, 5).map(|doing| (doing.number, doing.stack, doing.place, doing.at));
+        let read = b"0 0x3 0x7ffe1 0x1 0x0 0x0 0x0 0x7ffe0 0x55f1\n\0\0";
+        assert_eq!(seen(read), Some((0, 0x7ffe0, 0x55f1, 5)));
+        let wait = b"202 0x3 0x0 0x1 0x0 0x0 0x0 0x7ffe0 0x55f1\n\0";
+        assert_eq!(seen(wait), Some((202, 0x7ffe0, 0x55f1, 5)));
+        for none in [&b"running\n\0"[..], b"-1 0x7ffe0 0x55f1\n\0", b"0 0x7ffe0 0x55f1\n\0", b"\0"] {
+            assert_eq!(seen(none), None);
+        }
     }
 }

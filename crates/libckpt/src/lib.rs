@@ -39,6 +39,7 @@ pub mod positions;
 pub mod raw;
 pub mod recover;
 pub mod remedy;
+pub mod returns;
 pub mod settings;
 pub mod snapshot;
 pub mod stand;

@@ -43,11 +43,13 @@ pub struct Doing {
     pub stack: u64,
     /// Where it returns to.
     pub place: u64,
+    /// When it was seen, in nanoseconds.
+    pub at: u64,
 }
 
 impl Doing {
     /// Nothing that is known.
-    pub const NOTHING: Self = Self { number: -1, stack: 0, place: 0 };
+    pub const NOTHING: Self = Self { number: -1, stack: 0, place: 0, at: 0 };
 }
 
 /// A signal that is pending.

@@ -12,6 +12,7 @@ use core::ffi::{c_char, c_int, c_void};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use crate::entry::{Action, restorer, set_action};
+use crate::returns::{as_wanted, returning_here};
 use crate::{again, raw, settings};
 
 /// Signals that libc keeps for itself.
@@ -147,10 +148,13 @@ pub unsafe extern "C" fn sigaction(
         let flags = u64::from((*new).sa_flags.cast_unsigned()) | SA_RESTORER;
         [(*new).sa_sigaction as u64, flags, restorer(), bits(&raw const (*new).sa_mask) & !ours()]
     });
-    let before =
-        if signal == settings::signal() { Ok(swap_wanted(new)) } else { set_action(signal, new.as_ref()) };
+    let before = if signal == settings::signal() {
+        Ok(swap_wanted(new))
+    } else {
+        set_action(signal, new.map(returning_here).as_ref())
+    };
     let before = match before {
-        Ok(before) => before,
+        Ok(before) => as_wanted(before),
         Err(error) => return failed(error),
     };
     if !old.is_null() {
@@ -370,9 +374,19 @@ macro_rules! handler {
                 return usize::try_from(swap_wanted(Some([handler as u64, flags.into(), restorer(), 0]))[0]).unwrap_or(0);
             }
             // SAFETY: the caller's; libc's function of this name has this type.
-            unsafe { libcs!($name: fn(c_int, usize) -> usize)(signal, handler) }
+            let before = unsafe { libcs!($name: fn(c_int, usize) -> usize)(signal, handler) };
+            return_to_us(signal);
+            before
         }
     };
+}
+
+/// Has the handler that libc has set return as others do.
+fn return_to_us(signal: c_int) {
+    if let Ok(action) = set_action(signal, None) {
+        let [handler, flags, restorer, blocked] = returning_here(action);
+        let _set = set_action(signal, Some(&[handler, flags, restorer, blocked & !ours()]));
+    }
 }
 
 handler!(/// See signal(2).
@@ -391,7 +405,9 @@ pub unsafe extern "C" fn sigset(signal: c_int, disposition: usize) -> usize {
     const SIG_HOLD: usize = 2;
     if signal != settings::signal() {
         // SAFETY: the caller's; libc's function of this name has this type.
-        return unsafe { libcs!(sigset: fn(c_int, usize) -> usize)(signal, disposition) };
+        let before = unsafe { libcs!(sigset: fn(c_int, usize) -> usize)(signal, disposition) };
+        return_to_us(signal);
+        return before;
     }
     // SAFETY: this thread's own words.
     let blocked = unsafe { again::blocks_ours() };

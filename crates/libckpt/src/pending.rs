@@ -9,6 +9,7 @@
 
 use core::sync::atomic::Ordering;
 
+use crate::entry::set_action;
 use crate::lead::MAILBOX;
 use crate::mailbox::{Mailbox, Pending};
 use crate::{SIGSTAND, raw, settings};
@@ -33,26 +34,24 @@ fn all() -> u64 {
     set
 }
 
-/// Whether a signal is pending that the calling thread will handle when its mask is this one: one of its own, or of the process if it is
-/// the first thread (any other may take those).
+/// Whether a signal is pending that the calling thread will handle when its mask is this one, so that its call ends: one of its own, or of
+/// the process if it is the first thread (any other may take those); of any kind, or only of those whose handlers end calls that could
+/// go on.
 #[must_use]
-pub fn will_be_handled(mask: u64) -> bool {
+pub fn will_be_handled(mask: u64, any: bool) -> bool {
     let deliverable = all() & !ours() & !mask;
     if deliverable == 0 {
         return false;
     }
     let own = if raw::gettid() == raw::getpid() { deliverable } else { deliverable & shown(b"SigPnd:") };
-    (1..=64).any(|signal| own & 1 << (signal - 1) != 0 && has_handler(signal))
+    (1..=64).any(|signal| own & 1 << (signal - 1) != 0 && has_handler(signal, any))
 }
 
-fn has_handler(signal: i32) -> bool {
-    // struct sigaction of the kernel: handler, flags, restorer, mask.
-    let mut action = [0u64; 4];
-    // SAFETY: room for what the kernel writes.
-    unsafe {
-        raw::call(libc::SYS_rt_sigaction, [raw::word(signal), 0, action.as_mut_ptr() as u64, SET, 0, 0])
-    };
-    action[0] > libc::SIG_IGN as u64
+/// Whether a handler takes this signal: of any kind, or only one whose end is the end of calls as well.
+pub(crate) fn has_handler(signal: i32, any: bool) -> bool {
+    let Ok([handler, flags, ..]) = set_action(signal, None) else { return false };
+    let restarts = flags & u64::from(libc::SA_RESTART.cast_unsigned()) != 0;
+    handler > libc::SIG_IGN as u64 && (any || !restarts)
 }
 
 /// Notes those of the calling thread.

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use crate::workshop::tidy;
+
 /// How a test ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
@@ -107,6 +109,7 @@ impl Report {
         let mut measured = String::new();
         let outcome = Outcome::from(body().map(|text| measured = text));
         let seconds = begun.elapsed().as_secs_f64();
+        tidy(outcome == Outcome::Passed);
         match &outcome {
             Outcome::Passed => {
                 self.totals.passed += 1;

@@ -5,12 +5,16 @@ use std::fs;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 
 use crate::account::Account;
 use crate::report::Skip;
+
+/// The folders that were made since the last test ended.
+static MADE: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 /// The root of the source tree.
 #[must_use]
@@ -113,6 +117,7 @@ impl Workshop {
         if let Some(account) = &self.account {
             account.give(&folder)?;
         }
+        MADE.lock().unwrap_or_else(PoisonError::into_inner).push(folder.clone());
         Ok(folder)
     }
 
@@ -212,6 +217,17 @@ fn short(name: &str) -> String {
     name.hash(&mut hasher);
     let begin: String = name.chars().take(16).map(plain).collect();
     format!("{begin}-{:08x}", hasher.finish() & 0xffff_ffff)
+}
+
+/// The folders made for the test that has just ended: gone if it passed, since images of all tests together fill disks; what is left of
+/// one that failed is there to be looked at.
+pub(crate) fn tidy(passed: bool) {
+    let made = std::mem::take(&mut *MADE.lock().unwrap_or_else(PoisonError::into_inner));
+    for folder in made.iter().filter(|folder| passed && folder.exists()) {
+        if let Err(error) = fs::remove_dir_all(folder) {
+            println!("         {} stays: {error}", folder.display());
+        }
+    }
 }
 
 fn modified(path: &Path) -> Option<SystemTime> {
