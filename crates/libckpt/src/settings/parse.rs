@@ -103,6 +103,7 @@ pub fn setting<'a>(key: &'a [u8], value: &'a [u8], longest: usize) -> Result<Set
         0 => either(b"off", b"on", "it is on or off").map(Setting::Checkpointing),
         1 if value.is_empty() => Err(wrong("it is the path of a folder")),
         1 if value.contains(&0) => Err(wrong("a path has no zero bytes")),
+        1 if is_quoted(value) => Err(wrong("a path is written without quotation marks")),
         1 if value.len() >= longest => Err(wrong("the path is longer than CKPT_MAXPATHSIZE")),
         1 => Ok(Setting::Directory(value)),
         2 => within(0..=3, "it is 0, 1, 2 or 3").map(Setting::Level),
@@ -123,6 +124,11 @@ pub fn setting<'a>(key: &'a [u8], value: &'a [u8], longest: usize) -> Result<Set
         7 => either(b"stop", b"fork", "it is stop or fork").map(Setting::Fork),
         _ => within(SIGNALS, "it is the number of a real-time signal, 34 to 64").map(Setting::Signal),
     }
+}
+
+/// As shells want it, who would take the marks away.
+fn is_quoted(value: &[u8]) -> bool {
+    matches!(value, [b'"', .., b'"'] | [b'\'', .., b'\''])
 }
 
 /// A comment begins the line, or follows on white space: names of folders may have a `#` in them.
@@ -261,6 +267,8 @@ mod tests {
             "keep 0",
             "compress rar",
             "directory /a\0b",
+            "directory \"/a b\"",
+            "directory '/a b'",
             "mode both",
             "signal 33",
             "signal 65",
