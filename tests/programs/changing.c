@@ -79,7 +79,7 @@ static void moves(int across) {
         CHECK(mmap(&pages[at], 8 * sizeof(page), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == &pages[at], "mmap: %s", strerror(errno));
         memset(&rounds[at], 0, 8 * sizeof *rounds);
         rewrite(0, at + 3);
-        usleep(500);
+        usleep(across ? 20 : 500);
     }
 }
 

@@ -7,6 +7,7 @@ mod private;
 
 use std::fs::File;
 use std::ops::Range;
+use std::sync::Mutex;
 
 use rewake_image::records::{Extent, FileContent, SharedMemory};
 use rewake_linux::addr::{PAGE_SIZE, RemoteAddr, page_up};
@@ -45,8 +46,10 @@ pub(crate) struct Plan {
     begin: u64,
     /// What was carried earlier and is not what it was any more.
     pub(crate) spare: Vec<Extent>,
-    /// The target runs: what cannot be read has gone meanwhile, and will not be asked for.
+    /// The target runs: what cannot be read has gone meanwhile.
     running: bool,
+    /// Addresses of private memory that had gone so: what lies in the stream for it is nobody's.
+    gone: Mutex<Vec<Range<u64>>>,
     sources: Vec<Source>,
     objects: Vec<Object>,
     /// The bytes from `begin` on, when they were read in advance.

@@ -5,9 +5,10 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 
-use crate::addr::RemoteAddr;
+use crate::addr::{PAGE_SIZE, RemoteAddr};
 use crate::proc::Proc;
 
 /// Access to a target's memory failed.
@@ -92,6 +93,32 @@ impl ProcessMemory {
             .map_err(|source| self.error("read", address, len, source))
     }
 
+    /// Fills `into` with what is there now, and with zeros where nothing is. Tells where that was: whole pages, but for the ends of what was
+    /// asked for.
+    pub fn read_there_at(&self, address: RemoteAddr, into: &mut [u8]) -> Vec<Range<RemoteAddr>> {
+        let mut gone: Vec<Range<RemoteAddr>> = Vec::new();
+        let mut done = 0;
+        while done < into.len() {
+            let at = address + done as u64;
+            match self.file.read_at(&mut into[done..], at.get()) {
+                Ok(count @ 1..) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // It fails at the page where the last one has ended early.
+                Ok(_) | Err(_) => {
+                    let len = (PAGE_SIZE - at.get() % PAGE_SIZE).min((into.len() - done) as u64);
+                    let end = done + usize::try_from(len).unwrap_or(usize::MAX);
+                    into[done..end].fill(0);
+                    match gone.last_mut().filter(|last| last.end == at) {
+                        Some(last) => last.end = at + len,
+                        None => gone.push(at..at + len),
+                    }
+                    done = end;
+                }
+            }
+        }
+        gone
+    }
+
     /// A 64-bit word.
     ///
     /// # Errors
@@ -138,5 +165,41 @@ mod tests {
         assert_eq!(std::hint::black_box(&place)[..], [5, 6, 3, 4]);
         let error = memory.read_word(RemoteAddr::new(0)).unwrap_err().to_string();
         assert!(error.contains("memory at 0x0, 8 bytes"), "{error}");
+    }
+
+    #[test]
+    fn what_lies_behind_a_gap_is_read() {
+        let place = vec![7_u8; 6 * 4096];
+        let begin = (place.as_ptr().addr() as u64).next_multiple_of(PAGE_SIZE);
+        let page = |number: u64| RemoteAddr::new(begin + number * PAGE_SIZE);
+        // Nobody maps anything there meanwhile: a file without content is mapped, pages of which nobody can read.
+        let file = rustix::fs::memfd_create("empty", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        for number in [1, 2] {
+            cover(page(number), &file);
+        }
+        let memory = ProcessMemory::open(std::process::id().cast_signed()).unwrap();
+        let mut bytes = vec![9; 4 * 4096 + 100];
+        assert_eq!(memory.read_there_at(page(0), &mut bytes), [page(1)..page(3)]);
+        let expected = [vec![7; 4096], vec![0; 2 * 4096], vec![7; 4096 + 100]].concat();
+        assert!(bytes == expected);
+        assert_eq!(
+            memory.read_there_at(RemoteAddr::new(0x1ff0), &mut bytes[..32]),
+            [RemoteAddr::new(0x1ff0)..RemoteAddr::new(0x2010)]
+        );
+        assert_eq!(memory.read_there_at(page(0), &mut bytes[..5000]), [page(1)..page(0) + 5000]);
+        std::mem::forget(place);
+    }
+
+    #[allow(
+        unsafe_code,
+        reason = "a mapping in the midst of memory that the test has allocated and never gives back"
+    )]
+    fn cover(at: RemoteAddr, file: &rustix::fd::OwnedFd) {
+        use rustix::mm::{MapFlags, ProtFlags, mmap};
+        // SAFETY: memory of the caller's, which nobody uses any more.
+        let mapped = unsafe {
+            mmap(at.get() as *mut _, 4096, ProtFlags::READ, MapFlags::PRIVATE | MapFlags::FIXED, file, 0)
+        };
+        mapped.unwrap();
     }
 }

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io::ErrorKind;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc;
+use std::sync::{PoisonError, mpsc};
 
 use rewake_image::pages::{BLOCK_SIZE, BLOCK_SIZE_U64, block_count};
 use rewake_image::{AlignedBuffer, PageWriter};
@@ -69,9 +70,12 @@ impl Plan {
             let (part, rest) = into.split_at_mut(len);
             match source.place {
                 Place::Memory(pid, address) => {
-                    let read = memories.of(pid)?.read_exact_at(address + skip, part);
-                    if !self.running {
-                        read.map_err(|error| unreadable(pid, address + skip, len, error.source))?;
+                    let (memory, address) = (memories.of(pid)?, address + skip);
+                    if self.running {
+                        self.note_gone(&memory.read_there_at(address, part));
+                    } else {
+                        let read = memory.read_exact_at(address, part);
+                        read.map_err(|error| unreadable(pid, address, len, error.source))?;
                     }
                 }
                 Place::Object(object, offset) => {
@@ -92,6 +96,18 @@ impl Plan {
             at += 1;
         }
         Ok(())
+    }
+
+    fn note_gone(&self, ranges: &[Range<RemoteAddr>]) {
+        if !ranges.is_empty() {
+            let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+            gone.extend(ranges.iter().map(|range| range.start.get()..range.end.get()));
+        }
+    }
+
+    /// See [`Plan::gone`].
+    pub(super) fn take_gone(&mut self) -> Vec<Range<u64>> {
+        std::mem::take(self.gone.get_mut().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Reads all memory and hands it to `writer`, from two threads; `progress` hears the bytes done so far, in this thread.
@@ -251,6 +267,22 @@ mod tests {
             plan.read(&mut memories, u64::try_from(start).unwrap(), &mut part).unwrap();
             assert!(part == whole[start..start + len], "{len} bytes at {start}");
         }
+    }
+
+    #[test]
+    fn memory_that_has_gone_from_a_running_target_is_nobodys() {
+        let page = vec![5u8; 4096];
+        let (mut plan, mut memories) = own(&[&page]);
+        plan.push(8192, Place::Memory(memories.root, RemoteAddr::new(0x1000)));
+        let first = plan.sources[0].place;
+        plan.push(4096, first);
+        plan.running = true;
+        let mut read = vec![1; 4 * 4096];
+        plan.read(&mut memories, 0, &mut read).unwrap();
+        assert!(read == [vec![5; 4096], vec![0; 8192], vec![5; 4096]].concat());
+        let gone = plan.take_gone();
+        assert_eq!((gone.len(), &gone[0]), (1, &(0x1000..0x3000)));
+        assert_eq!(plan.take_gone(), []);
     }
 
     #[test]

@@ -194,6 +194,7 @@ impl Earlier {
             writer.reserve(plan.total).map_err(|error| crate::commit::image_error("write", pid, error))?;
             plan.write(pid, writer, progress)?;
             self.stream = plan.total;
+            plan.take_gone().into_iter().for_each(|range| self.forget(range));
         }
         Ok(bytes)
     }
