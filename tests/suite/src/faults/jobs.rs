@@ -55,7 +55,14 @@ fn job(
     let mut shell = terminal(&folder, &inside, control)?;
     if !typed.is_empty() {
         let waits = process::await_some(PATIENCE, || folder.join("waits").exists().then_some(()));
+        let first = status.split_inclusive('\n').next().unwrap_or_default();
+        let heard = || fs::read_to_string(folder.join("status")).is_ok_and(|seen| seen.starts_with(first));
         let typing = waits.context("it never waited").and_then(|()| type_in(&mut shell, typed));
+        // What was typed takes its way through the terminal; the program would end before, if it might.
+        let typing = typing.and_then(|()| {
+            process::await_some(PATIENCE, || heard().then_some(()))
+                .context("the shell saw nothing of what was typed")
+        });
         fs::write(folder.join("done"), "")?;
         if let Err(error) = typing {
             shell.kill().context("killing the terminal")?;
