@@ -293,6 +293,12 @@ __attribute__((noinline)) static void waits_end(void) {
     TRY(sigaction(SIGUSR1, &action, NULL));
     action.sa_flags = 0;
     TRY(sigaction(SIGUSR2, &action, NULL));
+    /* Set in pieces, it is what it was. */
+    CHECK(signal(SIGUSR2, on_signal) == on_signal, "another handler than that which was set");
+    TRY(siginterrupt(SIGUSR2, 1));
+    struct sigaction found;
+    TRY(sigaction(SIGUSR2, NULL, &found));
+    CHECK(found.sa_handler == on_signal && !(found.sa_flags & (SA_RESTART | SA_SIGINFO)), "the flags are %#x", found.sa_flags);
     waits = pthread_self();
     pthread_t sender;
     PTRY(pthread_create(&sender, NULL, sends, NULL));

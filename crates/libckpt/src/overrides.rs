@@ -18,6 +18,7 @@ use crate::{again, raw, settings};
 /// Signals that libc keeps for itself.
 const LIBCS: u64 = 1 << 31 | 1 << 32;
 const SA_RESTORER: u64 = 0x0400_0000;
+const SA_SIGINFO: u64 = 4;
 const SET: u64 = 8;
 const HIGHEST: c_int = 64;
 
@@ -375,16 +376,18 @@ macro_rules! handler {
             }
             // SAFETY: the caller's; libc's function of this name has this type.
             let before = unsafe { libcs!($name: fn(c_int, usize) -> usize)(signal, handler) };
-            return_to_us(signal);
+            return_to_us(signal, None);
             before
         }
     };
 }
 
-/// Has the handler that libc has set return as others do.
-fn return_to_us(signal: c_int) {
-    if let Ok(action) = set_action(signal, None) {
-        let [handler, flags, restorer, blocked] = returning_here(action);
+/// Has the handler that libc has set return as others do. `before` is what the program wanted until then, where libc has changed only a part
+/// of what there was.
+fn return_to_us(signal: c_int, before: Option<Action>) {
+    if let Ok([handler, flags, restorer, blocked]) = set_action(signal, None) {
+        let flags = before.map_or(flags, |[_, wanted, ..]| flags & (wanted | !SA_SIGINFO));
+        let [handler, flags, restorer, blocked] = returning_here([handler, flags, restorer, blocked]);
         let _set = set_action(signal, Some(&[handler, flags, restorer, blocked & !ours()]));
     }
 }
@@ -406,7 +409,7 @@ pub unsafe extern "C" fn sigset(signal: c_int, disposition: usize) -> usize {
     if signal != settings::signal() {
         // SAFETY: the caller's; libc's function of this name has this type.
         let before = unsafe { libcs!(sigset: fn(c_int, usize) -> usize)(signal, disposition) };
-        return_to_us(signal);
+        return_to_us(signal, None);
         return before;
     }
     // SAFETY: this thread's own words.
@@ -452,10 +455,23 @@ about_one!(/// See sigignore(3).
 sigignore(signal) {
     swap_wanted(Some([libc::SIG_IGN as u64, 0, restorer(), 0]));
 });
-about_one!(/// See siginterrupt(3).
-siginterrupt(signal, flag: c_int) {
-    let [handler, flags, restorer, mask] = swap_wanted(None);
-    let restart = u64::from(libc::SA_RESTART.cast_unsigned());
-    let flags = if flag == 0 { flags | restart } else { flags & !restart };
-    swap_wanted(Some([handler, flags, restorer, mask]));
-});
+
+/// See siginterrupt(3).
+///
+/// # Safety
+/// As there.
+#[cfg_attr(feature = "standalone", unsafe(no_mangle))]
+pub unsafe extern "C" fn siginterrupt(signal: c_int, flag: c_int) -> c_int {
+    if signal == settings::signal() {
+        let [handler, flags, restorer, mask] = swap_wanted(None);
+        let restart = u64::from(libc::SA_RESTART.cast_unsigned());
+        let flags = if flag == 0 { flags | restart } else { flags & !restart };
+        swap_wanted(Some([handler, flags, restorer, mask]));
+        return 0;
+    }
+    let before = set_action(signal, None).map(as_wanted).ok();
+    // SAFETY: the caller's; libc's function of this name has this type.
+    let result = unsafe { libcs!(siginterrupt: fn(c_int, c_int) -> c_int)(signal, flag) };
+    return_to_us(signal, before);
+    result
+}
