@@ -14,7 +14,7 @@ use crate::stand::{self, Since, Slot};
 use crate::{SIGSTAND, again, answer, api, gather, home, later, mark, raw, settings, timer, writer};
 
 /// Flag of the kernel's for handlers that say themselves how to return.
-const SA_RESTORER: u64 = 0x0400_0000;
+pub(crate) const SA_RESTORER: u64 = 0x0400_0000;
 /// Checkpoints are made (`checkpointing on`).
 pub static ON: AtomicU32 = AtomicU32::new(1);
 

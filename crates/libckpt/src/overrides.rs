@@ -11,14 +11,12 @@
 use core::ffi::{c_char, c_int, c_void};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
-use crate::entry::{Action, restorer, set_action};
-use crate::returns::{as_wanted, returning_here};
+use crate::entry::{Action, SA_RESTORER, restorer, set_action};
+use crate::returns::{SA_SIGINFO, as_wanted, returning_here};
 use crate::{again, raw, settings};
 
 /// Signals that libc keeps for itself.
 const LIBCS: u64 = 1 << 31 | 1 << 32;
-const SA_RESTORER: u64 = 0x0400_0000;
-const SA_SIGINFO: u64 = 4;
 const SET: u64 = 8;
 const HIGHEST: c_int = 64;
 
@@ -385,7 +383,9 @@ macro_rules! handler {
 /// Has the handler that libc has set return as others do. `before` is what the program wanted until then, where libc has changed only a part
 /// of what there was.
 fn return_to_us(signal: c_int, before: Option<Action>) {
-    if let Ok([handler, flags, restorer, blocked]) = set_action(signal, None) {
+    if let Ok([handler, flags, restorer, blocked]) = set_action(signal, None)
+        && handler > libc::SIG_IGN as u64
+    {
         let flags = before.map_or(flags, |[_, wanted, ..]| flags & (wanted | !SA_SIGINFO));
         let [handler, flags, restorer, blocked] = returning_here([handler, flags, restorer, blocked]);
         let _set = set_action(signal, Some(&[handler, flags, restorer, blocked & !ours()]));

@@ -11,7 +11,7 @@
 use core::arch::global_asm;
 
 use crate::again::{EINTR, is_ended_by_handlers, notes};
-use crate::entry::Action;
+use crate::entry::{Action, SA_RESTORER};
 use crate::pending::has_handler;
 use crate::raw;
 
@@ -107,8 +107,8 @@ unsafe extern "C" {
     fn rewake_ckpt_end_of_plain_handler();
 }
 
-const SA_SIGINFO: u64 = 4;
-const SA_RESTORER: u64 = 0x0400_0000;
+/// Flag of handlers that are told more than the signal's number.
+pub(crate) const SA_SIGINFO: u64 = 4;
 
 /// What the kernel is told to do about a signal, given what the program wants done with it: its handler returns to here, and the signal is
 /// said to it in any case, as the kernel puts its number on the stack only then.
